@@ -1,0 +1,1 @@
+"""Unsupervised domain adaptation of Hugging Face vision models with MetaAlign."""
