@@ -1,0 +1,94 @@
+"""What every alignment objective takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+__all__ = ["AlignmentBatch", "AlignmentObjective", "AlignmentOutput"]
+
+
+@dataclass
+class AlignmentBatch:
+    """A batch with rows of both domains.
+
+    Attributes:
+        features: Features `(B, D)`.
+        logits: Class scores `(B, K)`, bridges included.
+        domain_labels: `(B,)`, 0 for the source and 1.. for the target.
+        progress: Training progress in 0..1.
+        labels: Class indices `(B,)`, -100 where unknown, as for every target row; None where there are none.
+        classifier_weight: Weight `(K, D)` of the classifier, bridges included.
+    """
+
+    features: Tensor
+    logits: Tensor
+    domain_labels: Tensor
+    progress: float = 1.0
+    labels: Tensor | None = None
+    classifier_weight: Tensor | None = None
+
+    def split(self, values: Tensor, objective: str, at_least: int = 1) -> tuple[Tensor, Tensor]:
+        """The source rows and the target rows of `values`.
+
+        Args:
+            values: `(B, ...)`.
+            objective: Name of the objective, for the error.
+            at_least: Rows of each domain that the objective needs.
+
+        Raises:
+            UserError: If a domain has fewer rows.
+        """
+        source = self.domain_labels == 0
+        found = {"source": int(source.sum()), "target": int((~source).sum())}
+        for domain, rows in found.items():
+            if rows < at_least:
+                raise UserError(
+                    f"alignment {objective}: the batch has {rows} {domain} rows, and it needs {at_least} of each domain"
+                )
+        return values[source], values[~source]
+
+
+@dataclass
+class AlignmentOutput:
+    """What an objective computes.
+
+    Attributes:
+        loss: The alignment loss, scalar.
+        parts: Named parts of it, detached scalars, for the logs.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AlignmentObjective(nn.Module):
+    """An alignment objective; subclass it, implement `forward` and register it with `register_alignment`.
+
+    Keyword-only arguments of the constructor are the objective's options; their defaults must be JSON values.
+    Parameters are initialised in the constructor, and buffers must be persistent (`from_pretrained` loses others).
+
+    Args:
+        feature_dim: Width D of the features.
+        num_labels: Number K of classes.
+    """
+
+    def __init__(self, feature_dim: int, num_labels: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.num_labels = num_labels
+
+    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
+        """The alignment loss of a batch."""
+        raise NotImplementedError
+
+    def classifier_bridge(self) -> nn.Linear | None:
+        """A linear map `D -> K` that is subtracted from the classifier (GVB's generator bridge), or None."""
+        return None
+
+    def task_penalty(self, features: Tensor) -> Tensor | None:
+        """A scalar that is added to the task loss, from the features `(B_s, D)` of the labelled rows, or None."""
+        return None

@@ -1,0 +1,185 @@
+"""One registry of alignment objectives, by name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
+
+__all__ = [
+    "AlignmentSum",
+    "alignment_names",
+    "alignment_options",
+    "build_alignment",
+    "normalise_alignment",
+    "register_alignment",
+]
+
+_OBJECTIVES: dict[str, type[AlignmentObjective]] = {}
+T = TypeVar("T", bound=type[AlignmentObjective])
+
+
+def register_alignment(name: str) -> Callable[[T], T]:
+    """Make an objective known by name: a class decorator.
+
+    For example::
+
+        @register_alignment("mean_distance")
+        class MeanDistance(AlignmentObjective):
+            def forward(self, batch):
+                source, target = batch.split(batch.features, "mean_distance")
+                return AlignmentOutput((source.mean(0) - target.mean(0)).pow(2).sum())
+
+    Args:
+        name: The name; it must be free.
+
+    Raises:
+        ValueError: If another class has the name.
+    """
+
+    def register(objective: T) -> T:
+        known = _OBJECTIVES.get(name)
+        if known is not None and known.__qualname__ != objective.__qualname__:
+            raise ValueError(f"alignment objective {name!r} is registered already, by {known.__qualname__}")
+        _OBJECTIVES[name] = objective
+        return objective
+
+    return register
+
+
+def alignment_names() -> list[str]:
+    """Names of all registered objectives."""
+    return sorted(_OBJECTIVES)
+
+
+def alignment_options(name: str) -> dict[str, Any]:
+    """Options of an objective and their defaults.
+
+    Raises:
+        UserError: If there is no such objective.
+    """
+    parameters = inspect.signature(_objective(name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
+    """Spell out what names the alignment.
+
+    Args:
+        spec: None, a name, a dict with `name`, `weight` (default 1) and the objective's options, or a list of those.
+
+    Returns:
+        One dict per objective with `name`, `weight` and the options that were given.
+
+    Raises:
+        UserError: If a name or option is unknown, a weight is no finite number of 0 or more, or one name occurs twice.
+    """
+    if spec is None:
+        return []
+    entries = spec if isinstance(spec, list | tuple) else [spec]
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        given = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+            raise UserError(f"alignment: {entry!r} must be a name or a mapping with a name; names: {_names()}")
+        name, weight = given["name"], given.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+            raise UserError(f"alignment {name}: weight is {weight!r}; it must be a finite number, 0 or more")
+        if any(other["name"] == name for other in found):
+            raise UserError(f"alignment: {name} is named twice; name each objective once")
+        known = alignment_options(name)
+        options = {key: value for key, value in given.items() if key not in ("name", "weight")}
+        for key in options:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no options'}"
+                raise UserError(f"alignment {name}: unknown option {key!r}; {hint}")
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise UserError(f"alignment {name}: options must be plain values ({error})") from error
+        found.append({"name": name, "weight": float(weight), **options})
+    return found
+
+
+class AlignmentSum(nn.Module):
+    """The weighted sum of alignment objectives.
+
+    Args:
+        specs: As `normalise_alignment` returns them.
+        feature_dim: Width D of the features.
+        num_labels: Number K of classes.
+    """
+
+    def __init__(self, specs: list[dict[str, Any]], feature_dim: int, num_labels: int) -> None:
+        super().__init__()
+        self.weights = {spec["name"]: spec["weight"] for spec in specs}
+        self.objectives = nn.ModuleDict()
+        for spec in specs:
+            options = {key: value for key, value in spec.items() if key not in ("name", "weight")}
+            try:
+                self.objectives[spec["name"]] = _objective(spec["name"])(feature_dim, num_labels, **options)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"alignment {spec['name']}: {error}") from error
+
+    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
+        """The weighted sum; parts are prefixed with the objective's name where there are several."""
+        loss, parts = None, {}
+        for name, objective in self.objectives.items():
+            output = objective(batch)
+            weighted = self.weights[name] * output.loss
+            loss = weighted if loss is None else loss + weighted
+            prefix = f"{name}/" if len(self.objectives) > 1 else ""
+            parts.update({f"{prefix}{key}": value for key, value in output.parts.items()})
+        assert loss is not None
+        return AlignmentOutput(loss, parts)
+
+    def classifier_bridges(self) -> list[nn.Linear]:
+        """The bridges of all objectives, each subtracted from the classifier."""
+        bridges = [objective.classifier_bridge() for objective in self.objectives.values()]
+        return [bridge for bridge in bridges if bridge is not None]
+
+    def task_penalty(self, features: Tensor) -> Tensor | None:
+        """The sum of the objectives' task penalties, which belong to the task and are not weighted; or None."""
+        penalties = [objective.task_penalty(features) for objective in self.objectives.values()]
+        present = [penalty for penalty in penalties if penalty is not None]
+        return sum(present[1:], present[0]) if present else None
+
+
+def build_alignment(spec: Any, feature_dim: int, num_labels: int) -> AlignmentSum | None:
+    """The objectives that `spec` names, or None where it names none.
+
+    Args:
+        spec: As `normalise_alignment` takes it.
+        feature_dim: Width D of the features.
+        num_labels: Number K of classes.
+
+    Raises:
+        UserError: If a name, an option or its value is wrong.
+    """
+    specs = normalise_alignment(spec)
+    return AlignmentSum(specs, feature_dim, num_labels) if specs else None
+
+
+def _objective(name: str) -> type[AlignmentObjective]:
+    if name not in _OBJECTIVES:
+        near = get_close_matches(name, _OBJECTIVES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"alignment: unknown objective {name!r}; {hint}known: {_names()} (register your own with "
+            "register_alignment "
+            "before loading)"
+        )
+    return _OBJECTIVES[name]
+
+
+def _names() -> str:
+    return ", ".join(alignment_names())

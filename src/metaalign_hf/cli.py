@@ -1,0 +1,203 @@
+"""`metaalign train | evaluate | predict | export`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+__all__ = ["main", "run"]
+
+USAGE = """usage: metaalign COMMAND ...
+
+  train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help lists every key)
+  evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy on a labelled domain
+  predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE.csv]  classify images
+  export    CHECKPOINT FOLDER                                 the plain transformers model, for use without metaalign-hf
+
+DOMAIN is mnist, uci_digits, mnist_m, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME; --data.KEY VALUE refines it.
+Several processes: accelerate launch -m metaalign_hf.cli train --config FILE ...
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 when it worked, 2 with one line on stderr when the input was bad."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The words after `metaalign`.
+
+    Returns:
+        The exit code: 0, or 2 for bad input, or 130 when interrupted.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command, *rest = arguments
+    # Imported on use: `metaalign --help` and argument errors need not wait for torch.
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "export": _export,
+    }
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        if command not in commands:
+            raise UserError(f"unknown command {command!r}; use one of {', '.join(commands)}")
+        commands[command](rest)
+    except UserError as error:
+        print(f"metaalign: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("metaalign: stopped; a run with checkpoints goes on with --training.resume true", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    from .training import adapt, build_parser, parse_config
+
+    if {"-h", "--help"} & set(arguments):
+        build_parser().print_help()
+        return
+    adapt(parse_config(arguments))
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from .data import evaluation_batches, load_labelled_view
+    from .evaluation import evaluate_classifier
+    from .training import parse_domain
+
+    parser = _parser("evaluate", "Accuracy of an adapted checkpoint on a labelled domain.")
+    parser.add_argument(
+        "--data", required=True, help="the domain: mnist, imagefolder:FOLDER, list:FILE, dataset:ORG/NAME"
+    )
+    parser.add_argument("--split", choices=("test", "train", "all"), default="test", help="part of the domain")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    arguments, refined = _split_off(arguments, "--data.")
+    options = _parse(parser, arguments)
+    if options.output is not None:
+        _refuse_existing(options.output)
+    domain = parse_domain(options.data, refined)
+    model, processor = _load(options.checkpoint)
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    view = load_labelled_view(domain, labels, options.split)
+    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size), len(labels))
+    print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:")
+    print(f"accuracy {100 * found.accuracy:.2f} %, mean over classes {100 * found.class_mean:.2f} %")
+    if options.output is not None:
+        per_class = {k: None if math.isnan(v) else v for k, v in zip(labels, found.per_class, strict=True)}
+        figures = {"accuracy": found.accuracy, "class_mean": found.class_mean, "per_class": per_class, "n": found.n}
+        options.output.write_text(json.dumps(figures, indent=2) + "\n")
+        print(f"Figures: {options.output}")
+
+
+def _predict(arguments: list[str]) -> None:
+    from .data import evaluation_batches, image_files
+    from .evaluation import predict_probabilities
+
+    parser = _parser("predict", "Classify images with an adapted or native checkpoint.")
+    parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
+    parser.add_argument("--output", type=Path, help="write file, label and probability of every image to this CSV file")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    options = _parse(parser, arguments)
+    if options.output is not None:
+        _refuse_existing(options.output)
+    files = image_files(options.images)
+    model, processor = _load(options.checkpoint)
+    probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size))
+    best = probabilities.max(1)
+    names = [model.config.id2label[index] for index in best.indices.tolist()]
+    rows = list(zip(map(str, files.paths), names, best.values.tolist(), strict=True))
+    if options.output is None:
+        for path, name, share in rows:
+            print(f"{path}\t{name}\t{share:.3f}")
+        return
+    with options.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "probability"])
+        writer.writerows((path, name, f"{share:.6f}") for path, name, share in rows)
+    print(f"{len(rows)} images classified: {options.output}")
+
+
+def _export(arguments: list[str]) -> None:
+    parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
+    parser.add_argument("folder", type=Path, help="new folder for the native model")
+    options = _parse(parser, arguments)
+    _refuse_existing(options.folder)
+    model, processor = _load(options.checkpoint)
+    if not hasattr(model, "export_native"):
+        raise UserError(f"checkpoint {options.checkpoint} is a native {type(model).__name__} already")
+    native = model.export_native()
+    native.save_pretrained(options.folder)
+    processor.save_pretrained(options.folder)
+    print(f"{type(native).__name__} with its image processor: {options.folder}")
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"metaalign {command}", description=description, exit_on_error=False)
+    parser.add_argument("checkpoint", help="folder or Hub id of a checkpoint")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """The parsed arguments; what argparse would print with its usage becomes one line."""
+    try:
+        options, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{parser.prog}: {error}") from error
+    if unknown:
+        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}; see {parser.prog} --help")
+    return options
+
+
+def _split_off(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Separate the options that start with `prefix`, each with its value, from the rest."""
+    kept, split = [], []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith(prefix):
+            split += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        else:
+            kept.append(word)
+    return kept, split
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise UserError(f"{path} exists; choose another name, or remove it first")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def _load(checkpoint: str) -> tuple[Any, Any]:
+    """A checkpoint, adapted or native, and its image processor."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from . import models  # noqa: F401  (registers the Auto classes)
+
+    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
+        raise UserError(f"checkpoint {checkpoint}: there is no such folder")
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        model = AutoModelForImageClassification.from_pretrained(checkpoint, use_safetensors=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
+    return model.eval(), processor

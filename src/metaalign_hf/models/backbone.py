@@ -1,0 +1,332 @@
+"""Backbones: any image classification model of transformers, and any timm model, without its classifier.
+
+A timm name becomes a `TimmWrapperModel`; everything else becomes its native `...ForImageClassification` class whose
+classifier passes the pooled feature through. Both are complete transformers models, so that their own loading code
+repairs what only they know (buffers, tied weights), and their parameter names are those of the plain class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from ..errors import UserError
+
+__all__ = [
+    "BackboneSource",
+    "build_backbone",
+    "classifier_name",
+    "load_pretrained_backbone",
+    "pooled_features",
+    "resolve_backbone",
+]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """What a backbone name means.
+
+    Attributes:
+        config: Configuration to build the backbone from.
+        name: The name as given.
+        weights: Hub id, folder or safetensors file of the pretrained weights; None starts from random weights.
+        image_mean: Mean per channel of the images that the weights were trained on.
+        image_std: Standard deviation per channel.
+    """
+
+    config: PreTrainedConfig
+    name: str
+    weights: str | None
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+
+class _PassThrough(nn.Module):
+    """Stands in for a native classifier. The empty buffers are what an `_init_weights` that names them finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)
+        self.register_buffer("bias", torch.empty(0), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features as they come."""
+        return features
+
+
+def resolve_backbone(
+    name: str | dict[str, Any] | PreTrainedConfig, pretrained: bool | str = True, **options: Any
+) -> BackboneSource:
+    """Find out what a backbone name means, without building it.
+
+    Args:
+        name: A timm name (`resnet50`, `timm/resnet50.a1_in1k`), a Hub id or a local folder of a transformers model, a
+            transformers model type (`vit`; random weights only), or a configuration (object, or dict with
+            `model_type`).
+        pretrained: True loads the weights that the name stands for. False starts from random weights; for timm names,
+            model types and configurations this needs no network. A string is a local folder or `.safetensors` file, or
+            a Hub id, to load the weights from.
+        **options: Entries of the native configuration, or keyword arguments of `timm.create_model` for timm names.
+
+    Returns:
+        The configuration, the place of the weights and the normalisation that goes with them.
+
+    Raises:
+        UserError: If the name means nothing, or its kind of model is no image classifier.
+    """
+    if isinstance(name, dict):
+        given = dict(name)
+        model_type = given.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING_NAMES:
+            raise UserError(f"backbone: a configuration needs a known model_type, not {model_type!r}")
+        name = AutoConfig.for_model(model_type, **given)
+    weights = pretrained if isinstance(pretrained, str) else None
+    if isinstance(name, PreTrainedConfig):
+        if pretrained is True:
+            raise UserError("backbone: a configuration has no weights; use pretrained=False or give the weights' path")
+        for key, value in options.items():
+            setattr(name, key, value)
+        return BackboneSource(_checked(name, name.model_type), name.model_type, weights, IMAGENET_MEAN, IMAGENET_STD)
+
+    architecture = name.removeprefix("timm/")
+    is_timm = timm.is_model(architecture) and not Path(name).is_dir()
+    if is_timm and pretrained is not True:
+        config = _timm_config(architecture, options)
+        return BackboneSource(config, name, weights, *_timm_statistics(config))
+    if name in CONFIG_MAPPING_NAMES and not Path(name).is_dir():
+        if pretrained is True:
+            raise UserError(f"backbone: {name!r} is a model type without weights; use pretrained=False or a Hub id")
+        config = _checked(AutoConfig.for_model(name, **options), name)
+        return BackboneSource(config, name, weights, IMAGENET_MEAN, IMAGENET_STD)
+
+    place = f"timm/{_with_default_tag(architecture)}" if is_timm else name
+    try:
+        config = AutoConfig.from_pretrained(place, **({} if is_timm else options))
+    except (OSError, ValueError) as error:
+        raise UserError(_unknown(name, error)) from error
+    if isinstance(config, TimmWrapperConfig):
+        config.model_args = {**(config.model_args or {}), **options} or None
+        statistics = _timm_statistics(config)
+    else:
+        statistics = _processor_statistics(place)
+    source = (weights or place) if pretrained else None
+    return BackboneSource(_checked(config, name), name, source, *statistics)
+
+
+def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:
+    """The backbone with random weights, and the width D of its pooled feature.
+
+    Calling it and `pooled_features` gives features of shape `(B, D)`.
+
+    Args:
+        config: Configuration of the backbone.
+
+    Returns:
+        The backbone without a classifier, and D.
+
+    Raises:
+        UserError: If the architecture has no plain linear classifier on a pooled feature.
+    """
+    if isinstance(config, TimmWrapperConfig):
+        feature_dim = _timm_feature_dim(config)
+        return TimmWrapperModel(config), feature_dim
+    config.num_labels = 1
+    model = AutoModelForImageClassification.from_config(config)
+    return model, _remove_classifier(model)
+
+
+def pooled_features(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """Pooled features `(B, D)` of images `(B, 3, H, W)`."""
+    output = backbone(pixel_values)
+    return output.pooler_output if isinstance(backbone, TimmWrapperModel) else output.logits
+
+
+def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
+    """The backbone of `source` with its pretrained weights.
+
+    Args:
+        source: As `resolve_backbone` returns it, with weights.
+
+    Returns:
+        The backbone without a classifier.
+
+    Raises:
+        UserError: If the weights cannot be read or lack a tensor of the backbone.
+    """
+    assert source.weights is not None
+    place = Path(source.weights)
+    if place.suffix == ".safetensors":
+        return _from_file(source, place)
+    if source.weights.startswith((".", "/", "~")) and not place.expanduser().is_dir():
+        raise UserError(f"backbone weights: the folder {source.weights} does not exist")
+    is_timm = isinstance(source.config, TimmWrapperConfig)
+    arguments: dict[str, Any] = {"config": source.config, "output_loading_info": True, "use_safetensors": True}
+    try:
+        if is_timm:
+            model, info = TimmWrapperModel.from_pretrained(source.weights, **arguments)
+        else:
+            source.config.num_labels = 1
+            model, info = AutoModelForImageClassification.from_pretrained(
+                source.weights, ignore_mismatched_sizes=True, **arguments
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"backbone weights: cannot load {source.weights}: {_first_line(error)}") from error
+    classifier = "" if is_timm else classifier_name(model)
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    lost = sorted(
+        key for key in {*info["missing_keys"], *mismatched} if not (classifier and key.startswith(classifier))
+    )
+    if lost:
+        raise UserError(f"backbone weights: {source.weights} lacks {len(lost)} tensors of the backbone, e.g. {lost[0]}")
+    if not is_timm:
+        _remove_classifier(model)
+    return model
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Name of the final linear layer of a native or timm image classifier.
+
+    Raises:
+        UserError: If there is none.
+    """
+    kind = type(model).__name__
+    get_classifier = getattr(model, "get_classifier", None)
+    head = (
+        get_classifier() if get_classifier is not None else getattr(model, "classifier", getattr(model, "head", None))
+    )
+    if isinstance(head, nn.Sequential) and len(head) > 0:
+        head = head[-1]
+    if isinstance(head, nn.Linear):
+        return next(name for name, module in model.named_modules() if module is head)
+    raise UserError(
+        f"backbone: {kind} cannot be adapted: its classifier is {type(head).__name__}, not one linear layer on a "
+        "pooled feature"
+    )
+
+
+def _remove_classifier(model: PreTrainedModel) -> int:
+    """Replace the native classifier by a pass-through; returns its input width."""
+    name = classifier_name(model)
+    feature_dim = model.get_submodule(name).in_features
+    model.set_submodule(name, _PassThrough())
+    return int(feature_dim)
+
+
+def _timm_config(architecture: str, options: dict[str, Any]) -> TimmWrapperConfig:
+    """The configuration of a timm name from timm's own registry, without a network."""
+    tagged = timm.models.get_pretrained_cfg(architecture)
+    described = {} if tagged is None else {k: v for k, v in tagged.to_dict(remove_source=True).items() if v is not None}
+    described.pop("num_classes", None)
+    described.pop("label_names", None)
+    return TimmWrapperConfig(
+        architecture=architecture.split(".")[0], model_args=options or None, pretrained_cfg=described, num_labels=1
+    )
+
+
+def _timm_feature_dim(config: TimmWrapperConfig) -> int:
+    """Width of the pooled feature; also checks that the headless model is the whole model but its classifier."""
+    name = config.architecture
+    with torch.device("meta"):
+        try:
+            arguments = config.model_args or {}
+            whole = timm.create_model(name, num_classes=1, **arguments)
+            headless = timm.create_model(name, num_classes=0, **arguments)
+        except (TypeError, RuntimeError, AssertionError) as error:
+            raise UserError(f"backbone: timm cannot build {name}: {_first_line(error)}") from error
+    try:
+        classifier = classifier_name(whole)
+    except UserError as error:
+        raise UserError(f"{error} (timm {name})") from error
+    kept = {key for key in whole.state_dict() if not key.startswith(f"{classifier}.")}
+    if kept != set(headless.state_dict()):
+        raise UserError(
+            f"backbone: timm {name} cannot be adapted: without its classifier it loses other layers as well, "
+            f"e.g. {sorted(kept ^ set(headless.state_dict()))[0]}"
+        )
+    return int(whole.get_submodule(classifier).in_features)
+
+
+def _timm_statistics(config: PreTrainedConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    described = getattr(config, "pretrained_cfg", None) or {}
+    return tuple(described.get("mean", IMAGENET_MEAN)), tuple(described.get("std", IMAGENET_STD))
+
+
+def _processor_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Normalisation of a transformers checkpoint; ImageNet's where the checkpoint has no image processor."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(place)
+    except (OSError, ValueError):
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if not getattr(processor, "do_normalize", True) or mean is None or std is None:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(mean), tuple(std)
+
+
+def _with_default_tag(architecture: str) -> str:
+    """`resnet50` -> `resnet50.a1_in1k`: the pretrained tag that timm itself would take."""
+    if "." in architecture:
+        return architecture
+    described = timm.models.get_pretrained_cfg(architecture)
+    return f"{architecture}.{described.tag}" if described is not None and described.tag else architecture
+
+
+def _checked(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    if isinstance(config, TimmWrapperConfig) or config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return config
+    raise UserError(
+        f"backbone: {name!r} is a {config.model_type} model, for which transformers has no image classifier"
+    )
+
+
+def _from_file(source: BackboneSource, path: Path) -> PreTrainedModel:
+    if not path.is_file():
+        raise UserError(f"backbone weights: the file {path} does not exist")
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise UserError(f"backbone weights: {path} is not a safetensors file: {_first_line(error)}") from error
+    model, _ = build_backbone(source.config)
+    expected = model.state_dict()
+    prefixes = ("", "timm_model.", f"{model.base_model_prefix}.")
+    prefix = max(prefixes, key=lambda start: sum(start + key in expected for key in state))
+    found = {prefix + key: value for key, value in state.items() if prefix + key in expected}
+    lost = sorted(key for key in expected if key not in found or found[key].shape != expected[key].shape)
+    if lost:
+        raise UserError(f"backbone weights: {path} lacks {len(lost)} tensors of the backbone, e.g. {lost[0]}")
+    model.load_state_dict(found, strict=True)
+    return model
+
+
+def _unknown(name: str, error: Exception) -> str:
+    near = get_close_matches(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"backbone: {name!r} is no timm name, no local folder and no Hub model that can be loaded{hint} "
+        f"({_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

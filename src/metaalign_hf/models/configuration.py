@@ -1,0 +1,64 @@
+"""Configuration of an adapted image classifier."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from ..alignment import normalise_alignment
+from ..errors import UserError
+
+__all__ = ["FORMAT_VERSION", "MetaAlignConfig"]
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint layout; it grows when an older release can no longer read what a newer one writes."""
+
+
+@strict
+class MetaAlignConfig(PreTrainedConfig):
+    """Configuration of a `MetaAlignForImageClassification`.
+
+    Args:
+        backbone_config: Configuration of the backbone (any image classification model of transformers, timm included).
+        backbone_name: Where the backbone came from: a Hub id, a timm name or a model type; for the model card.
+        feature_dim: Width D of the pooled backbone feature. Found from the backbone when None.
+        bottleneck_dim: Width of a linear bottleneck (Linear, BatchNorm, ReLU) before the classifier; None has none.
+        alignment: Alignment objectives as `normalise_alignment` writes them: one dict each, with name, weight and
+            options.
+        image_mean: Mean per channel of the images that the backbone was trained on, in 0..1.
+        image_std: Standard deviation per channel, in 0..1.
+        format_version: Version of the checkpoint layout.
+        **kwargs: Anything `PreTrainedConfig` takes, among them `id2label`.
+
+    Raises:
+        UserError: If an alignment objective or one of its options is unknown, or the checkpoint is of a newer layout.
+    """
+
+    model_type = "metaalign"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(AutoConfig, model_type="resnet")
+    }
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    backbone_name: str | None = None
+    feature_dim: int | None = None
+    bottleneck_dim: int | None = None
+    alignment: list[dict[str, Any]] | dict[str, Any] | str | None = None
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise UserError(
+                f"this checkpoint has layout version {self.format_version}, and this release of metaalign-hf reads up "
+                f"to {FORMAT_VERSION}: upgrade with pip install -U metaalign-hf"
+            )
+        self.alignment = normalise_alignment(self.alignment)
+        super().__post_init__(**kwargs)
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names in the order of the logits."""
+        return [self.id2label[index] for index in range(self.num_labels)]

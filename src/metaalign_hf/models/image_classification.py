@@ -1,0 +1,258 @@
+"""An image classifier with domain-alignment heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ..alignment import AlignmentBatch, build_alignment
+from ..errors import UserError
+from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
+from .configuration import MetaAlignConfig
+from .native_export import export_native
+
+__all__ = ["IGNORED_LABEL", "MetaAlignForImageClassification", "MetaAlignOutput"]
+
+IGNORED_LABEL = -100
+"""Label of a row without a label, that is of every target row."""
+
+
+@dataclass
+class MetaAlignOutput(ModelOutput):
+    """Output of `MetaAlignForImageClassification`.
+
+    Attributes:
+        loss: The losses that were asked for, summed; None where neither labels nor domain labels were given.
+        logits: Class scores `(B, K)`.
+        task_loss: Cross entropy of the labelled rows, plus the objectives' task penalty; scalar.
+        alignment_loss: Weighted sum of the alignment objectives; scalar.
+        features: The features `(B, D)` that the classifier and the objectives see.
+        parts: Named parts of the alignment loss, detached scalars.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    task_loss: Tensor | None = None
+    alignment_loss: Tensor | None = None
+    features: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+
+
+class MetaAlignForImageClassification(PreTrainedModel):
+    """Any image backbone, a linear classifier and alignment objectives.
+
+    With f the pooled feature (after the bottleneck, if any) and V_j the linear bridges of the objectives (GVB)::
+
+        logits = (W - sum_j V_j) f + (b - sum_j c_j)
+
+    so that a bridge costs nothing at inference and folds exactly into a plain classifier (`export_native`).
+
+    Args:
+        config: The configuration. Use `from_backbone` to start from a backbone, `from_pretrained` for a checkpoint.
+    """
+
+    config_class = MetaAlignConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MetaAlignConfig) -> None:
+        super().__init__(config)
+        self.backbone, backbone_dim = build_backbone(config.backbone_config)
+        self._build_heads(backbone_dim)
+        self.post_init()
+
+    def _build_heads(self, backbone_dim: int) -> None:
+        config = self.config
+        self.bottleneck = None
+        if config.bottleneck_dim is not None:
+            self.bottleneck = nn.Sequential(
+                nn.Linear(backbone_dim, config.bottleneck_dim), nn.BatchNorm1d(config.bottleneck_dim), nn.ReLU()
+            )
+            nn.init.normal_(self.bottleneck[0].weight, std=0.005)
+            nn.init.constant_(self.bottleneck[0].bias, 0.1)
+        config.feature_dim = config.bottleneck_dim or backbone_dim
+        self.classifier = nn.Linear(config.feature_dim, config.num_labels)
+        nn.init.xavier_normal_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.alignment = build_alignment(config.alignment, config.feature_dim, config.num_labels)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: constructors initialise the heads, and the backbone is a `PreTrainedModel` that does so itself."""
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str | dict[str, Any] | PreTrainedConfig,
+        labels: list[str],
+        alignment: Any = "gvb",
+        *,
+        pretrained: bool | str = True,
+        bottleneck_dim: int | None = None,
+        **backbone_options: Any,
+    ) -> MetaAlignForImageClassification:
+        """A classifier for `labels` on a backbone, ready to adapt.
+
+        Args:
+            name: `timm/resnet50.a1_in1k`, `resnet50`, `facebook/dinov2-base`, a local folder, a model type (`vit`), or
+                a configuration; see `resolve_backbone`.
+            labels: Class names in the order of the logits.
+            alignment: A name, a dict with name, weight and options, a list of those, or None.
+            pretrained: True, False (no network needed for timm names, types and configurations), or where to load the
+                weights from.
+            bottleneck_dim: Width of an optional linear bottleneck before the classifier.
+            **backbone_options: Entries of the backbone's configuration, or `timm.create_model` arguments.
+
+        Returns:
+            The model, with a fresh classifier.
+
+        Raises:
+            UserError: If the backbone, an objective or an option is unknown, or the labels are not at least two names.
+        """
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise UserError(f"labels: at least two different class names are needed, got {labels!r}")
+        source = resolve_backbone(name, pretrained, **backbone_options)
+        config = MetaAlignConfig(
+            backbone_config=source.config,
+            backbone_name=source.name,
+            bottleneck_dim=bottleneck_dim,
+            alignment=alignment,
+            image_mean=list(source.image_mean),
+            image_std=list(source.image_std),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+        )
+        model = cls(config)
+        if source.weights is not None:
+            # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
+            model.backbone.load_state_dict(load_pretrained_backbone(source).state_dict())
+        return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but a checkpoint that lacks a tensor is refused.
+
+        Raises:
+            UserError: If tensors are missing or have another shape than the configuration says.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        lost = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+        if lost:
+            place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise UserError(f"checkpoint {place}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
+        return (model, info) if output_loading_info else model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        domain_labels: Tensor | None = None,
+        progress: float = 1.0,
+        objective: Literal["task", "alignment"] | None = None,
+        return_dict: bool | None = None,
+    ) -> MetaAlignOutput | tuple[Tensor, ...]:
+        """One forward pass: logits, and the losses for which there are labels.
+
+        Args:
+            pixel_values: Images `(B, 3, H, W)`, normalised.
+            labels: Class indices `(B,)`, -100 for rows without a label (the target's).
+            domain_labels: `(B,)`, 0 for the source and 1.. for the target.
+            progress: Training progress in 0..1, which sets the strength of gradient reversal.
+            objective: Compute only this loss, and detach everything else in the output. For the split passes of
+                MetaAlign: DistributedDataParallel then waits for no gradient that never comes.
+            return_dict: Whether to return a `MetaAlignOutput` (default) or a plain tuple.
+
+        Returns:
+            The output; without labels and domain labels it holds logits and features only.
+        """
+        features = pooled_features(self.backbone, pixel_values)
+        if self.bottleneck is not None:
+            features = self.bottleneck(features)
+        logits = F.linear(features, *self.effective_classifier())
+        task_loss = alignment_loss = parts = None
+        if labels is not None and objective != "alignment":
+            task_loss = self._task_loss(features, logits, labels)
+        if domain_labels is not None and objective != "task" and self.alignment is not None:
+            aligned = self.alignment(
+                AlignmentBatch(
+                    features=features,
+                    logits=logits,
+                    domain_labels=domain_labels,
+                    progress=progress,
+                    labels=labels,
+                    classifier_weight=self.effective_classifier()[0],
+                )
+            )
+            alignment_loss, parts = aligned.loss, aligned.parts
+        losses = [value for value in (task_loss, alignment_loss) if value is not None]
+        if objective is not None:
+            if not losses:
+                needed = "labels" if objective == "task" else "domain_labels and an alignment objective"
+                raise ValueError(f"objective={objective!r} needs {needed}")
+            features, logits = features.detach(), logits.detach()
+        output = MetaAlignOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            logits=logits,
+            task_loss=task_loss,
+            alignment_loss=alignment_loss,
+            features=features,
+            parts=parts,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+    def effective_classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight `(K, D)` and bias `(K,)` of the classifier less the objectives' bridges."""
+        weight, bias = self.classifier.weight, self.classifier.bias
+        for bridge in self.alignment.classifier_bridges() if self.alignment is not None else ():
+            weight, bias = weight - bridge.weight, bias - bridge.bias
+        return weight, bias
+
+    def _task_loss(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        labelled = labels != IGNORED_LABEL
+        # The sum over the count, not the mean: a batch without a labelled row has loss 0, not NaN.
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        loss = loss / labelled.sum().clamp_min(1)
+        penalty = self.alignment.task_penalty(features[labelled]) if self.alignment is not None else None
+        return loss if penalty is None else loss + penalty
+
+    def parameter_roles(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Named parameters by role: `backbone`, `head` (bottleneck, classifier, bridges) and `discriminator`."""
+        bridges = self.alignment.classifier_bridges() if self.alignment is not None else []
+        bridge_ids = {id(parameter) for bridge in bridges for parameter in bridge.parameters()}
+        roles: dict[str, dict[str, nn.Parameter]] = {"backbone": {}, "head": {}, "discriminator": {}}
+        for name, parameter in self.named_parameters():
+            role = "head"
+            if name.startswith("backbone."):
+                role = "backbone"
+            elif name.startswith("alignment.") and id(parameter) not in bridge_ids:
+                role = "discriminator"
+            if parameter.requires_grad:
+                roles[role][name] = parameter
+        return roles
+
+    def export_native(self) -> PreTrainedModel:
+        """The plain transformers class with identical logits; see `native_export.export_native`."""
+        return export_native(self)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Trade compute for memory in the backbone."""
+        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self.backbone.gradient_checkpointing_disable()
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """What the backbone says; None for most."""
+        return self.backbone.get_input_embeddings()

@@ -1,0 +1,142 @@
+"""The typed configuration of a training run: five dataclasses, one YAML file."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..data.configuration import DataConfig
+
+__all__ = ["Config", "CoordinationConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
+
+
+@dataclass
+class ModelConfig:
+    """The model to adapt.
+
+    Args:
+        backbone: timm name, Hub id, local folder, model type of transformers, or a configuration with model_type.
+        pretrained: true, false (random weights, no network for timm names and model types), or where the weights are.
+        backbone_options: Entries of the backbone's configuration, or arguments of timm.create_model.
+        bottleneck_dim: Width of a linear bottleneck before the classifier; null has none.
+        alignment: Alignment objective: a name, a mapping with name, weight and options, a list of those, or null.
+        checkpoint: A metaalign checkpoint (folder or Hub id) to go on adapting; backbone and alignment are then its
+            own.
+    """
+
+    backbone: str | dict[str, Any] = "timm/resnet50.a1_in1k"
+    pretrained: bool | str = True
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    bottleneck_dim: int | None = None
+    alignment: Any = "gvb"
+    checkpoint: str | None = None
+
+
+@dataclass
+class CoordinationConfig:
+    """How task and alignment share a step.
+
+    Args:
+        method: metaalign (the two play meta-train and meta-test), joint (their plain sum) or source_only (no
+            alignment).
+        inner_lr: Inner step size: a factor on each group's learning rate when relative, else absolute.
+        relative: Whether inner_lr multiplies the learning rate.
+        first: The objective that is meta-train in the first step.
+        swap_every: The roles swap every so many steps; 0 never swaps.
+    """
+
+    method: Literal["metaalign", "joint", "source_only"] = "metaalign"
+    inner_lr: float = 1.0
+    relative: bool = True
+    first: Literal["task", "alignment"] = "task"
+    swap_every: int = 1
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser of both phases.
+
+    Args:
+        name: sgd (momentum 0.9, nesterov) or adamw.
+        lr: Learning rate of the backbone.
+        weight_decay: Weight decay; adamw spares biases and norms, sgd decays all as published.
+        head_multiplier: Learning rate of bottleneck, classifier and bridges, relative to the backbone's.
+        discriminator_multiplier: Learning rate of the discriminators, relative to the backbone's.
+        discriminator_inner_multiplier: Factor on the inner step of the discriminators; 0.1 cancels their multiplier of
+            10, as in the published code.
+        schedule: inverse, lr (1 + 0.001 i)^-0.75; cosine, to 0 at the end; or constant. Each phase starts anew.
+        warmup_steps: Steps of linear warm-up at the start of each phase.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    head_multiplier: float = 10.0
+    discriminator_multiplier: float = 10.0
+    discriminator_inner_multiplier: float = 0.1
+    schedule: Literal["inverse", "cosine", "constant"] = "inverse"
+    warmup_steps: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """The course of a run.
+
+    Args:
+        output_dir: Folder for the checkpoint, metrics and summary; must be new, or hold this very run to resume.
+        source_steps: Steps of the source phase: task loss alone, on the source. Its end is "before".
+        max_steps: Steps of the adaptation phase. Its end is "after".
+        batch_size: Images of each domain in a micro-batch, per process.
+        gradient_accumulation_steps: Micro-batches of each domain in a step.
+        max_grad_norm: Clip the norm of the total gradient; null does not clip.
+        batch_norm: Batch normalisation of the backbone. train: every pass moves its running statistics. mixed: only the
+            pass that sees both domains does. frozen: pretrained statistics stay. auto: frozen with pretrained weights,
+            else mixed.
+        mixed_precision: no, bf16 or fp16.
+        device: auto, cpu or cuda.
+        gradient_checkpointing: Recompute activations of the backbone in the backward pass to save memory.
+        seed: Seed of everything random.
+        evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase.
+        log_every: Steps between lines of metrics.jsonl.
+        checkpoint_every: Steps between resumable checkpoints; 0 writes none.
+        keep_checkpoints: How many of the newest checkpoints stay.
+        evaluation_batch_size: Images in an evaluation batch.
+        trackers: Experiment trackers of accelerate, such as tensorboard.
+        resume: Go on from the newest checkpoint in output_dir, if there is one.
+    """
+
+    output_dir: str = "runs/adaptation"
+    source_steps: int = 0
+    max_steps: int = 1000
+    batch_size: int = 24
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    batch_norm: Literal["auto", "train", "mixed", "frozen"] = "auto"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    evaluate_every: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    evaluation_batch_size: int = 64
+    trackers: list[str] = field(default_factory=list)
+    resume: bool = False
+
+
+@dataclass
+class Config:
+    """A whole run.
+
+    Args:
+        data: The domain pair and its preprocessing.
+        model: The model to adapt.
+        coordination: How task and alignment share a step.
+        optimizer: The optimiser.
+        training: The course of the run.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    coordination: CoordinationConfig = field(default_factory=CoordinationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -1,0 +1,247 @@
+"""From a YAML file and command-line overrides to a `Config`, with errors that help."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..data.configuration import DomainConfig
+from ..errors import UserError
+from .configuration import Config
+
+__all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: The YAML file.
+        overrides: Dotted keys with values, such as `{"training.max_steps": 200}`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: If the file cannot be read, or a key or value is wrong.
+    """
+    values = _read_yaml(Path(path))
+    for key, value in (overrides or {}).items():
+        _check_dotted(key)
+        _merge(values, _nested(key, value))
+    return _to_config(values)
+
+
+def parse_config(arguments: list[str]) -> Config:
+    """The configuration that command-line arguments describe.
+
+    Args:
+        arguments: `--config FILE` and overrides such as `--training.max_steps 200`, later ones winning. A domain may be
+            given in short: `--data.target imagefolder:photos/`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: If a file cannot be read, or a key or value is wrong: one line that names it and the nearest valid
+            keys.
+    """
+    values: dict[str, Any] = {}
+    for key, text in _pairs(arguments):
+        if key == "config":
+            _merge(values, _read_yaml(Path(text)))
+        else:
+            _check_dotted(key)
+            _merge(values, _nested(key, _parse_value(text)))
+    return _to_config(values)
+
+
+def parse_domain(text: str, arguments: list[str]) -> DomainConfig:
+    """A domain in short form, refined by options such as `--data.domain_column site`.
+
+    Args:
+        text: As `DomainConfig.parse` takes it.
+        arguments: Options that start with `--data.`.
+
+    Returns:
+        The domain's configuration.
+
+    Raises:
+        UserError: If the text, a key or a value is wrong.
+    """
+    values = dataclasses.asdict(DomainConfig.parse(text))
+    for key, value in _pairs(arguments):
+        name = key.removeprefix("data.")
+        if name not in values:
+            near = get_close_matches(name, list(values), n=2) or list(values)
+            raise UserError(f"option --{key}: unknown key; did you mean {' or '.join(f'data.{k}' for k in near)}?")
+        values[name] = _parse_value(value)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DomainConfig, "data")
+    try:
+        return parser.instantiate(parser.parse_object({"data": values})).data
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def build_parser() -> ArgumentParser:
+    """A parser with one argument for every entry of the configuration; it checks the types and writes the help."""
+    parser = ArgumentParser(
+        prog="metaalign train",
+        exit_on_error=False,
+        description="Adapt a model from a labelled source to an unlabelled target domain.",
+    )
+    parser.add_argument("--config", type=str, help="YAML file with any of the entries below; options on the line win")
+    for section, kind in _fields(Config).items():
+        parser.add_class_arguments(kind, section)
+    return parser
+
+
+def _to_config(values: dict[str, Any]) -> Config:
+    data = values.setdefault("data", {})
+    for name in ("source", "target"):
+        if isinstance(data.get(name), str):
+            data[name] = dataclasses.asdict(DomainConfig.parse(data[name]))
+        if not data.get(name):
+            raise UserError(
+                f"data.{name} is missing: name a domain, e.g. --data.{name} imagefolder:FOLDER, or --config FILE"
+            )
+    parser = build_parser()
+    try:
+        namespace = parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+    return Config(**{section: namespace[section] for section in _fields(Config)})
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    """`["--a.b", "1", "--c=2"]` -> `[("a.b", "1"), ("c", "2")]`."""
+    pairs, rest = [], list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise UserError(f"argument {option!r} was not expected; options are written --section.key value")
+        key, equals, text = option[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"option --{key} lacks its value")
+            text = rest.pop(0)
+        pairs.append((key, text))
+    return pairs
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config: {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"--config: {path} must hold sections ({', '.join(_fields(Config))}), not a {type(values).__name__}"
+        )
+    _check_keys(values, Config, "", str(path))
+    return values
+
+
+def _fields(kind: type) -> dict[str, type]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _all_keys(kind: type = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for name, inner in _fields(kind).items():
+        keys.append(f"{prefix}{name}")
+        if dataclasses.is_dataclass(inner):
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _check_keys(values: dict[str, Any], kind: type, prefix: str, file: str) -> None:
+    """Every key of a YAML file must be an entry of the configuration."""
+    known = _fields(kind)
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in known:
+            raise UserError(f"{file}: {_unknown_key(key)}")
+        if dataclasses.is_dataclass(known[name]) and value is not None:
+            if isinstance(value, dict):
+                _check_keys(value, known[name], f"{key}.", file)
+            elif known[name] is not DomainConfig:
+                raise UserError(f"{file}: {key} must be a section with keys, not {value!r}")
+
+
+def _check_dotted(key: str) -> None:
+    """An override must be an entry of the configuration, or lead into a free-form one "
+    "(`model.backbone_options.depths`)."""
+    kind: Any = Config
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            if kind in (str, int, float, bool):
+                break
+            return
+        if part not in (known := _fields(kind)):  # type: ignore[arg-type]
+            raise UserError(f"option --{key}: {_unknown_key(key)}")
+        kind = known[part]
+
+
+def _unknown_key(key: str) -> str:
+    keys = _all_keys()
+    last = key.rsplit(".", 1)[-1]
+    near = get_close_matches(key, keys, n=3, cutoff=0.7)
+    near += [k for k in keys if k.rsplit(".", 1)[-1] == last and k not in near]
+    if not near:
+        tails = {k.rsplit(".", 1)[-1]: k for k in keys}
+        near = [tails[tail] for tail in get_close_matches(last, list(tails), n=3, cutoff=0.6)]
+    section = key.rsplit(".", 1)[0] if "." in key else ""
+    siblings = [k for k in keys if k.rpartition(".")[0] == section]
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"valid here: {', '.join(siblings or _fields(Config))}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(values: dict[str, Any], new: dict[str, Any]) -> None:
+    """Merge nested dicts in place; a domain in short form is spelled out first, so that overrides can refine it."""
+    for key, value in new.items():
+        old = values.get(key)
+        if isinstance(old, str) and isinstance(value, dict) and key in ("source", "target"):
+            old = values[key] = dataclasses.asdict(DomainConfig.parse(old))
+        if isinstance(old, dict) and isinstance(value, dict):
+            _merge(old, value)
+        else:
+            values[key] = value
+
+
+def _one_line(message: str) -> str:
+    """Jsonargparse's message as one line: which key, what it got, what it takes."""
+    key = re.search(r'key "([^"]+)"', message)
+    got = re.findall(r"(?:Got value|Given value): (.+)", message)
+    expected = re.search(r"Subtypes: (.+)|Expected an? (.+?)(?:\. Got value|$)", message, re.M)
+    if key and got and expected:
+        takes = (expected.group(1) or expected.group(2)).replace("typing.", "")
+        takes = re.sub(r"<class '([\w.]+)'>", r"\1", takes)
+        return f"{key.group(1)} is {got[-1].strip()}: it must be {takes}"
+    return " ".join(message.split())

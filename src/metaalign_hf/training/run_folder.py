@@ -1,0 +1,95 @@
+"""The folder of a run: what is written where, and that no other run is overwritten."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from .checkpoints import latest_checkpoint
+from .configuration import Config
+
+__all__ = ["CONFIG_FILE", "METRICS_FILE", "SUMMARY_FILE", "check_output_dir", "truncate_metrics"]
+
+CONFIG_FILE = "training_config.yaml"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+
+# A resumed run may differ in these: they do not change what is computed.
+_FREE = {"training.resume", "training.output_dir", "training.trackers", "training.keep_checkpoints", "data.num_workers"}
+
+
+def check_output_dir(config: Config) -> Path | None:
+    """Make sure that the run may write to its folder. Nothing is written.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The checkpoint to resume from, or None to start from the beginning.
+
+    Raises:
+        UserError: If the folder holds something else, another run, or a finished one.
+    """
+    folder = Path(config.training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"training.output_dir: {folder} is a file, not a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(f"training.output_dir: {folder} is not empty and holds no run; choose another folder")
+    if not config.training.resume:
+        raise UserError(
+            f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
+            "to go on "
+            "with it"
+        )
+    before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text())), _flat(asdict(config))
+    for key in sorted({*before, *now} - _FREE):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"training.resume: {folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
+                "resume with the same configuration"
+            )
+    if (folder / SUMMARY_FILE).exists():
+        raise UserError(f"training.resume: the run in {folder} is finished; there is nothing to resume")
+    return latest_checkpoint(folder)
+
+
+def write_config(config: Config) -> None:
+    """Write the resolved configuration, with which `metaalign train --config` repeats the run."""
+    folder = Path(config.training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = asdict(config)
+    values["training"]["resume"] = False
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            break  # the line that the run was killed in
+    path.write_text("".join(kept))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
