@@ -45,8 +45,7 @@ class DomainDiscriminator(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Domain logits `(B,)` of inputs `(B, C)`, high for the source, and the bridge's share of them `(B,)` "
-        "or None."""
+        """Domain logits `(B,)` of inputs `(B, C)`, high for the source, and the bridge's share `(B,)` or None."""
         hidden = self.hidden(x)
         logit = self.output(hidden).squeeze(1)
         if self.bridge is None:

@@ -49,6 +49,8 @@ def export_native(model: MetaAlignForImageClassification) -> PreTrainedModel:
     config.label2id = dict(model.config.label2id)
     config.problem_type = "single_label_classification"
     is_timm = isinstance(config, TimmWrapperConfig)
+    if is_timm:
+        config.label_names = model.config.labels
     native = (
         TimmWrapperForImageClassification(config) if is_timm else AutoModelForImageClassification.from_config(config)
     )

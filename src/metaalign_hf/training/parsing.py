@@ -190,8 +190,7 @@ def _check_keys(values: dict[str, Any], kind: type, prefix: str, file: str) -> N
 
 
 def _check_dotted(key: str) -> None:
-    """An override must be an entry of the configuration, or lead into a free-form one "
-    "(`model.backbone_options.depths`)."""
+    """An override must be an entry, or lead into a free-form one (`model.backbone_options.depths`)."""
     kind: Any = Config
     for part in key.split("."):
         if not dataclasses.is_dataclass(kind):
