@@ -177,7 +177,7 @@ class _Run:
                 batch_size=training.batch_size,
                 seed=seed,
                 augmentation=config.data.augmentation,
-                start_step=start_step * k,
+                start_batch=start_step * k,
                 num_workers=config.data.num_workers,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,

@@ -1,0 +1,106 @@
+"""The typed configuration of a domain pair."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from ..errors import UserError
+
+__all__ = ["DIGITS", "DataConfig", "DomainConfig"]
+
+DIGITS = ("mnist", "uci_digits", "mnist_m")
+Kind = Literal["digits", "imagefolder", "list", "dataset"]
+
+
+@dataclass
+class DomainConfig:
+    """Where the images of a domain come from.
+
+    Args:
+        kind: digits (embedded), imagefolder (one folder per class), list (a file with lines `path label`) or dataset (a
+            data set of the Hub or a local one).
+        name: Name of an embedded domain (mnist, uci_digits, mnist_m); for other kinds a display name.
+        path: Folder of images, list file, or data set id or folder.
+        root: Folder that the paths of a list start from; by default the list's own folder.
+        labels_file: Class names of a list with integer labels, one a line.
+        test_path: Folder or list of test images; the same as path tests on the training images, as published tables do.
+        config_name: Configuration of the data set.
+        revision: Revision of the data set.
+        domain_column: Column of the data set that names the domain.
+        domain: Value of that column to keep.
+        image_column: Column with the images.
+        label_column: Column with the labels.
+        train_split: Split with the training images.
+        test_split: Split with the test images; by default a share of the training split.
+        test_fraction: Share of the images that is held out as test images where there is no test path or split.
+        split_seed: Seed of that choice, which never looks at labels.
+    """
+
+    kind: Kind = "digits"
+    name: str | None = None
+    path: str | None = None
+    root: str | None = None
+    labels_file: str | None = None
+    test_path: str | None = None
+    config_name: str | None = None
+    revision: str | None = None
+    domain_column: str | None = None
+    domain: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    train_split: str = "train"
+    test_split: str | None = None
+    test_fraction: float = 0.2
+    split_seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "DomainConfig":
+        """A domain from its short form.
+
+        Args:
+            text: `mnist`, `uci_digits`, `mnist_m`, `imagefolder:FOLDER`, `list:FILE` or `dataset:ORG/NAME`.
+
+        Returns:
+            The domain.
+
+        Raises:
+            UserError: If the text is none of these.
+        """
+        kind, colon, path = text.partition(":")
+        if not colon and text in DIGITS:
+            return cls(kind="digits", name=text)
+        kinds = [k for k in get_args(Kind) if k != "digits"]
+        if colon and kind in kinds and path:
+            return cls(kind=kind, path=path)  # type: ignore[arg-type]
+        near = get_close_matches(text, DIGITS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        valid = ", ".join([*DIGITS, "imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME"])
+        raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
+
+    def describe(self) -> str:
+        """A short name of the domain for tables."""
+        base = self.name or (self.path or "").rstrip("/").rsplit("/", 1)[-1] or self.kind
+        return f"{base}/{self.domain}" if self.domain is not None else base
+
+
+@dataclass
+class DataConfig:
+    """A domain pair and its preprocessing.
+
+    Args:
+        source: The labelled domain.
+        target: The domain to adapt to; its labels, if any, are used for evaluation only.
+        label_policy: strict, both domains have the same class names; or shared, only the classes of both are kept.
+        image_size: Side of the square images that the model sees, in pixels.
+        resize_size: Side that images are resized to before cropping, in pixels.
+        augmentation: Of training images: none (centre crop), crop (random crop), or crop_flip (and horizontal flip).
+        num_workers: Loader processes per domain; 0 loads in the main process.
+    """
+
+    source: DomainConfig
+    target: DomainConfig
+    label_policy: Literal["strict", "shared"] = "strict"
+    image_size: int = 224
+    resize_size: int = 256
+    augmentation: Literal["none", "crop", "crop_flip"] = "crop_flip"
+    num_workers: int = 0

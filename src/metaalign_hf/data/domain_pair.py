@@ -1,0 +1,245 @@
+"""A labelled source and an unlabelled target, whose class names agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Literal
+
+import numpy as np
+
+from ..errors import UserError
+from .configuration import DomainConfig
+from .images import ImageSet
+from .readers import RawDomain, read_domain
+
+__all__ = ["Domain", "DomainPair", "load_domain", "load_domain_pair", "load_labelled_view"]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain with its split.
+
+    Attributes:
+        name: Display name.
+        labels: Class names in the order of the label indices; None without labels.
+        train: Training images.
+        test: Test images.
+    """
+
+    name: str
+    labels: list[str] | None
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class DomainPair:
+    """A domain pair. Nothing that training or selection reads leads to a target label.
+
+    Attributes:
+        source_name: Name of the source.
+        target_name: Name of the target.
+        labels: Class names in the order of the logits.
+        source_train: Labelled source images to train on.
+        source_test: Labelled source images to evaluate on.
+        target_train: Target images to adapt to, without labels.
+        target_test_images: Target test images, without labels.
+        target_evaluation: Target test images with labels, for evaluation only; None where the target has no labels.
+        notes: Plain statements about what was done to the data.
+    """
+
+    source_name: str
+    target_name: str
+    labels: list[str]
+    source_train: ImageSet
+    source_test: ImageSet
+    target_train: ImageSet
+    target_test_images: ImageSet
+    target_evaluation: ImageSet | None
+    notes: list[str] = field(default_factory=list)
+
+
+def load_domain(config: DomainConfig | str) -> Domain:
+    """Read a domain and split it.
+
+    Without test images of its own, a share of the images is held out: a random choice that depends on the number of
+    images and `split_seed` alone, never on labels.
+
+    Args:
+        config: The domain, or its short form.
+
+    Returns:
+        The domain.
+
+    Raises:
+        UserError: If the domain cannot be read, or is too small to be split.
+    """
+    config = DomainConfig.parse(config) if isinstance(config, str) else config
+    return _split(read_domain(config), config)
+
+
+def load_domain_pair(
+    source: DomainConfig | str,
+    target: DomainConfig | str,
+    label_policy: Literal["strict", "shared"] = "strict",
+) -> DomainPair:
+    """Load a labelled source and a target, and make their class names agree.
+
+    Labels are matched by name, never by index. The target's labels, if any, go into the evaluation view and nowhere
+    else.
+
+    Args:
+        source: The source, or its short form.
+        target: The target, or its short form.
+        label_policy: `strict`: both have the same class names. `shared`: source images of other classes are dropped,
+            and
+            so are those of the target's evaluation view; the target's training images are not filtered, because that
+            would take their labels.
+
+    Returns:
+        The pair.
+
+    Raises:
+        UserError: If a domain cannot be read, the source has no labels, or the class names do not agree.
+    """
+    from_source, from_target = load_domain(source), load_domain(target)
+    if from_source.labels is None:
+        raise UserError(
+            f"source {from_source.name} has no labels: give class folders, labels in the list, or label_column"
+        )
+    labels, notes = _agree(from_source, from_target, label_policy)
+    evaluation = None
+    if from_target.labels is not None:
+        evaluation = _relabel(from_target.test, from_target.labels, labels)
+        if len(evaluation) == 0:
+            raise UserError(f"target {from_target.name}: no test image has one of the classes {_some(labels)}")
+    return DomainPair(
+        source_name=from_source.name,
+        target_name=from_target.name,
+        labels=labels,
+        source_train=_relabel(from_source.train, from_source.labels, labels),
+        source_test=_relabel(from_source.test, from_source.labels, labels),
+        target_train=from_target.train.without_labels(),
+        target_test_images=from_target.test.without_labels(),
+        target_evaluation=evaluation,
+        notes=notes,
+    )
+
+
+def load_labelled_view(
+    config: DomainConfig | str, labels: Sequence[str], split: Literal["test", "train", "all"] = "test"
+) -> ImageSet:
+    """Labelled images of a domain, numbered as the classes of a model.
+
+    Args:
+        config: The domain, or its short form.
+        labels: Class names of the model.
+        split: Which images.
+
+    Returns:
+        The images.
+
+    Raises:
+        UserError: If the domain cannot be read, has no labels, or has a class that the model does not know.
+    """
+    config = DomainConfig.parse(config) if isinstance(config, str) else config
+    raw = read_domain(config)
+    if raw.labels is None:
+        raise UserError(f"domain {raw.name} has no labels: nothing to evaluate against")
+    unknown = [name for name in raw.labels if name not in labels]
+    if unknown:
+        raise UserError(
+            f"domain {raw.name} has classes that the model does not know: {_some(unknown)}; it knows {_some(labels)}"
+        )
+    domain = _split(raw, config)
+    views = {"test": [domain.test], "train": [domain.train], "all": [raw.train, *([raw.test] if raw.test else [])]}[
+        split
+    ]
+    relabelled = [_relabel(view, raw.labels, labels) for view in views]
+    return relabelled[0] if len(relabelled) == 1 else _join(*relabelled)
+
+
+def _split(raw: RawDomain, config: DomainConfig) -> Domain:
+    if raw.test is not None:
+        return Domain(raw.name, raw.labels, raw.train, raw.test)
+    train, test = raw.held_out or _hold_out(len(raw.train), raw.name, config)
+    return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test))
+
+
+def _hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:
+    if not 0 < config.test_fraction < 1:
+        raise UserError(f"domain {name}: test_fraction is {config.test_fraction}; it must lie between 0 and 1")
+    count = max(1, round(size * config.test_fraction))
+    if count >= size:
+        raise UserError(
+            f"domain {name}: {size} images are too few to hold {count} out as test images; give a test_path"
+        )
+    order = np.random.default_rng(config.split_seed).permutation(size)
+    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def _agree(source: Domain, target: Domain, policy: str) -> tuple[list[str], list[str]]:
+    """Class names of the pair, and notes."""
+    assert source.labels is not None
+    if target.labels is None:
+        return list(source.labels), [f"Target {target.name} has no labels: its accuracy cannot be measured."]
+    only_source = [name for name in source.labels if name not in target.labels]
+    only_target = [name for name in target.labels if name not in source.labels]
+    if not only_source and not only_target:
+        return list(source.labels), []
+    shared = [name for name in source.labels if name in target.labels]
+    if policy == "shared" and len(shared) >= 2:
+        notes = [f"Source classes that the target lacks were dropped: {_some(only_source)}."] if only_source else []
+        if only_target:
+            notes.append(
+                f"Target images of classes that the source lacks ({_some(only_target)}) stay in training and "
+                "are left out "
+                "of the evaluation."
+            )
+        return shared, notes
+    parts = []
+    if only_source:
+        parts.append(f"only {source.name} has {_some(only_source)}")
+    if only_target:
+        parts.append(f"only {target.name} has {_some(only_target)}")
+    spelled = {_plain(name): name for name in only_target}
+    alike = [f"{name!r} and {spelled[_plain(name)]!r}" for name in only_source if _plain(name) in spelled]
+    if not alike:
+        near = ((name, get_close_matches(name, only_target, n=1, cutoff=0.8)) for name in only_source)
+        alike = [f"{name!r} and {found[0]!r}" for name, found in near if found]
+    if alike:
+        advice = f"rename what differs in spelling only ({_some(alike)})"
+    elif len(shared) >= 2:
+        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both"
+    else:
+        advice = "the two domains need the same class names"
+    raise UserError(f"class names differ: {'; '.join(parts)}; {advice}")
+
+
+def _relabel(images: ImageSet, names: Sequence[str], labels: Sequence[str]) -> ImageSet:
+    """The images whose class is among `labels`, numbered by it."""
+    assert images.labels is not None
+    index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
+    kept = [i for i, number in enumerate(images.labels) if number in index]
+    return images.subset(kept, [index[images.labels[i]] for i in kept])
+
+
+def _join(first: ImageSet, second: ImageSet) -> ImageSet:
+    assert first.labels is not None and second.labels is not None
+    size = len(first)
+
+    def load(index: int):  # type: ignore[no-untyped-def]
+        return first[index] if index < size else second[index - size]
+
+    return ImageSet(first.name, size + len(second), load, first.labels + second.labels, first.paths + second.paths)
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    listed = ", ".join(str(name) for name in list(names)[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -1,0 +1,177 @@
+"""Sets of images, decoded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one domain, as uint8 tensors `(3, H, W)`, with or without labels.
+
+    Attributes:
+        name: Name of the domain, for errors.
+        size: Number of images.
+        load: Reads the image with a given index.
+        labels: Class index of every image, or None.
+        paths: File of every image where there are files, else empty.
+    """
+
+    name: str
+    size: int
+    load: Callable[[int], Tensor]
+    labels: tuple[int, ...] | None = None
+    paths: tuple[Path, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.load(index)
+
+    def subset(self, indices: Sequence[int], labels: Sequence[int] | None = None) -> ImageSet:
+        """The images with these indices.
+
+        Args:
+            indices: Indices into this set.
+            labels: New labels of those images; by default their own, where there are labels.
+        """
+        kept = tuple(int(index) for index in indices)
+        if labels is None and self.labels is not None:
+            labels = [self.labels[index] for index in kept]
+        paths = tuple(self.paths[index] for index in kept) if self.paths else ()
+        load = _Subset(self.load, kept)
+        return ImageSet(self.name, len(kept), load, None if labels is None else tuple(labels), paths)
+
+    def without_labels(self) -> ImageSet:
+        """The same images with no way back to their labels."""
+        return ImageSet(self.name, self.size, self.load, None, self.paths)
+
+
+@dataclass(frozen=True)
+class _Subset:
+    load: Callable[[int], Tensor]
+    indices: tuple[int, ...]
+
+    def __call__(self, index: int) -> Tensor:
+        return self.load(self.indices[index])
+
+
+@dataclass(frozen=True)
+class FileLoader:
+    """Loads image files.
+
+    Attributes:
+        paths: The files.
+        places: Where each path was named (file and row), for errors; empty where it was found in a folder.
+    """
+
+    paths: tuple[Path, ...]
+    places: tuple[str, ...] = ()
+
+    def __call__(self, index: int) -> Tensor:
+        """The image with this index `(3, H, W)`, uint8."""
+        return read_image(self.paths[index], self.places[index] if self.places else "")
+
+
+@dataclass(frozen=True)
+class TensorLoader:
+    """Serves images `(N, 3, H, W)`, uint8, that are in memory."""
+
+    images: Tensor
+
+    def __call__(self, index: int) -> Tensor:
+        """The image with this index `(3, H, W)`, uint8."""
+        return self.images[index]
+
+
+@dataclass(frozen=True)
+class DatasetLoader:
+    """Serves the image column of a `datasets.Dataset`."""
+
+    dataset: Any
+    column: str
+    name: str
+
+    def __call__(self, index: int) -> Tensor:
+        """The image with this index `(3, H, W)`, uint8."""
+        try:
+            image = self.dataset[index][self.column]
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
+        if not isinstance(image, Image.Image):
+            raise UserError(
+                f"{self.name}: column {self.column} holds {type(image).__name__}, not images; name another image_column"
+            )
+        return _to_tensor(image)
+
+
+def read_image(path: Path, place: str = "") -> Tensor:
+    """Read an image file as RGB, turned upright by its EXIF orientation.
+
+    Args:
+        path: The file.
+        place: Where the file was named, for errors.
+
+    Returns:
+        The image `(3, H, W)`, uint8.
+
+    Raises:
+        UserError: If the file is missing or no readable image.
+    """
+    where = f"{place}: " if place else ""
+    try:
+        with Image.open(path) as image:
+            return _to_tensor(image)
+    except FileNotFoundError as error:
+        raise UserError(f"{where}image {path} does not exist") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}image {path} cannot be read: {error}") from error
+
+
+def image_files(paths: Sequence[Path]) -> ImageSet:
+    """The image files among `paths`, folders searched through, in sorted order.
+
+    Raises:
+        UserError: If a path does not exist, or there is no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"image {path} does not exist")
+        found += find_images(path) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"no image in {', '.join(map(str, paths))}; known kinds: {', '.join(IMAGE_SUFFIXES)}")
+    return ImageSet("images", len(found), FileLoader(tuple(found)), None, tuple(found))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files under a folder, sorted; hidden files are left out."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not any(part.startswith(".") for part in p.parts[-3:])
+    )
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("P", "LA", "PA"):
+        upright = upright.convert("RGBA")
+    if upright.mode.startswith("I;16"):
+        return (F.pil_to_tensor(upright).to(torch.int32) // 256).to(torch.uint8).expand(3, -1, -1).contiguous()
+    return F.pil_to_tensor(upright.convert("RGB"))

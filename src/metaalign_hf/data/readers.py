@@ -1,0 +1,289 @@
+"""From a domain's configuration to labelled images: folders, lists and data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .configuration import DomainConfig
+from .digits import load_digits_images, split_digits
+from .images import DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+
+__all__ = ["RawDomain", "read_domain"]
+
+
+@dataclass(frozen=True)
+class RawDomain:
+    """A domain as it was read.
+
+    Attributes:
+        name: Display name.
+        labels: Class names in the order of the label indices; None where there are no labels.
+        train: Training images, with labels where there are labels.
+        test: Test images of their own; None where they are to be held out of `train`.
+        held_out: Indices of `train` to train and to test on, where the domain brings its own fixed split.
+    """
+
+    name: str
+    labels: list[str] | None
+    train: ImageSet
+    test: ImageSet | None = None
+    held_out: tuple[list[int], list[int]] | None = None
+
+
+def read_domain(config: DomainConfig) -> RawDomain:
+    """Read a domain; images are decoded later.
+
+    Args:
+        config: Where it is.
+
+    Returns:
+        The images with their labels, if any.
+
+    Raises:
+        UserError: If something is missing, empty or malformed: one line that names the file, row or key.
+    """
+    return {"digits": _digits, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}[config.kind](config)
+
+
+def _digits(config: DomainConfig) -> RawDomain:
+    name = config.name or ""
+    images, labels = load_digits_images(name)
+    data = ImageSet(name, len(images), TensorLoader(images), labels)
+    return RawDomain(name, [str(digit) for digit in range(10)], data, held_out=split_digits(name))
+
+
+def _imagefolder(config: DomainConfig) -> RawDomain:
+    name = config.describe()
+    classes, train = _read_folder(_required(config), name, None)
+    if config.test_path is None:
+        return RawDomain(name, classes, train)
+    test_classes, test = _read_folder(config.test_path, name, classes)
+    if (test_classes is None) != (classes is None):
+        raise UserError(
+            f"domain {name}: test_path {config.test_path} has class folders and path has not, or vice versa"
+        )
+    return RawDomain(name, classes, train, test)
+
+
+def _read_folder(path: str, name: str, known: list[str] | None) -> tuple[list[str] | None, ImageSet]:
+    """Images of a folder: of its class folders, or, where it has none, unlabelled."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"domain {name}: the folder {folder} does not exist")
+    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        files = find_images(folder)
+        if not files:
+            raise UserError(f"domain {name}: the folder {folder} holds no images and no class folders")
+        return None, ImageSet(name, len(files), FileLoader(tuple(files)), None, tuple(files))
+    classes = known or [p.name for p in folders]
+    files, labels = [], []
+    for class_folder in folders:
+        if class_folder.name not in classes:
+            raise UserError(f"domain {name}: the test folder {class_folder} is no class of the training folder")
+        found = find_images(class_folder)
+        if not found:
+            raise UserError(f"domain {name}: the class folder {class_folder} holds no images; fill or remove it")
+        files += found
+        labels += [classes.index(class_folder.name)] * len(found)
+    return classes, ImageSet(name, len(files), FileLoader(tuple(files)), tuple(labels), tuple(files))
+
+
+def _list(config: DomainConfig) -> RawDomain:
+    name = config.describe()
+    names = _label_names(config)
+    rows = _read_list(_required(config), config, name)
+    test_rows = _read_list(config.test_path, config, name) if config.test_path is not None else None
+    texts = {row.label for row in [*rows, *(test_rows or [])]}
+    if texts == {None}:
+        test = _listed(test_rows, {}, name) if test_rows is not None else None
+        return RawDomain(name, None, _listed(rows, {}, name), test)
+    classes, index = _classes([*rows, *(test_rows or [])], names, config)
+    test = _listed(test_rows, index, name) if test_rows is not None else None
+    return RawDomain(name, classes, _listed(rows, index, name), test)
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: str
+    path: Path
+    label: str | None
+
+
+def _read_list(path: str, config: DomainConfig, name: str) -> list[_Row]:
+    """Rows `path label`; paths may hold spaces, the label is what follows the last one where it is a label."""
+    file = Path(path).expanduser()
+    root = Path(config.root).expanduser() if config.root is not None else file.parent
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"domain {name}: the list {file} cannot be read ({error.strerror})") from error
+    rows, unlabelled = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        image, _, label = line.strip().rpartition(" ")
+        if not image or ("." in label.rpartition("/")[2] and Path(label).suffix.lower() in (".jpg", ".jpeg", ".png")):
+            unlabelled.append(place)
+            image, label = line.strip(), ""
+        rows.append(_Row(place, root / image.strip(), label or None))
+    if not rows:
+        raise UserError(f"domain {name}: the list {file} is empty")
+    if unlabelled and len(unlabelled) < len(rows):
+        raise UserError(f"{unlabelled[0]}: no label after the path; lines are `path label`")
+    for row in rows:
+        if not row.path.is_file():
+            raise UserError(
+                f"{row.place}: image {row.path} does not exist; set root to the folder that paths start from"
+            )
+    return rows
+
+
+def _classes(rows: list[_Row], names: list[str] | None, config: DomainConfig) -> tuple[list[str], dict[str, int]]:
+    """Class names, and the class index of every label text.
+
+    Integer labels are named by `labels_file`, or by the folders of their images where each label has a folder of its
+    own (`Art/Alarm_Clock/00001.jpg 0`), or else by themselves. Other labels are names already.
+    """
+    texts = sorted({row.label for row in rows if row.label is not None})
+    numeric = all(text.lstrip("-").isdigit() for text in texts)
+    if names is not None:
+        index = {}
+        for row in rows:
+            text = row.label or ""
+            if text in names:
+                index[text] = names.index(text)
+            elif text.isdigit() and int(text) < len(names):
+                index[text] = int(text)
+            else:
+                raise UserError(
+                    f"{row.place}: label {text!r} is neither a name in {config.labels_file} nor a number from 0 to "
+                    f"{len(names) - 1}"
+                )
+        return names, index
+    if not numeric:
+        return texts, {text: i for i, text in enumerate(texts)}
+    for row in rows:
+        if int(row.label or 0) < 0:
+            raise UserError(f"{row.place}: label {row.label} is negative")
+    ordered = sorted(texts, key=int)
+    folders = {text: {row.path.parent.name for row in rows if row.label == text} for text in ordered}
+    if all(len(found) == 1 for found in folders.values()):
+        by_folder = [next(iter(folders[text])) for text in ordered]
+        if len(set(by_folder)) == len(by_folder):
+            return by_folder, {text: i for i, text in enumerate(ordered)}
+    return ordered, {text: i for i, text in enumerate(ordered)}
+
+
+def _listed(rows: list[_Row], index: dict[str, int], name: str) -> ImageSet:
+    paths = tuple(row.path for row in rows)
+    labels = tuple(index[row.label] for row in rows if row.label is not None) if index else None
+    return ImageSet(name, len(rows), FileLoader(paths, tuple(row.place for row in rows)), labels, paths)
+
+
+def _label_names(config: DomainConfig) -> list[str] | None:
+    if config.labels_file is None:
+        return None
+    try:
+        names = [line.strip() for line in Path(config.labels_file).expanduser().read_text().splitlines()]
+    except OSError as error:
+        raise UserError(f"labels_file: {config.labels_file} cannot be read ({error.strerror})") from error
+    names = [name for name in names if name]
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"labels_file: {config.labels_file} must hold different class names, one a line")
+    return names
+
+
+def _dataset(config: DomainConfig) -> RawDomain:
+    name = config.describe()
+    splits = _load_splits(config, name)
+    train = _dataset_split(splits, config.train_split, config, name)
+    classes, labels, encoded = _dataset_labels(train, config, name)
+    images = ImageSet(name, len(train), _images_only(train, config, name), labels)
+    if config.test_split is None:
+        return RawDomain(name, classes, images)
+    test = _dataset_split(splits, config.test_split, config, name)
+    test_classes, test_labels, _ = _dataset_labels(test, config, name)
+    if test_classes is not None and classes is not None and not encoded:
+        # Plain values have no fixed order: number the test split's as the training split's.
+        missing = sorted(set(test_classes) - set(classes))
+        if missing:
+            raise UserError(f"domain {name}: class {missing[0]!r} occurs in {config.test_split} only")
+        test_labels = tuple(classes.index(test_classes[i]) for i in test_labels or ())
+    return RawDomain(name, classes, images, ImageSet(name, len(test), _images_only(test, config, name), test_labels))
+
+
+def _load_splits(config: DomainConfig, name: str) -> Any:
+    import datasets
+
+    path = Path(_required(config)).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            found = datasets.load_from_disk(str(path))
+            return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
+        return datasets.load_dataset(str(path), name=config.config_name, revision=config.revision)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"domain {name}: the data set {config.path} cannot be loaded: {reason[:300]}") from error
+
+
+def _dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:
+    """One split, reduced to the rows of the domain."""
+    if split not in splits:
+        raise UserError(f"domain {name}: there is no split {split!r}; the data set has {', '.join(splits)}")
+    data = splits[split]
+    for key, column in (("image_column", config.image_column), ("domain_column", config.domain_column)):
+        if column is not None and column not in data.column_names:
+            raise UserError(f"domain {name}: {key} {column!r} does not exist; columns: {', '.join(data.column_names)}")
+    if config.domain_column is None:
+        return data
+    if config.domain is None:
+        raise UserError(f"domain {name}: domain_column is {config.domain_column}; name the domain to keep as well")
+    feature = data.features[config.domain_column]
+    values = data[config.domain_column]
+    if hasattr(feature, "int2str"):
+        values = [feature.int2str(value) for value in values]
+    texts = [str(value) for value in values]
+    kept = [index for index, text in enumerate(texts) if text == config.domain]
+    if not kept:
+        known = ", ".join(sorted(set(texts))[:20])
+        raise UserError(
+            f"domain {name}: no row of {split} has {config.domain_column} = {config.domain}; it has {known}"
+        )
+    return data.select(kept)
+
+
+def _dataset_labels(
+    data: Any, config: DomainConfig, name: str
+) -> tuple[list[str] | None, tuple[int, ...] | None, bool]:
+    """Class names, label indices, and whether the data set itself fixes the names' order."""
+    if config.label_column not in data.column_names:
+        return None, None, False
+    feature = data.features[config.label_column]
+    values = list(data[config.label_column])
+    if any(value is None for value in values):
+        row = next(index for index, value in enumerate(values) if value is None)
+        raise UserError(f"domain {name}: row {row} has no {config.label_column}")
+    if hasattr(feature, "int2str"):
+        if all(value == -1 for value in values):
+            return None, None, True
+        return list(feature.names), tuple(values), True
+    texts = {str(value) for value in values}
+    names = sorted(texts, key=int) if all(text.isdigit() for text in texts) else sorted(texts)
+    index = {text: i for i, text in enumerate(names)}
+    return names, tuple(index[str(value)] for value in values), False
+
+
+def _images_only(data: Any, config: DomainConfig, name: str) -> DatasetLoader:
+    """The image column alone, so that nothing downstream can reach a label."""
+    return DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)
+
+
+def _required(config: DomainConfig) -> str:
+    if not config.path:
+        raise UserError(f"a domain of kind {config.kind} needs a path")
+    return config.path
