@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -144,14 +144,19 @@ class AlignmentSum(nn.Module):
 
     def classifier_bridges(self) -> list[nn.Linear]:
         """The bridges of all objectives, each subtracted from the classifier."""
-        bridges = [objective.classifier_bridge() for objective in self.objectives.values()]
+        bridges = [objective.classifier_bridge() for objective in self._each()]
         return [bridge for bridge in bridges if bridge is not None]
 
     def task_penalty(self, features: Tensor) -> Tensor | None:
         """The sum of the objectives' task penalties, which belong to the task and are not weighted; or None."""
-        penalties = [objective.task_penalty(features) for objective in self.objectives.values()]
+        penalties = [objective.task_penalty(features) for objective in self._each()]
         present = [penalty for penalty in penalties if penalty is not None]
         return sum(present[1:], present[0]) if present else None
+
+    def _each(self) -> Iterator[AlignmentObjective]:
+        for objective in self.objectives.values():
+            assert isinstance(objective, AlignmentObjective)
+            yield objective
 
 
 def build_alignment(spec: Any, feature_dim: int, num_labels: int) -> AlignmentSum | None:

@@ -47,7 +47,7 @@ def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> li
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset):  # type: ignore[type-arg]
+class _Batches(Dataset):
     """Training batches by number."""
 
     images: ImageSet
@@ -110,7 +110,7 @@ def training_stream(
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=itertools.count(start_batch),  # type: ignore[arg-type]
+        sampler=itertools.count(start_batch),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         # A generator of its own: starting the loader must not draw from the random numbers of training.

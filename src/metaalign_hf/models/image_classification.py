@@ -77,11 +77,10 @@ class MetaAlignForImageClassification(PreTrainedModel):
         config = self.config
         self.bottleneck = None
         if config.bottleneck_dim is not None:
-            self.bottleneck = nn.Sequential(
-                nn.Linear(backbone_dim, config.bottleneck_dim), nn.BatchNorm1d(config.bottleneck_dim), nn.ReLU()
-            )
-            nn.init.normal_(self.bottleneck[0].weight, std=0.005)
-            nn.init.constant_(self.bottleneck[0].bias, 0.1)
+            narrow = nn.Linear(backbone_dim, config.bottleneck_dim)
+            nn.init.normal_(narrow.weight, std=0.005)
+            nn.init.constant_(narrow.bias, 0.1)
+            self.bottleneck = nn.Sequential(narrow, nn.BatchNorm1d(config.bottleneck_dim), nn.ReLU())
         config.feature_dim = config.bottleneck_dim or backbone_dim
         self.classifier = nn.Linear(config.feature_dim, config.num_labels)
         nn.init.xavier_normal_(self.classifier.weight)
@@ -213,7 +212,8 @@ class MetaAlignForImageClassification(PreTrainedModel):
 
     def effective_classifier(self) -> tuple[Tensor, Tensor]:
         """Weight `(K, D)` and bias `(K,)` of the classifier less the objectives' bridges."""
-        weight, bias = self.classifier.weight, self.classifier.bias
+        weight: Tensor = self.classifier.weight
+        bias: Tensor = self.classifier.bias
         for bridge in self.alignment.classifier_bridges() if self.alignment is not None else ():
             weight, bias = weight - bridge.weight, bias - bridge.bias
         return weight, bias
