@@ -201,3 +201,7 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
     return model.eval(), processor
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -358,6 +359,8 @@ def _check(config: Config) -> None:
 def _accelerator(config: Config) -> Accelerator:
     training = config.training
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # A second run in one Python process may want another precision or device than the first.
+    AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != (training.device == "cpu"))
     return Accelerator(
         mixed_precision=training.mixed_precision,
         cpu=training.device == "cpu",

@@ -1,0 +1,274 @@
+"""A run from the command line to a checkpoint that loads: the files, the numbers, determinism, kill and resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from metaalign_hf import load_config, load_domain_pair
+from metaalign_hf.cli import run
+from metaalign_hf.data import evaluation_batches
+from metaalign_hf.evaluation import evaluate_classifier
+
+ROOT = Path(__file__).parents[2]
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+def train(output: Path, *options: str) -> dict:
+    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options]) == 0
+    return json.loads((output / "summary.json").read_text())
+
+
+def lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert lines(first) == lines(second)
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    return output, train(output)
+
+
+def test_the_summary_is_what_the_loaded_checkpoint_measures(finished):
+    output, summary = finished
+    needed = {"source_accuracy", "target_accuracy_before", "target_accuracy_after", "gradient_cosine", "checkpoint"}
+    assert needed <= set(summary) and summary["checkpoint"] == "last"
+    assert -1 <= summary["gradient_cosine"] <= 1
+    model = AutoModelForImageClassification.from_pretrained(output)
+    processor = AutoImageProcessor.from_pretrained(output)
+    pair = load_domain_pair("uci_digits", "mnist")
+    for view, key in ((pair.source_test, "source_accuracy"), (pair.target_evaluation, "target_accuracy_after")):
+        found = evaluate_classifier(model, evaluation_batches(view, processor, 500), 10)
+        assert found.accuracy == summary[key]
+    assert summary["source_test_images"] == 360 and summary["target_test_images"] == 1000
+
+
+def test_the_folder_holds_no_pickle_and_the_metrics_are_complete(finished):
+    output, summary = finished
+    suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".yaml"}
+    steps = [line for line in lines(output) if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert [line["phase"] for line in steps] == ["source"] * 4 + ["adaptation"] * 6
+    assert [line["first"] for line in steps[4:]] == ["task", "alignment"] * 3
+    assert {"task_loss", "alignment_loss", "cosine", "inner_product", "lr"} <= set(steps[-1])
+    cosines = [line["cosine"] for line in steps[4:]]
+    assert summary["gradient_cosine"] == pytest.approx(sum(cosines) / 6)
+    evaluations = {line["evaluation"]: line for line in lines(output) if "evaluation" in line}
+    assert evaluations["before"]["target_accuracy"] == summary["target_accuracy_before"]
+
+
+def test_the_learning_rate_follows_the_published_schedule(finished):
+    steps = [line for line in lines(finished[0]) if "phase" in line]
+    assert [line["lr"] for line in steps[4:]] == pytest.approx([0.01 * (1 + 0.001 * i) ** -0.75 for i in range(6)])
+
+
+def test_the_resolved_configuration_repeats_the_run(finished, tmp_path):
+    output = tmp_path / "again"
+    config = finished[0] / "training_config.yaml"
+    assert run(["train", "--config", str(config), "--training.output_dir", str(output)]) == 0
+    assert_same_run(finished[0], output)
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    train(tmp_path / "other", "--training.seed", "1")
+    assert not torch.equal(weights(finished[0])["classifier.weight"], weights(tmp_path / "other")["classifier.weight"])
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 6])
+def test_law_7_stop_and_resume_is_never_having_stopped(finished, tmp_path, killed_at):
+    """A run that dies after the checkpoint of step `killed_at` (source phase, its end, adaptation) and is resumed."""
+    output = tmp_path / "killed"
+    options = ["--training.checkpoint_every", str(killed_at)]
+    script = (
+        "import sys, os, signal\n"
+        "from metaalign_hf.training import loop\n"
+        "from metaalign_hf.cli import run\n"
+        "save = loop.save_checkpoint\n"
+        "def save_and_die(*args):\n"
+        "    save(*args)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.save_checkpoint = save_and_die\n"
+        "run(sys.argv[1:])\n"
+    )
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(output), *options]
+    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert not (output / "summary.json").exists()
+    with (output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "phase": "adaptation", "lr": 0')  # what a kill in the middle of a line leaves
+    assert run([*arguments, "--training.resume", "true"]) == 0
+    assert_same_run(finished[0], output)
+    summary = json.loads((output / "summary.json").read_text())
+    for key in ("target_accuracy_before", "target_accuracy_after"):
+        assert summary[key] == finished[1][key]
+    assert summary["gradient_cosine"] == pytest.approx(finished[1]["gradient_cosine"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--coordination.method", "joint"],
+        ["--coordination.method", "source_only"],
+        ["--model.alignment", "cdan", "--optimizer.name", "adamw", "--optimizer.schedule", "cosine"],
+        ["--model.alignment", "gvb", "--training.batch_norm", "train", "--training.gradient_accumulation_steps", "2"],
+        ["--training.mixed_precision", "bf16", "--training.max_grad_norm", "1.0"],
+        ["--training.batch_norm", "frozen", "--model.bottleneck_dim", "8"],
+        ["--data.num_workers", "1", "--coordination.first", "alignment", "--coordination.swap_every", "0"],
+    ],
+    ids=lambda options: " ".join(options[::2][:2] + options[1::2][:2]),
+)
+def test_settings_train_to_a_checkpoint_that_loads(options, tmp_path):
+    summary = train(tmp_path / "run", *options)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert summary["method"] == (options[1] if "method" in options[0] else "metaalign")
+    assert (summary["gradient_cosine"] is None) == (summary["method"] != "metaalign")
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+
+
+def test_batch_norm_settings_do_what_they_say(tmp_path):
+    found = {}
+    for setting in ("train", "mixed", "frozen"):
+        train(tmp_path / setting, "--training.batch_norm", setting, "--training.source_steps", "0")
+        found[setting] = {k: v for k, v in weights(tmp_path / setting).items() if "num_batches_tracked" in k}
+    counts = {setting: {int(v) for v in values.values()} for setting, values in found.items()}
+    assert counts == {"train": {12}, "mixed": {6}, "frozen": {0}}, "passes of 6 steps that moved the statistics"
+
+
+def test_a_run_continues_from_a_checkpoint(finished, tmp_path):
+    summary = train(tmp_path / "more", "--model.checkpoint", str(finished[0]), "--training.source_steps", "0")
+    assert summary["target_accuracy_before"] == finished[1]["target_accuracy_after"]
+
+
+def test_evaluate_predict_and_export(finished, tmp_path, capsys):
+    output, summary = finished
+    figures = tmp_path / "figures.json"
+    assert run(["evaluate", str(output), "--data", "mnist", "--output", str(figures)]) == 0
+    assert json.loads(figures.read_text())["accuracy"] == summary["target_accuracy_after"]
+    assert f"{100 * summary['target_accuracy_after']:.2f} %" in capsys.readouterr().out
+
+    pair = load_domain_pair("uci_digits", "mnist")
+    for index in range(3):
+        Image.fromarray(pair.target_test_images[index].permute(1, 2, 0).numpy()).save(tmp_path / f"{index}.png")
+    table = tmp_path / "predictions.csv"
+    assert run(["predict", str(output), str(tmp_path), "--output", str(table)]) == 0
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    classify = pipeline("image-classification", model=str(output))
+    for path, label, share in rows:
+        best = classify(path, top_k=1)[0]
+        assert best["label"] == label and best["score"] == pytest.approx(float(share), abs=1e-5)
+    assert run(["predict", str(output), str(tmp_path / "0.png")]) == 0
+    assert "0.png" in capsys.readouterr().out
+
+    assert run(["export", str(output), str(tmp_path / "native")]) == 0
+    assert run(["evaluate", str(tmp_path / "native"), "--data", "mnist"]) == 0
+    assert f"{100 * summary['target_accuracy_after']:.2f} %" in capsys.readouterr().out
+
+
+def test_law_9_target_labels_change_nothing_but_the_reported_target_accuracy(tmp_path):
+    pair = load_domain_pair("uci_digits", "mnist")
+    (tmp_path / "digits").mkdir()
+    rows = []
+    for index in range(60):
+        name = f"digits/{index}.png"
+        Image.fromarray(pair.target_evaluation[index].permute(1, 2, 0).numpy()).save(tmp_path / name)
+        rows.append((name, pair.target_evaluation.labels[index]))
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    shuffled = [(name, (label + 1) % 10) for name, label in rows]
+    for file, content in (("true", rows), ("shuffled", shuffled)):
+        (tmp_path / f"{file}.txt").write_text("".join(f"{name} {label}\n" for name, label in content))
+        target = [
+            "--data.target",
+            f"list:{tmp_path / file}.txt",
+            "--data.target.labels_file",
+            str(tmp_path / "names.txt"),
+        ]
+        train(tmp_path / file, *target, "--training.evaluate_every", "2")
+
+    def without_target(output):
+        return [{k: v for k, v in line.items() if k != "target_accuracy"} for line in lines(output)]
+
+    assert without_target(tmp_path / "true") == without_target(tmp_path / "shuffled")
+    assert lines(tmp_path / "true") != lines(tmp_path / "shuffled")
+    a, b = weights(tmp_path / "true"), weights(tmp_path / "shuffled")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_accelerate_launch_runs_the_script(finished, tmp_path):
+    output = tmp_path / "launched"
+    command = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "scripts/train.py", "--config", TINY, "--training.output_dir", str(output)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "target mnist" in done.stdout and "metaalign predict" in done.stdout
+    assert_same_run(finished[0], output)
+
+
+def test_trackers_write_offline(tmp_path):
+    train(tmp_path / "run", "--training.trackers", "[tensorboard]")
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_the_published_recipe_is_reachable_by_configuration():
+    config = load_config(ROOT / "examples" / "office_home_published.yaml")
+    assert config.coordination.inner_lr == 100 and config.coordination.relative
+    assert config.optimizer.schedule == "inverse" and config.optimizer.lr == 1e-3
+    assert config.training.max_steps == 10_002 and config.training.batch_size == 24
+    assert (config.data.resize_size, config.data.image_size, config.data.augmentation) == (256, 224, "crop_flip")
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.yaml")))
+def test_every_example_configuration_is_valid(example):
+    config = load_config(ROOT / "examples" / example)
+    assert (
+        yaml.safe_load((ROOT / "examples" / example).read_text())["training"]["max_steps"] == config.training.max_steps
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    arguments = [
+        "train",
+        "--config",
+        TINY,
+        "--training.output_dir",
+        str(tmp_path / "run"),
+        "--training.max_steps",
+        "100000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metaalign_hf.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 120
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--training.resume true" in errors and "Traceback" not in errors
