@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import UserError
 
@@ -89,7 +89,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     arguments, refined = _split_off(arguments, "--data.")
-    options = _parse(parser, arguments)
+    options = parser.parse_args(arguments)
     if options.output is not None:
         _refuse_existing(options.output)
     domain = parse_domain(options.data, refined)
@@ -114,7 +114,7 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
     parser.add_argument("--output", type=Path, help="write file, label and probability of every image to this CSV file")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
-    options = _parse(parser, arguments)
+    options = parser.parse_args(arguments)
     if options.output is not None:
         _refuse_existing(options.output)
     files = image_files(options.images)
@@ -137,7 +137,7 @@ def _predict(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
     parser.add_argument("folder", type=Path, help="new folder for the native model")
-    options = _parse(parser, arguments)
+    options = parser.parse_args(arguments)
     _refuse_existing(options.folder)
     model, processor = _load(options.checkpoint)
     if not hasattr(model, "export_native"):
@@ -148,21 +148,15 @@ def _export(arguments: list[str]) -> None:
     print(f"{type(native).__name__} with its image processor: {options.folder}")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"metaalign {command}", description=description, exit_on_error=False)
+    parser = _Parser(prog=f"metaalign {command}", description=description)
     parser.add_argument("checkpoint", help="folder or Hub id of a checkpoint")
     return parser
-
-
-def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """The parsed arguments; what argparse would print with its usage becomes one line."""
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{parser.prog}: {error}") from error
-    if unknown:
-        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}; see {parser.prog} --help")
-    return options
 
 
 def _split_off(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:

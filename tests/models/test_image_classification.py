@@ -1,5 +1,6 @@
 """The classifier through its public surface: build, forward, save, load, Auto classes, pipeline, native export."""
 
+import copy
 import json
 
 import pytest
@@ -91,7 +92,8 @@ def test_trains_saves_loads_and_exports_bit_identically(name, tmp_path):
     assert torch.equal(native(images).logits, expected)
     native.save_pretrained(tmp_path / "native")
     assert "metaalign" not in (tmp_path / "native" / "config.json").read_text()
-    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path / "native").eval()
+    # The copy lies in aligned memory, as the original does: products of unaligned memory may differ in the last bit.
+    reloaded = copy.deepcopy(AutoModelForImageClassification.from_pretrained(tmp_path / "native")).eval()
     assert torch.equal(reloaded(images).logits, expected)
     assert [reloaded.config.id2label[i] for i in range(3)] == LABELS
 
@@ -113,7 +115,7 @@ def test_every_alignment_survives_a_round_trip(alignment, tmp_path):
     losses = []
     for m in (model.eval(), loaded.eval()):
         losses.append(m(images, domain_labels=domains, progress=0.3).alignment_loss)
-    torch.testing.assert_close(*losses)
+    assert torch.equal(*losses)
 
 
 def test_logits_are_classifier_less_bridge():

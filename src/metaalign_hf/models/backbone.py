@@ -104,9 +104,8 @@ def resolve_backbone(
     if isinstance(name, PreTrainedConfig):
         if pretrained is True:
             raise UserError("backbone: a configuration has no weights; use pretrained=False or give the weights' path")
-        for key, value in options.items():
-            setattr(name, key, value)
-        return BackboneSource(_checked(name, name.model_type), name.model_type, weights, IMAGENET_MEAN, IMAGENET_STD)
+        config = _with_options(_checked(name, name.model_type), options)
+        return BackboneSource(config, name.model_type, weights, IMAGENET_MEAN, IMAGENET_STD)
 
     architecture = name.removeprefix("timm/")
     is_timm = timm.is_model(architecture) and not Path(name).is_dir()
@@ -116,18 +115,19 @@ def resolve_backbone(
     if name in CONFIG_MAPPING_NAMES and not Path(name).is_dir():
         if pretrained is True:
             raise UserError(f"backbone: {name!r} is a model type without weights; use pretrained=False or a Hub id")
-        config = _checked(AutoConfig.for_model(name, **options), name)
+        config = _with_options(_checked(AutoConfig.for_model(name), name), options)
         return BackboneSource(config, name, weights, IMAGENET_MEAN, IMAGENET_STD)
 
     place = f"timm/{_with_default_tag(architecture)}" if is_timm else name
     try:
-        config = AutoConfig.from_pretrained(place, **({} if is_timm else options))
+        config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(_unknown(name, error)) from error
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
         statistics = _timm_statistics(config)
     else:
+        config = _with_options(config, options)
         statistics = _processor_statistics(place)
     source = (weights or place) if pretrained else None
     return BackboneSource(_checked(config, name), name, source, *statistics)
@@ -289,6 +289,21 @@ def _with_default_tag(architecture: str) -> str:
         return architecture
     described = timm.models.get_pretrained_cfg(architecture)
     return f"{architecture}.{described.tag}" if described is not None and described.tag else architecture
+
+
+def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
+    """A new configuration with some entries changed; only entries that the class has."""
+    values = config.to_dict()
+    for key in options:
+        if key not in values:
+            near = get_close_matches(key, values, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
+            raise UserError(f"backbone: a {config.model_type} has no option {key!r}; {hint}")
+    try:
+        # Only what differs from the defaults: derived entries, such as the names of stages, are derived anew.
+        return type(config).from_dict({**config.to_diff_dict(), **options})
+    except Exception as error:
+        raise UserError(f"backbone: {config.model_type} refuses the options: {' '.join(str(error).split())}") from error
 
 
 def _checked(config: PreTrainedConfig, name: str) -> PreTrainedConfig:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -132,6 +133,8 @@ class _Run:
         self.step_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
+        self.source, self.target = self._streams()
+        # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_config(config)
@@ -147,7 +150,6 @@ class _Run:
         training = self.config.training
         started = time.perf_counter()
         total = training.source_steps + training.max_steps
-        source, target = self._streams()
         with _progress_bar(self.console) as bar:
             task = bar.add_task("source phase" if self.step < training.source_steps else "adaptation", total=total)
             bar.update(task, completed=self.step)
@@ -156,7 +158,7 @@ class _Run:
             while self.step < total:
                 adapting = self.step >= training.source_steps
                 bar.update(task, description="adaptation" if adapting else "source phase")
-                self._take_step(source, target, adapting)
+                self._take_step(adapting)
                 bar.advance(task)
         self._save()
         summary = self._summary(time.perf_counter() - started)
@@ -189,7 +191,7 @@ class _Run:
             stream(self.pair.target_train, 2 * training.seed + 1, max(0, self.step - training.source_steps)),
         )
 
-    def _take_step(self, source: Iterator[Batch], target: Iterator[Batch], adapting: bool) -> None:
+    def _take_step(self, adapting: bool) -> None:
         training, settings = self.config.training, self.config.optimizer
         k, device = training.gradient_accumulation_steps, self.accelerator.device
         first, total = (training.source_steps, training.max_steps) if adapting else (0, training.source_steps)
@@ -199,8 +201,8 @@ class _Run:
             self.optimizer.state.clear()
         factor = learning_rate_factor(settings.schedule, local, total, settings.warmup_steps)
         set_learning_rate(self.optimizer, factor)
-        batches = micro_batches(source, k, device)
-        unlabelled = micro_batches(target, k, device) if adapting else []
+        batches = micro_batches(self.source, k, device)
+        unlabelled = micro_batches(self.target, k, device) if adapting else []
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
         self.model.train()
@@ -352,6 +354,13 @@ def _check(config: Config) -> None:
     inner = config.coordination.inner_lr
     if not math.isfinite(inner) or inner < 0:
         raise UserError(f"coordination.inner_lr is {inner}: it must be a finite number, 0 or more")
+    usable = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for tracker in training.trackers:
+        if tracker not in usable:
+            raise UserError(
+                f"training.trackers: {tracker} is unknown or not installed; usable here: "
+                f"{', '.join(sorted(usable)) or 'none'}"
+            )
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
 
@@ -360,7 +369,9 @@ def _accelerator(config: Config) -> Accelerator:
     training = config.training
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # A second run in one Python process may want another precision or device than the first.
-    AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != (training.device == "cpu"))
+    AcceleratorState._reset_state(
+        reset_partial_state=PartialState._shared_state.get("_cpu") != (training.device == "cpu")
+    )
     return Accelerator(
         mixed_precision=training.mixed_precision,
         cpu=training.device == "cpu",

@@ -1,0 +1,165 @@
+"""Bad input on the command line: one clear line on stderr, exit code 2, nothing lost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from metaalign_hf.cli import run
+
+TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run a command that must be refused; returns its one line."""
+    assert run(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metaalign: ") and error.count("\n") == 1
+    return error
+
+
+def train_refused(capsys, tmp_path, *options: str) -> str:
+    error = refused(capsys, "train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), *options)
+    assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.source", "imagefolder:/no/such/folder"], ["/no/such/folder", "does not exist"]),
+        (["--data.target", "minst"], ["minst", "mnist"]),
+        (["--data.target", "photos:here"], ["photos:here", "imagefolder:FOLDER"]),
+        (["--model.backbone", "resnet5O"], ["resnet5O", "resnet50"]),
+        (["--model.backbone", "bert"], ["bert", "no image classifier"]),
+        (["--model.alignment", "dan"], ["dan", "dann"]),
+        (["--model.alignment", "null"], ["model.alignment", "source_only"]),
+        (["--model.checkpoint", "/no/such/checkpoint"], ["model.checkpoint", "/no/such/checkpoint"]),
+        (["--model.backbone_options.depth", "[1, 1]"], ["depth", "depths"]),
+        (["--training.batchsize", "8"], ["training.batchsize", "training.batch_size"]),
+        (["--trainnig.batch_size", "8"], ["trainnig.batch_size", "training.batch_size"]),
+        (["--max_steps", "8"], ["max_steps", "training.max_steps"]),
+        (["--training.batch_size", "many"], ["training.batch_size", "many", "int"]),
+        (["--training.batch_size", "2000"], ["2000", "1437", "batch_size"]),
+        (["--training.batch_size", "0"], ["batch_size", "1 or more"]),
+        (["--training.mixed_precision", "fp8"], ["mixed_precision", "bf16"]),
+        (["--coordination.method", "metalign"], ["coordination.method", "metaalign"]),
+        (["--coordination.inner_lr", "-1"], ["coordination.inner_lr"]),
+        (["--coordination.inner_lr", ".nan"], ["coordination.inner_lr"]),
+        (["--optimizer.lr", "-0.1"], ["optimizer.lr"]),
+        (["--data.image_size", "64"], ["image_size", "64", "18"]),
+        (["--training.seed"], ["training.seed", "lacks its value"]),
+        (["training.seed", "1"], ["training.seed", "--section.key"]),
+        (["--training.trackers", "[no_such_tracker]"], ["no_such_tracker"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value[0].startswith("-") else None,
+)
+def test_a_wrong_option_is_told(options, words, capsys, tmp_path):
+    error = train_refused(capsys, tmp_path, *options)
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_asked_for_and_absent(capsys, tmp_path):
+    assert "cuda" in train_refused(capsys, tmp_path, "--training.device", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {source: mnist, target: mnist_m}\ntrainig: {max_steps: 3}\n", ["trainig", "training"]),
+        ("data: {source: mnist, target: mnist_m, resize: 3}\n", ["data.resize", "data.resize_size"]),
+        ("data: {source: {kind: digits, nmae: mnist}, target: mnist_m}\n", ["data.source.nmae", "data.source.name"]),
+        ("data: {source: mnist}\n", ["data.target is missing"]),
+        ("data: [1, 2\n", ["not valid YAML"]),
+        ("- 1\n", ["must hold sections"]),
+        ("data: 3\n", ["data must be a section"]),
+    ],
+)
+def test_a_wrong_configuration_file_is_told(text, words, capsys, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    error = refused(capsys, "train", "--config", str(path))
+    assert all(word in error for word in [*words, "" if "missing" in words[0] else "run.yaml"]), error
+
+
+def test_a_missing_configuration_file_is_told(capsys):
+    assert "none.yaml" in refused(capsys, "train", "--config", "none.yaml")
+
+
+def test_another_run_is_never_overwritten(capsys, tmp_path):
+    output = tmp_path / "run"
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(output), "--training.max_steps", "1"]
+    assert run(arguments) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert "holds another run" in refused(capsys, *arguments)
+    assert "finished" in refused(capsys, *arguments, "--training.resume", "true")
+    changed = refused(capsys, *arguments, "--training.resume", "true", "--optimizer.lr", "0.5")
+    assert "optimizer.lr" in changed and "0.5" in changed
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def test_a_folder_with_other_things_is_not_used(capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    assert "not empty" in refused(capsys, "train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"))
+
+
+def test_an_unreadable_image_stops_the_run_by_name(capsys, tmp_path):
+    for domain in ("a", "b"):
+        for name in ("cat", "dog"):
+            for number in range(10):
+                path = tmp_path / domain / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (20, 20), (number, 50, 50)).save(path)
+    for number in range(10):
+        (tmp_path / "b" / "cat" / f"{number}.png").write_bytes(b"broken")
+    domains = ["--data.source", f"imagefolder:{tmp_path}/a", "--data.target", f"imagefolder:{tmp_path}/b"]
+    error = refused(capsys, "train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), *domains)
+    assert "b/cat/" in error and "cannot be read" in error
+
+
+def test_a_diverging_run_stops_with_advice(capsys, tmp_path):
+    error = refused(
+        capsys, "train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), "--optimizer.lr", "1e30"
+    )
+    assert "diverged" in error and "optimizer.lr" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "/no/such/run", "--data", "mnist"], ["/no/such/run"]),
+        (["evaluate", "/no/such/run"], ["--data"]),
+        (["evaluate", "x", "--data", "mnist", "--data.domian", "3"], ["data.domian", "data.domain"]),
+        (["evaluate", "x", "--data", "mnist", "--split", "validation"], ["validation"]),
+        (["predict", "/no/such/run", "/no/such.png"], ["/no/such.png"]),
+        (["predict", "/no/such/run"], ["images"]),
+        (["export", "/no/such/run", "native"], ["/no/such/run"]),
+        (["adapt"], ["adapt", "train"]),
+    ],
+)
+def test_the_other_commands_tell_what_is_wrong(arguments, words, capsys):
+    error = refused(capsys, *arguments)
+    assert all(word in error for word in words), error
+
+
+def test_output_files_are_not_overwritten(capsys, tmp_path):
+    (tmp_path / "table.csv").write_text("precious")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    error = refused(capsys, "predict", "any", str(tmp_path / "x.png"), "--output", str(tmp_path / "table.csv"))
+    assert "table.csv exists" in error and (tmp_path / "table.csv").read_text() == "precious"
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "metaalign_hf.cli", "train", "--config", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
