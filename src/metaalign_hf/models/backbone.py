@@ -119,10 +119,13 @@ def resolve_backbone(
         return BackboneSource(config, name, weights, IMAGENET_MEAN, IMAGENET_STD)
 
     place = f"timm/{_with_default_tag(architecture)}" if is_timm else name
+    if "/" not in place and not Path(place).is_dir():
+        # Vision models on the Hub live in a namespace: a bare name is a slip, which need not wait for the network.
+        raise UserError(_unknown(name))
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise UserError(_unknown(name, error)) from error
+        raise UserError(f"{_unknown(name)} ({_first_line(error)})") from error
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
         statistics = _timm_statistics(config)
@@ -300,8 +303,10 @@ def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrain
             hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
             raise UserError(f"backbone: a {config.model_type} has no option {key!r}; {hint}")
     try:
-        # Only what differs from the defaults: derived entries, such as the names of stages, are derived anew.
-        return type(config).from_dict({**config.to_diff_dict(), **options})
+        # What follows from the depth (and serves only backbones of detectors) must be derived anew.
+        derived = ("stage_names", "out_features", "out_indices")
+        kept = {key: value for key, value in config.to_diff_dict().items() if key not in derived}
+        return type(config).from_dict({**kept, **options})
     except Exception as error:
         raise UserError(f"backbone: {config.model_type} refuses the options: {' '.join(str(error).split())}") from error
 
@@ -333,13 +338,10 @@ def _from_file(source: BackboneSource, path: Path) -> PreTrainedModel:
     return model
 
 
-def _unknown(name: str, error: Exception) -> str:
+def _unknown(name: str) -> str:
     near = get_close_matches(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return (
-        f"backbone: {name!r} is no timm name, no local folder and no Hub model that can be loaded{hint} "
-        f"({_first_line(error)})"
-    )
+    return f"backbone: {name!r} is no timm name, no local folder and no Hub model that can be loaded{hint}"
 
 
 def _first_line(error: Exception) -> str:
