@@ -24,8 +24,7 @@ class DANN(AlignmentObjective):
         L = (mean_s BCE(D(R(x)), 1) + mean_t BCE(D(R(x)), 0)) / 2
 
     Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016, sections 4 and 5.2.2. Alignment
-        of
-    predictions as the baseline of MetaAlign and ToAlign (Wei et al. 2021); entropy weights from CDAN, section 3.3.
+    of predictions as the baseline of MetaAlign and ToAlign (Wei et al. 2021); entropy weights from CDAN, section 3.3.
 
     Args:
         feature_dim: Width D of the features.

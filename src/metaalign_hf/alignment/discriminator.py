@@ -14,7 +14,7 @@ __all__ = ["DomainDiscriminator", "domain_loss"]
 class DomainDiscriminator(nn.Module):
     """`Linear-ReLU-Dropout` twice, then a linear layer to one domain logit; optionally less GVB's bridge.
 
-    Weights are Kaiming normal and biases zero (METHOD: GVB, CVPR 2020, section 3).
+    Weights are Kaiming normal and biases zero, as in the published code of GVB (Cui et al., CVPR 2020).
 
     Args:
         in_features: Width of the input.

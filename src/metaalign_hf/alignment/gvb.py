@@ -30,8 +30,7 @@ class GVB(AlignmentObjective):
     together (no 1e-8 inside the logarithm).
 
     Source: Cui et al., "Gradually Vanishing Bridge for Adversarial Domain Adaptation", CVPR 2020, section 3, and the
-        code
-    of Wei et al., "MetaAlign", CVPR 2021.
+    code of Wei et al., "MetaAlign", CVPR 2021.
 
     Args:
         feature_dim: Width D of the features.

@@ -180,8 +180,7 @@ def _objective(name: str) -> type[AlignmentObjective]:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"alignment: unknown objective {name!r}; {hint}known: {_names()} (register your own with "
-            "register_alignment "
-            "before loading)"
+            "register_alignment before loading)"
         )
     return _OBJECTIVES[name]
 

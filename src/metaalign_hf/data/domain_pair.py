@@ -94,9 +94,8 @@ def load_domain_pair(
         source: The source, or its short form.
         target: The target, or its short form.
         label_policy: `strict`: both have the same class names. `shared`: source images of other classes are dropped,
-            and
-            so are those of the target's evaluation view; the target's training images are not filtered, because that
-            would take their labels.
+            and so are those of the target's evaluation view; the target's training images are not filtered, because
+            that would take their labels.
 
     Returns:
         The pair.
@@ -195,8 +194,7 @@ def _agree(source: Domain, target: Domain, policy: str) -> tuple[list[str], list
         if only_target:
             notes.append(
                 f"Target images of classes that the source lacks ({_some(only_target)}) stay in training and "
-                "are left out "
-                "of the evaluation."
+                "are left out of the evaluation."
             )
         return shared, notes
     parts = []

@@ -35,7 +35,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     values = _read_yaml(Path(path))
     for key, value in (overrides or {}).items():
         _check_dotted(key)
-        _merge(values, _nested(key, value))
+        _assign(values, key, value)
     return _to_config(values)
 
 
@@ -59,7 +59,7 @@ def parse_config(arguments: list[str]) -> Config:
             _merge(values, _read_yaml(Path(text)))
         else:
             _check_dotted(key)
-            _merge(values, _nested(key, _parse_value(text)))
+            _assign(values, key, _parse_value(text))
     return _to_config(values)
 
 
@@ -216,22 +216,25 @@ def _unknown_key(key: str) -> str:
     return f"unknown key {key!r}; {hint}"
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a domain in short form is spelled out first, so that an override can refine it."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        if isinstance(inner, str) and part in ("source", "target"):
+            inner = dataclasses.asdict(DomainConfig.parse(inner))
+        values[part] = inner if isinstance(inner, dict) else {}
+        values = values[part]
+    values[last] = value
 
 
 def _merge(values: dict[str, Any], new: dict[str, Any]) -> None:
-    """Merge nested dicts in place; a domain in short form is spelled out first, so that overrides can refine it."""
-    for key, value in new.items():
-        old = values.get(key)
-        if isinstance(old, str) and isinstance(value, dict) and key in ("source", "target"):
-            old = values[key] = dataclasses.asdict(DomainConfig.parse(old))
-        if isinstance(old, dict) and isinstance(value, dict):
-            _merge(old, value)
+    """Merge the sections of a later file over those of an earlier one, in place."""
+    for section, entries in new.items():
+        if isinstance(values.get(section), dict) and isinstance(entries, dict):
+            values[section].update(entries)
         else:
-            values[key] = value
+            values[section] = entries
 
 
 def _one_line(message: str) -> str:

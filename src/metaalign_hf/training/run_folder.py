@@ -45,8 +45,7 @@ def check_output_dir(config: Config) -> Path | None:
     if not config.training.resume:
         raise UserError(
             f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
-            "to go on "
-            "with it"
+            "to go on with it"
         )
     before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text())), _flat(asdict(config))
     for key in sorted({*before, *now} - _FREE):

@@ -1,0 +1,71 @@
+"""What the accuracy benchmarks share: runs that are pinned as JSON and never repeated, and paired statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from metaalign_hf import adapt, load_config
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def machine() -> dict[str, str]:
+    """What a figure depends on besides the code."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    libraries = {name: version(name) for name in ("torch", "transformers", "timm", "accelerate")}
+    return {"device": device, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **libraries}
+
+
+def pinned_run(
+    name: str, config_file: Path, overrides: dict[str, Any], pretrained: Path | None = None
+) -> dict[str, Any]:
+    """The summary of a run; read from `results/NAME.json` where the same run was made before.
+
+    Args:
+        name: Name of the run; may hold slashes.
+        config_file: Configuration.
+        overrides: Dotted keys that differ from it.
+        pretrained: File of pretrained weights; where it lies does not identify the run.
+
+    Returns:
+        The run's `summary.json` and the overrides.
+    """
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["overrides"] == overrides:
+            return found
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"training.output_dir": f"{folder}/run"}
+        if pretrained is not None:
+            places["model.pretrained"] = str(pretrained)
+        config = load_config(config_file, {**overrides, **places})
+        summary = asdict(adapt(config))
+    for key in ("output_dir", "notes"):
+        summary.pop(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"config": config_file.name, "overrides": overrides, **summary}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % confidence interval (Student's t)."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(half)
