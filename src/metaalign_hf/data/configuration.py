@@ -77,6 +77,10 @@ class DomainConfig:
         valid = ", ".join([*DIGITS, "imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME"])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
 
+    def short_form(self) -> str:
+        """The text that `parse` reads, without what refines it."""
+        return str(self.name) if self.kind == "digits" else f"{self.kind}:{self.path}"
+
     def describe(self) -> str:
         """A short name of the domain for tables."""
         base = self.name or (self.path or "").rstrip("/").rsplit("/", 1)[-1] or self.kind

@@ -1,11 +1,13 @@
 """Training: the configuration, the Accelerate loop and its checkpoints."""
 
+from .classification import ClassificationSummary, build_model
 from .configuration import Config, CoordinationConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from .loop import adapt, build_model
+from .loop import adapt
 from .parsing import build_parser, load_config, parse_config, parse_domain
 from .summary import Summary
 
 __all__ = [
+    "ClassificationSummary",
     "Config",
     "CoordinationConfig",
     "ModelConfig",

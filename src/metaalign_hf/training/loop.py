@@ -7,7 +7,8 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,27 +20,24 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from ..data import (
-    DomainPair,
-    build_image_processor,
-    evaluation_batches,
-    load_domain_pair,
-    training_stream,
-)
+from ..data import DomainPair
 from ..errors import UserError
-from ..evaluation import Accuracy, evaluate_classifier
 from ..models import MetaAlignForImageClassification
 from .batch_norm import freeze_batch_norm, resolve_batch_norm
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
-from .configuration import Config, ModelConfig
+from .classification import ClassificationTask
+from .configuration import Config
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
-from .steps import Batch, adaptation_step, build_coordinator, micro_batches, source_step
-from .summary import Summary, print_summary, write_summary
+from .steps import adaptation_step, build_coordinator, micro_batches, source_step
+from .summary import RunFacts, Summary, print_summary, write_summary
+from .task import Scores, Task
 
-__all__ = ["adapt", "build_model"]
+__all__ = ["adapt"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,41 +64,16 @@ def adapt(
     Raises:
         UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges.
     """
-    return _Run(config, pair, model).run()
-
-
-def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
-    """The model that the configuration describes: from a backbone, or from a metaalign checkpoint.
-
-    Raises:
-        UserError: If the backbone or checkpoint cannot be loaded, or the checkpoint has other labels.
-    """
-    if config.checkpoint is None:
-        return MetaAlignForImageClassification.from_backbone(
-            config.backbone,
-            labels,
-            config.alignment,
-            pretrained=config.pretrained,
-            bottleneck_dim=config.bottleneck_dim,
-            **config.backbone_options,
-        )
-    try:
-        model = MetaAlignForImageClassification.from_pretrained(config.checkpoint, dtype=torch.float32)
-    except OSError as error:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    if model.config.labels != labels:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
-        )
-    return model
+    return _Run(config, lambda: ClassificationTask(config, pair, model)).run()
 
 
 class _Run:
-    """One run; `step` counts optimiser steps over both phases."""
+    """One run of a task, which is built once everything that is known without it has been checked.
 
-    def __init__(self, config: Config, pair: DomainPair | None, model: MetaAlignForImageClassification | None) -> None:
+    `step` counts optimiser steps over both phases.
+    """
+
+    def __init__(self, config: Config, build_task: Callable[[], Task]) -> None:
         training = config.training
         self.config = config
         self.output_dir = Path(training.output_dir)
@@ -108,11 +81,9 @@ class _Run:
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)
         checkpoint = check_output_dir(config)
-        self.pair = pair or load_domain_pair(config.data.source, config.data.target, config.data.label_policy)
         set_seed(training.seed)
-        bare = model or build_model(config.model, self.pair.labels)
-        if bare.config.labels != self.pair.labels:
-            raise UserError(f"model: its labels {bare.config.labels[:5]} ... are not those of the pair")
+        self.task = build_task()
+        bare = self.task.model
         if config.coordination.method != "source_only" and not bare.config.alignment:
             raise UserError(
                 f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or use "
@@ -121,19 +92,22 @@ class _Run:
         if training.gradient_checkpointing:
             bare.gradient_checkpointing_enable()
         self.batch_norm = resolve_batch_norm(training.batch_norm, bool(config.model.pretrained))
-        self.processor = build_image_processor(
-            config.data.image_size, config.data.resize_size, bare.config.image_mean, bare.config.image_std
-        )
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.coordinator = build_coordinator(config.coordination, self.optimizer, self.model, self.accelerator)
         self.step = 0
-        self.evaluations: dict[str, dict[str, Accuracy]] = {}
+        self.evaluations: dict[str, dict[str, Scores]] = {}
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.step_seconds: list[float] = []
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.source, self.target = self._streams()
+        k = training.gradient_accumulation_steps
+        self.source, self.target = self.task.streams(
+            k * self.step,
+            k * max(0, self.step - training.source_steps),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -143,7 +117,7 @@ class _Run:
             self.accelerator.init_trackers("metaalign", config=_flat_scalars(config))
 
     @property
-    def bare(self) -> MetaAlignForImageClassification:
+    def bare(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model)
 
     def run(self) -> Summary:
@@ -169,28 +143,6 @@ class _Run:
             self.accelerator.end_training()
         return summary
 
-    def _streams(self) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        config, training = self.config, self.config.training
-        k = training.gradient_accumulation_steps
-
-        def stream(images: Any, seed: int, start_step: int) -> Iterator[Batch]:
-            return training_stream(
-                images,
-                self.processor,
-                batch_size=training.batch_size,
-                seed=seed,
-                augmentation=config.data.augmentation,
-                start_batch=start_step * k,
-                num_workers=config.data.num_workers,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-            )
-
-        return (
-            stream(self.pair.source_train, 2 * training.seed, self.step),
-            stream(self.pair.target_train, 2 * training.seed + 1, max(0, self.step - training.source_steps)),
-        )
-
     def _take_step(self, adapting: bool) -> None:
         training, settings = self.config.training, self.config.optimizer
         k, device = training.gradient_accumulation_steps, self.accelerator.device
@@ -202,24 +154,20 @@ class _Run:
         factor = learning_rate_factor(settings.schedule, local, total, settings.warmup_steps)
         set_learning_rate(self.optimizer, factor)
         batches = micro_batches(self.source, k, device)
-        unlabelled = micro_batches(self.target, k, device) if adapting else []
+        aligning = adapting and self.config.coordination.method != "source_only"
+        unlabelled = micro_batches(self.target, k, device) if aligning else []
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
         self.model.train()
         if self.batch_norm == "frozen":
             freeze_batch_norm(self.bare.backbone)
-        if adapting and self.config.coordination.method != "source_only":
-            report = adaptation_step(
-                self.coordinator,
-                self.model,
-                batches,
-                unlabelled,
-                progress(local, total),
-                local,
-                self.batch_norm == "mixed",
-            )
+        closures = self.task.closures(
+            self.model, batches, unlabelled, progress(local, total), self.batch_norm == "mixed"
+        )
+        if unlabelled:
+            report = adaptation_step(self.coordinator, closures, local)
         else:
-            report = source_step(self.optimizer, self.model, self.accelerator, batches)
+            report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
         if training.max_grad_norm is not None:
             report["gradient_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
         self.optimizer.step()
@@ -243,21 +191,13 @@ class _Run:
             self._checkpoint()
 
     def _evaluate(self, name: str) -> None:
-        views = {"source": self.pair.source_test, "target": self.pair.target_evaluation}
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        found = {}
-        for domain, view in views.items():
-            if view is None:
-                continue
-            batches = evaluation_batches(
-                view, self.processor, self.config.training.evaluation_batch_size, rank=rank, world_size=world
-            )
-            found[domain] = evaluate_classifier(self.model, batches, len(self.pair.labels))
+        found = self.task.evaluate(self.model, self.accelerator.process_index, self.accelerator.num_processes)
         if name in ("before", "after"):
             self.evaluations[name] = found
-        self._log({"evaluation": name, **{f"{domain}_accuracy": value.accuracy for domain, value in found.items()}})
-        words = ", ".join(f"{domain} {100 * value.accuracy:.1f} %" for domain, value in found.items())
-        self.console.print(f"{name:>12}: test accuracy {words}", highlight=False)
+        metric = self.task.metric
+        self._log({"evaluation": name, **{f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}})
+        words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
+        self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
 
     def _log(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -277,7 +217,7 @@ class _Run:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
-                "evaluations": {n: {d: vars(a) for d, a in found.items()} for n, found in self.evaluations.items()},
+                "evaluations": self.evaluations,
                 "cosine_sum": float(self.cosine_sum),
                 "cosine_count": self.cosine_count,
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -291,50 +231,39 @@ class _Run:
         self.step = state["step"]
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
-        self.evaluations = {
-            name: {domain: Accuracy(**values) for domain, values in found.items()}
-            for name, found in state["evaluations"].items()
-        }
+        self.evaluations = state["evaluations"]
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            self.bare.save_pretrained(self.output_dir)
-            self.processor.save_pretrained(self.output_dir)
+            with _no_progress_bars():
+                self.bare.save_pretrained(self.output_dir)
+            self.task.processor.save_pretrained(self.output_dir)
         self.accelerator.wait_for_everyone()
 
     def _summary(self, seconds: float) -> Summary:
-        config, before, after = self.config, self.evaluations["before"], self.evaluations["after"]
-        target_before, target_after = before.get("target"), after.get("target")
-        separated = self.cosine_count > 0
-        return Summary(
+        training = self.config.training
+        facts = RunFacts(
             output_dir=str(self.output_dir),
-            source=self.pair.source_name,
-            target=self.pair.target_name,
-            method=config.coordination.method,
+            source=self.task.names[0],
+            target=self.task.names[1],
+            method=self.config.coordination.method,
             alignment=[entry["name"] for entry in self.bare.config.alignment],
             backbone=self.bare.config.backbone_name or "",
-            seed=config.training.seed,
-            source_steps=config.training.source_steps,
-            adaptation_steps=config.training.max_steps,
-            source_accuracy_before=before["source"].accuracy,
-            source_accuracy=after["source"].accuracy,
-            target_accuracy_before=target_before.accuracy if target_before else None,
-            target_accuracy_after=target_after.accuracy if target_after else None,
-            target_class_mean_before=target_before.class_mean if target_before else None,
-            target_class_mean_after=target_after.class_mean if target_after else None,
-            gradient_cosine=float(self.cosine_sum) / self.cosine_count if separated else None,
-            source_test_images=after["source"].n,
-            target_test_images=target_after.n if target_after else 0,
+            seed=training.seed,
+            source_steps=training.source_steps,
+            adaptation_steps=training.max_steps,
+            gradient_cosine=float(self.cosine_sum) / self.cosine_count if self.cosine_count else None,
             checkpoint="last",
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
-            notes=list(self.pair.notes),
+            notes=self.task.notes,
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
+        return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
 
 
 def _check(config: Config) -> None:
@@ -399,6 +328,18 @@ def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:
         for key, value in values.items():
             flat[f"{section}.{key}"] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
     return flat
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Writing the one file of a model needs no bar of its own."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -1,4 +1,4 @@
-"""One training step: the closures that the coordinators run."""
+"""One training step: a coordinator over the closures of the task."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..coordination import Joint, MetaAlign, frozen_running_statistics
-from ..models import IGNORED_LABEL
+from ..coordination import Joint, MetaAlign
 from .configuration import CoordinationConfig
+from .task import Batch, StepClosures
 
-__all__ = ["Batch", "adaptation_step", "build_coordinator", "micro_batches", "mix", "source_step"]
-
-Batch = dict[str, Tensor]
+__all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step"]
 
 
 def build_coordinator(
@@ -41,81 +39,49 @@ def build_coordinator(
     )
 
 
-def mix(source: Batch, target: Batch) -> Batch:
-    """Source and target in one batch: the target's rows carry label -100 and domain label 1."""
-    count_s, count_t = len(source["pixel_values"]), len(target["pixel_values"])
-    device = source["pixel_values"].device
-    return {
-        "pixel_values": torch.cat([source["pixel_values"], target["pixel_values"]]),
-        "labels": torch.cat([source["labels"], source["labels"].new_full((count_t,), IGNORED_LABEL)]),
-        "domain_labels": torch.cat([torch.zeros(count_s), torch.ones(count_t)]).to(device, torch.long),
-    }
-
-
 def source_step(
-    optimizer: Optimizer, model: nn.Module, accelerator: Accelerator, source: list[Batch]
+    optimizer: Optimizer, model: nn.Module, accelerator: Accelerator, closures: list[Callable[[], Tensor]]
 ) -> dict[str, Tensor]:
     """Leave the gradient of the task loss alone, averaged over the micro-batches, in `.grad`."""
     optimizer.zero_grad(set_to_none=True)
     losses = []
-    for index, batch in enumerate(source):
-        with nullcontext() if index == len(source) - 1 else accelerator.no_sync(model):
-            loss = model(**batch, objective="task").task_loss
-            accelerator.backward(loss / len(source))
+    for index, closure in enumerate(closures):
+        with nullcontext() if index == len(closures) - 1 else accelerator.no_sync(model):
+            loss = closure()
+            accelerator.backward(loss / len(closures))
         losses.append(loss.detach())
     return {"task_loss": torch.stack(losses).mean()}
 
 
-def adaptation_step(
-    coordinator: Joint | MetaAlign,
-    model: nn.Module,
-    source: list[Batch],
-    target: list[Batch],
-    progress: float,
-    step: int,
-    mixed_statistics: bool,
-) -> dict[str, Any]:
+def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step: int) -> dict[str, Any]:
     """Leave the gradient of task and alignment in `.grad`.
 
     Args:
-        coordinator: `Joint` runs one forward on the concatenated batch, `MetaAlign` a task pass on the source and an
-            alignment pass on both domains.
-        model: The (wrapped) model.
-        source: Micro-batches with labels.
-        target: Micro-batches without.
-        progress: Progress of the adaptation in 0..1.
+        coordinator: `Joint` runs the closures of both losses, `MetaAlign` the task and alignment closures.
+        closures: The passes of the step.
         step: Number of the adaptation step, which decides the roles.
-        mixed_statistics: Whether only the pass on both domains moves the running statistics.
 
     Returns:
         The coordinator's report as a dict of tensors and strings.
     """
-    mixed = [mix(s, t) for s, t in zip(source, target, strict=True)]
-
-    def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
-        def run() -> tuple[Tensor, Tensor]:
-            output = model(**batch, progress=progress)
-            return output.task_loss, output.alignment_loss
-
-        return run
-
-    def task(batch: Batch) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with frozen_running_statistics(model) if mixed_statistics else nullcontext():
-                return model(**batch, objective="task").task_loss
-
-        return run
-
-    def alignment(batch: Batch) -> Callable[[], Tensor]:
-        return lambda: model(**batch, progress=progress, objective="alignment").alignment_loss
-
     if isinstance(coordinator, MetaAlign):
-        report = coordinator.backward([task(b) for b in source], [alignment(b) for b in mixed], step=step)
+        report = coordinator.backward(closures.task, closures.alignment, step=step)
     else:
-        report = coordinator.backward(both=[both(b) for b in mixed])
+        report = coordinator.backward(both=closures.both)
     return {name: value for name, value in vars(report).items() if value is not None}
 
 
 def micro_batches(stream: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:
     """The next `count` micro-batches of a stream, on the device."""
-    return [{k: v.to(device, non_blocking=True) for k, v in next(stream).items()} for _ in range(count)]
+    return [{key: _to(value, device) for key, value in next(stream).items()} for _ in range(count)]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, also those inside the dicts and lists of a detection batch."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _to(inner, device) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_to(inner, device) for inner in value]
+    return value

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import shlex
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
 from .run_folder import SUMMARY_FILE
 
-__all__ = ["Summary", "print_summary", "write_summary"]
+__all__ = ["RunFacts", "Summary", "print_summary", "write_summary"]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run achieved. Accuracies are shares of 0..1 on the test splits; all are of the last checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What is known of any finished run, whatever its task.
 
     Attributes:
         output_dir: The run's folder.
@@ -24,20 +26,12 @@ class Summary:
         target: Name of the target domain.
         method: How task and alignment shared a step.
         alignment: Names of the alignment objectives.
-        backbone: The backbone's name.
+        backbone: The backbone's or detector's name.
         seed: Seed of the run.
         source_steps: Steps of the source phase.
         adaptation_steps: Steps of the adaptation phase.
-        source_accuracy_before: Source test accuracy at the end of the source phase.
-        source_accuracy: Source test accuracy at the end.
-        target_accuracy_before: Target test accuracy at the end of the source phase; None without target labels.
-        target_accuracy_after: Target test accuracy at the end; None without target labels.
-        target_class_mean_before: Mean over classes of the target recall at the end of the source phase.
-        target_class_mean_after: The same at the end.
         gradient_cosine: Mean cosine of the task and alignment gradients over the adaptation; None where the method does
             not separate them.
-        source_test_images: Number of source test images.
-        target_test_images: Number of labelled target test images.
         checkpoint: Which checkpoint the numbers come from.
         batch_norm: What batch normalisation did.
         seconds: Wall time of the run's last start, without set-up.
@@ -55,21 +49,41 @@ class Summary:
     seed: int
     source_steps: int
     adaptation_steps: int
-    source_accuracy_before: float
-    source_accuracy: float
-    target_accuracy_before: float | None
-    target_accuracy_after: float | None
-    target_class_mean_before: float | None
-    target_class_mean_after: float | None
     gradient_cosine: float | None
-    source_test_images: int
-    target_test_images: int
     checkpoint: str
     batch_norm: str
     seconds: float
     seconds_per_step: float | None
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RunFacts):
+    """What a run achieved; each task adds its figures. All are of the checkpoint that `checkpoint` names.
+
+    Attributes:
+        source_test_images: Number of source test images.
+        target_test_images: Number of labelled target test images.
+    """
+
+    title: ClassVar[str]
+
+    source_test_images: int
+    target_test_images: int
+
+    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
+        """Rows of the table: name, figure before and after (0..1, None without labels), images."""
+        raise NotImplementedError
+
+    def next_commands(self) -> list[str]:
+        """Commands to try next."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, facts: RunFacts, **figures: Any) -> Summary:
+        """The facts of a run with the figures of its task."""
+        return cls(**{entry.name: getattr(facts, entry.name) for entry in fields(facts)}, **figures)
 
 
 def write_summary(summary: Summary) -> Path:
@@ -85,39 +99,43 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(summary.alignment) or 'no alignment'}"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("test accuracy", "before", "after", "change", "images"):
-        table.add_column(column, justify="left" if column == "test accuracy" else "right")
-    rows = [
-        ("source", summary.source_accuracy_before, summary.source_accuracy, summary.source_test_images),
-        ("target", summary.target_accuracy_before, summary.target_accuracy_after, summary.target_test_images),
-    ]
-    for name, before, after, images in rows:
+    table.add_column(summary.title)
+    for column in ("before", "after", "change", "images"):
+        table.add_column(column, justify="right")
+    for name, before, after, images in summary.rows():
         if before is None or after is None:
-            table.add_row(f"{name} {getattr(summary, name)}", "no labels", "no labels", "", "")
+            table.add_row(name, "no labels", "no labels", "", "")
             continue
         change = f"{100 * (after - before):+.1f}"
-        table.add_row(
-            f"{name} {getattr(summary, name)}", f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images)
-        )
+        table.add_row(name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images))
     console.print(table)
-    console.print(_in_words(summary))
-    for note in summary.notes:
-        console.print(f"Note: {note}")
-    folder = summary.output_dir
-    console.print(f"\nThe adapted model is in {folder}: model, image processor, metrics.jsonl, summary.json.")
-    console.print("Next, try:")
-    console.print(f"  metaalign evaluate {folder} --data DOMAIN", soft_wrap=True)
-    console.print(f"  metaalign predict {folder} IMAGE.png", soft_wrap=True)
-    console.print(f"  metaalign export {folder} {folder}-native", soft_wrap=True)
+    lines = [
+        *_in_words(summary),
+        *(f"Note: {note}" for note in summary.notes),
+        "",
+        f"The adapted model is in {summary.output_dir}: model, image processor, metrics.jsonl, summary.json.",
+        "Next, try:",
+        *(f"  {command}" for command in summary.next_commands()),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _in_words(summary: Summary) -> str:
+def quoted(*words: str) -> str:
+    """A command line that a shell reads as these words."""
+    return shlex.join(words)
+
+
+def _in_words(summary: Summary) -> list[str]:
     phases = f"{summary.adaptation_steps} steps"
     if summary.source_steps:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the untrained classifier)"
     words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. Numbers are of the last checkpoint."]
+    _, before, after, _ = summary.rows()[1]
+    if before is not None and after is not None:
+        words.append(f"Gain on the target: {100 * (after - before):+.1f} points of {summary.title}.")
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
-    return "\n".join(words)
+    return words

@@ -1,0 +1,83 @@
+"""What the loop must know of a task: the one seam between it and image classification or detection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .summary import RunFacts, Summary
+
+__all__ = ["Batch", "Scores", "StepClosures", "Task"]
+
+Batch = dict[str, Any]
+Scores = dict[str, Any]
+"""Figures of one evaluation on one domain, as JSON values: at least the task's `metric` (0..1) and `n`, the images."""
+
+
+@dataclass
+class StepClosures:
+    """The forward passes of one step, one closure per micro-batch.
+
+    Attributes:
+        task: Each runs a pass on the source and returns the task loss.
+        alignment: Each runs a pass on both domains and returns the alignment loss.
+        both: Each runs the pass or passes of a joint step and returns both losses.
+    """
+
+    task: list[Callable[[], Tensor]] = field(default_factory=list)
+    alignment: list[Callable[[], Tensor]] = field(default_factory=list)
+    both: list[Callable[[], tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """A task, with its data and its model.
+
+    Attributes:
+        metric: Name of the figure that is reported first, such as `accuracy`; a key of `Scores`.
+        title: What that figure is called in tables, such as `test accuracy`.
+        model: The bare model.
+        processor: The image processor that is saved beside it.
+        names: Names of the source and of the target.
+        notes: Plain statements about the data.
+    """
+
+    metric: str
+    title: str
+    model: PreTrainedModel
+    processor: Any
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the source and of the target."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain statements about the data."""
+
+    def streams(
+        self, source_batch: int, target_batch: int, rank: int, world_size: int
+    ) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """Endless micro-batches of the source and of the target, from the given numbers on."""
+
+    def closures(
+        self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
+    ) -> StepClosures:
+        """The passes of one step.
+
+        Args:
+            model: The wrapped model.
+            source: Micro-batches with labels.
+            target: Micro-batches without; empty in the source phase, which uses the task closures alone.
+            progress: Progress of the adaptation in 0..1.
+            mixed_statistics: Whether only passes on both domains move the running statistics.
+        """
+
+    def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
+        """Scores on the test images of `source` and, where it has labels, of `target`; a collective call."""
+
+    def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
+        """The summary of a finished run."""
