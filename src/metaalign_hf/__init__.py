@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TrainingConfig,
         adapt,
         load_config,
+        parse_config,
     )
 
 _LAZY = {
@@ -37,6 +38,7 @@ _LAZY = {
         "TrainingConfig",
         "adapt",
         "load_config",
+        "parse_config",
     ),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
@@ -62,6 +64,7 @@ __all__ = [
     "load_config",
     "load_domain",
     "load_domain_pair",
+    "parse_config",
 ]
 
 

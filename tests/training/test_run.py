@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from metaalign_hf import load_config, load_domain_pair
+from metaalign_hf import load_config, load_domain_pair, parse_config
 from metaalign_hf.cli import run
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
@@ -229,6 +229,26 @@ def test_accelerate_launch_runs_the_script(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "target mnist" in done.stdout and "metaalign predict" in done.stdout
     assert_same_run(finished[0], output)
+
+
+def test_the_python_example_runs(tmp_path):
+    assert len((ROOT / "examples" / "python_api.py").read_text().splitlines()) <= 40
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    options = ["--training.source_steps", "2", "--training.max_steps", "2", "--training.evaluation_batch_size", "500"]
+    command = [sys.executable, "examples/python_api.py", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "target accuracy 0." in done.stdout and "score" in done.stdout
+    assert (tmp_path / "runs" / "python_api-native" / "config.json").exists()
+
+
+def test_a_later_option_refines_or_replaces_an_earlier_one(tmp_path):
+    config = parse_config(["--config", TINY, "--data.target.test_fraction", "0.5", "--model.backbone_options", "{}"])
+    assert config.data.target.name == "mnist" and config.data.target.test_fraction == 0.5
+    assert config.model.backbone_options == {}, "a free-form entry is replaced, not merged"
+    (tmp_path / "more.yaml").write_text("training: {max_steps: 77}\n")
+    config = parse_config(["--config", TINY, "--config", str(tmp_path / "more.yaml")])
+    assert (config.training.max_steps, config.training.source_steps) == (77, 4)
 
 
 def test_trackers_write_offline(tmp_path):
