@@ -16,8 +16,9 @@ import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, mean_and_interval, pinned_run
 from safetensors.torch import save_file
+
+from runs import ROOT, mean_and_interval, pinned_run
 
 SEEDS = (0, 1, 2)
 SETTINGS = ("train", "mixed", "frozen")

@@ -107,8 +107,8 @@ def test_law_7_stop_and_resume_is_never_having_stopped(finished, tmp_path, kille
         "from metaalign_hf.training import loop\n"
         "from metaalign_hf.cli import run\n"
         "save = loop.save_checkpoint\n"
-        "def save_and_die(*args):\n"
-        "    save(*args)\n"
+        "def save_and_die(*args, **keywords):\n"
+        "    save(*args, **keywords)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "loop.save_checkpoint = save_and_die\n"
         "run(sys.argv[1:])\n"
@@ -136,7 +136,7 @@ def test_law_7_stop_and_resume_is_never_having_stopped(finished, tmp_path, kille
         ["--model.alignment", "gvb", "--training.batch_norm", "train", "--training.gradient_accumulation_steps", "2"],
         ["--training.mixed_precision", "bf16", "--training.max_grad_norm", "1.0"],
         ["--training.batch_norm", "frozen", "--model.bottleneck_dim", "8"],
-        ["--data.num_workers", "1", "--coordination.first", "alignment", "--coordination.swap_every", "0"],
+        ["--data.num_workers", "1", "--coordination.first", "alignment", "--coordination.swap_every", "2"],
     ],
     ids=lambda options: " ".join(options[::2][:2] + options[1::2][:2]),
 )

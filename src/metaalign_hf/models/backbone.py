@@ -37,6 +37,7 @@ __all__ = [
     "load_pretrained_backbone",
     "pooled_features",
     "resolve_backbone",
+    "use_attention",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -162,6 +163,29 @@ def pooled_features(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """Pooled features `(B, D)` of images `(B, 3, H, W)`."""
     output = backbone(pixel_values)
     return output.pooler_output if isinstance(backbone, TimmWrapperModel) else output.logits
+
+
+def use_attention(backbone: PreTrainedModel, attention: str) -> None:
+    """Choose the attention kernel of a backbone.
+
+    Args:
+        backbone: A native transformers model or a timm wrapper.
+        attention: `eager`, which can be differentiated twice, `sdpa`, or what else the native model knows.
+
+    Raises:
+        UserError: If the backbone does not know it.
+    """
+    if isinstance(backbone, TimmWrapperModel):
+        if attention not in ("eager", "sdpa"):
+            raise UserError(f"model.attention is {attention!r}: a timm backbone has eager and sdpa")
+        for layer in backbone.modules():
+            if hasattr(layer, "fused_attn"):
+                layer.fused_attn = attention == "sdpa"
+        return
+    try:
+        backbone.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.attention: {_first_line(error)}") from error
 
 
 def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:

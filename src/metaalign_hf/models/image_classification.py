@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..alignment import AlignmentBatch, build_alignment
+from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .configuration import MetaAlignConfig
@@ -82,6 +83,8 @@ class MetaAlignForImageClassification(PreTrainedModel):
             nn.init.constant_(narrow.bias, 0.1)
             self.bottleneck = nn.Sequential(narrow, nn.BatchNorm1d(config.bottleneck_dim), nn.ReLU())
         config.feature_dim = config.bottleneck_dim or backbone_dim
+        # Marks the place where the heads begin, for those who hook into it; see `stage_entry`.
+        self.head_entry = nn.Identity()
         self.classifier = nn.Linear(config.feature_dim, config.num_labels)
         nn.init.xavier_normal_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -176,7 +179,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         Returns:
             The output; without labels and domain labels it holds logits and features only.
         """
-        features = pooled_features(self.backbone, pixel_values)
+        features = self.head_entry(pooled_features(self.backbone, pixel_values))
         if self.bottleneck is not None:
             features = self.bottleneck(features)
         logits = F.linear(features, *self.effective_classifier())
@@ -241,6 +244,21 @@ class MetaAlignForImageClassification(PreTrainedModel):
             if parameter.requires_grad:
                 roles[role][name] = parameter
         return roles
+
+    def stage_entry(self, scope: Literal["last_stage", "head"]) -> nn.Module:
+        """The submodule with which the last stage of the backbone, or what follows the backbone, begins.
+
+        Raises:
+            UserError: If the backbone has no stages that can be told apart.
+        """
+        if scope == "head":
+            return self.head_entry
+        try:
+            last = [stage for stage in find_stages(self) if stage.entry is not None][-1]
+        except ValueError as error:
+            raise UserError(f"backbone {self.config.backbone_name}: {error}") from error
+        assert last.entry is not None
+        return last.entry
 
     def export_native(self) -> PreTrainedModel:
         """The plain transformers class with identical logits; see `native_export.export_native`."""

@@ -1,7 +1,9 @@
 """Resumable checkpoints: tensors as safetensors, the rest as JSON, never a pickle.
 
-`checkpoints/step-000500/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Learning rate, reversal
-strength, data order and random numbers are pure functions of the step, so there is nothing else to save.
+`checkpoints/step-000500/` holds `model.safetensors` (and `average.safetensors`, where an average of the weights is
+kept), `optimizer.safetensors` and `state.json`. Under FSDP2 the files hold whole tensors, whatever the shards.
+Learning rate, reversal strength, data order and random numbers are pure functions of the step, so there is nothing else
+to save.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError
@@ -24,9 +26,16 @@ FOLDER = "checkpoints"
 
 
 def save_checkpoint(
-    output_dir: Path, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], keep: int
+    output_dir: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    *,
+    write: bool = True,
 ) -> Path:
-    """Write a checkpoint after `step` steps and delete all but the newest `keep`.
+    """Write a checkpoint after `step` steps and delete all but the newest `keep`; a collective call under FSDP2.
 
     The folder appears under its final name only when it is complete, so that a killed run never leaves half a
     checkpoint.
@@ -34,21 +43,26 @@ def save_checkpoint(
     Args:
         output_dir: The run's folder.
         step: Number of steps taken.
-        model: The bare model.
-        optimizer: Its optimiser.
+        modules: The bare model as `model`, and what else has tensors to keep.
+        optimizer: The model's optimiser.
         state: What else the loop must know, as JSON values.
         keep: How many checkpoints stay.
+        write: Whether this process is the one that writes.
 
     Returns:
         The checkpoint's folder.
     """
     folder = output_dir / FOLDER / f"step-{step:06d}"
+    tensors, numbers = _split_optimizer_state(optimizer)
+    files = {name: _whole(module.state_dict()) for name, module in modules.items()}
+    files["optimizer"] = _whole(tensors)
+    if not write:
+        return folder
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_contiguous(model.state_dict()), partial / "model.safetensors")
-    tensors, numbers = _split_optimizer_state(optimizer)
-    save_file(_contiguous(tensors), partial / "optimizer.safetensors")
+    for name, content in files.items():
+        save_file(content, partial / f"{name}.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, **state}, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -75,19 +89,22 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {folder}: state.json cannot be read ({error}); delete the folder") from error
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put the tensors of a checkpoint into the model and the optimiser.
+def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> None:
+    """Put the tensors of a checkpoint into the modules and the optimiser.
 
     Args:
         folder: As `latest_checkpoint` returns it.
-        model: The bare model.
+        modules: As for `save_checkpoint`.
         optimizer: An optimiser over the same parameters in the same order.
 
     Raises:
         UserError: If a file is damaged or does not fit the model.
     """
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        for name, module in modules.items():
+            state = load_file(folder / f"{name}.safetensors")
+            like = module.state_dict()
+            module.load_state_dict({key: _sharded(value, like.get(key)) for key, value in state.items()}, strict=True)
         tensors = load_file(folder / "optimizer.safetensors")
     except Exception as error:
         reason = str(error).splitlines()[0]
@@ -100,8 +117,14 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in whole.items()}
+
+
+def _sharded(value: Tensor, like: Tensor | None) -> Tensor:
+    """The value, sharded as `like` is."""
+    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
 
 
 def _split_optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -116,9 +139,13 @@ def _split_optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dic
 
 def _restore_optimizer_state(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in {**tensors, **numbers}.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, torch.Tensor) else value
+        if isinstance(value, Tensor):
+            like = parameters[int(index)]
+            value = _sharded(value.clone(), like if like.shape == value.shape else None)
+        state.setdefault(int(index), {})[key] = value
     full = optimizer.state_dict()
     full["state"] = state
     optimizer.load_state_dict(full)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..coordination import frozen_running_statistics
+from ..coordination import SharedPrefix, frozen_running_statistics
 from ..data import (
     DomainConfig,
     DomainPair,
@@ -22,6 +22,7 @@ from ..data import (
 from ..errors import UserError
 from ..evaluation import evaluate_classifier
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
+from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
@@ -127,6 +128,8 @@ class ClassificationTask:
     ) -> StepClosures:
         """A task pass on the source, an alignment pass on both domains, and one forward of both for a joint step."""
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
+        if mixed and (entry := self._shared_entry()) is not None:
+            return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics)
 
         def task(batch: Batch) -> Callable[[], Tensor]:
             def run() -> Tensor:
@@ -146,6 +149,47 @@ class ClassificationTask:
             return run
 
         return StepClosures([task(b) for b in source], [alignment(b) for b in mixed], [both(b) for b in mixed])
+
+    def _shared_entry(self) -> nn.Module | None:
+        """The submodule before which both passes of a step can share one run, or None for full passes."""
+        coordination, training = self.config.coordination, self.config.training
+        if coordination.method != "metaalign" or coordination.inner_scope == "all" or coordination.order == 2:
+            return None
+        if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
+            return None
+        return self.model.stage_entry(coordination.inner_scope)
+
+    def _shared_closures(
+        self,
+        model: nn.Module,
+        entry: nn.Module,
+        source: list[Batch],
+        mixed: list[Batch],
+        progress: float,
+        mixed_statistics: bool,
+    ) -> StepClosures:
+        """Both passes on the mixed batch; the task's goes on from the entry with the source rows alone."""
+        prefixes = [SharedPrefix(self.model, entry) for _ in mixed]
+
+        def task(prefix: SharedPrefix, batch: Batch, labels: Tensor) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                with prefix.run(slice(len(labels)), freeze_statistics=mixed_statistics):
+                    return model(batch["pixel_values"], labels=labels, objective="task").task_loss
+
+            return run
+
+        def alignment(prefix: SharedPrefix, batch: Batch) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                with prefix.run():
+                    return model(**batch, progress=progress, objective="alignment").alignment_loss
+
+            return run
+
+        return StepClosures(
+            task=[task(p, m, s["labels"]) for p, m, s in zip(prefixes, mixed, source, strict=True)],
+            alignment=[alignment(p, m) for p, m in zip(prefixes, mixed, strict=True)],
+            shared=prefixes,
+        )
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
         """Accuracy on the source test images and, where it has labels, on the target's."""
@@ -192,25 +236,30 @@ def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClas
     Raises:
         UserError: If the backbone or checkpoint cannot be loaded, or the checkpoint has other labels.
     """
-    if config.checkpoint is None:
-        return MetaAlignForImageClassification.from_backbone(
-            config.backbone,
-            labels,
-            config.alignment,
-            pretrained=config.pretrained,
-            bottleneck_dim=config.bottleneck_dim,
-            **config.backbone_options,
-        )
+    model = _checkpoint(config.checkpoint, labels) if config.checkpoint is not None else _from_backbone(config, labels)
+    if config.attention is not None:
+        use_attention(model.backbone, config.attention)
+    return model
+
+
+def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
+    return MetaAlignForImageClassification.from_backbone(
+        config.backbone,
+        labels,
+        config.alignment,
+        pretrained=config.pretrained,
+        bottleneck_dim=config.bottleneck_dim,
+        **config.backbone_options,
+    )
+
+
+def _checkpoint(place: str, labels: list[str]) -> MetaAlignForImageClassification:
     try:
-        model = MetaAlignForImageClassification.from_pretrained(config.checkpoint, dtype=torch.float32)
+        model = MetaAlignForImageClassification.from_pretrained(place, dtype=torch.float32)
     except OSError as error:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
     if model.config.labels != labels:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
-        )
+        raise UserError(f"model.checkpoint: {place} knows other labels ({model.config.labels[:5]} ...) than the data")
     return model
 
 

@@ -20,6 +20,8 @@ class ModelConfig:
         alignment: Alignment objective: a name, a mapping with name, weight and options, a list of those, or null.
         checkpoint: A metaalign checkpoint (folder or Hub id) to go on adapting; backbone and alignment are then its
             own.
+        attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
+            switch between eager and their fused kernel.
     """
 
     backbone: str | dict[str, Any] = "timm/resnet50.a1_in1k"
@@ -28,6 +30,7 @@ class ModelConfig:
     bottleneck_dim: int | None = None
     alignment: Any = "gvb"
     checkpoint: str | None = None
+    attention: str | None = None
 
 
 @dataclass
@@ -40,14 +43,28 @@ class CoordinationConfig:
         inner_lr: Inner step size: a factor on each group's learning rate when relative, else absolute.
         relative: Whether inner_lr multiplies the learning rate.
         first: The objective that is meta-train in the first step.
-        swap_every: The roles swap every so many steps; 0 never swaps.
+        roles: alternate, the roles swap every swap_every steps; task or alignment, that objective is always meta-train.
+        swap_every: Steps between swaps.
+        order: 1, perturb and restore; or 2, which adds the second-order term at three times the cost (attention must be
+            eager: model.attention eager).
+        inner_scope: Parameters that take the inner step: all, last_stage (and the heads) or head.
+        share_prefix: With inner_scope last_stage or head, run the layers before it once on the mixed batch for both
+            passes, which makes the step nearly as cheap as a joint one.
+        groups: none, or stage: one learned weight on the inner step per stage of the network, and a report by stage.
+        weight_lr: Step size of these weights; 0 keeps them at 1.
     """
 
     method: Literal["metaalign", "joint", "source_only"] = "metaalign"
     inner_lr: float = 1.0
     relative: bool = True
     first: Literal["task", "alignment"] = "task"
+    roles: Literal["alternate", "task", "alignment"] = "alternate"
     swap_every: int = 1
+    order: Literal[1, 2] = 1
+    inner_scope: Literal["all", "last_stage", "head"] = "all"
+    share_prefix: bool = True
+    groups: Literal["none", "stage"] = "none"
+    weight_lr: float = 0.1
 
 
 @dataclass
@@ -93,6 +110,9 @@ class TrainingConfig:
         mixed_precision: no, bf16 or fp16.
         device: auto, cpu or cuda.
         gradient_checkpointing: Recompute activations of the backbone in the backward pass to save memory.
+        compile: Compile the model with torch.compile.
+        ema_decay: Decay of an exponential moving average of the weights, such as 0.999; the average is then what is
+            evaluated and saved. null keeps none.
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase.
         log_every: Steps between lines of metrics.jsonl.
@@ -113,6 +133,8 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    ema_decay: float | None = None
     seed: int = 0
     evaluate_every: int = 0
     log_every: int = 20

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from timm.utils import ModelEmaV3
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from ..coordination import MetaAlign
 from ..data import DomainPair
 from ..errors import UserError
 from ..models import MetaAlignForImageClassification
@@ -95,6 +98,7 @@ class _Run:
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.coordinator = build_coordinator(config.coordination, self.optimizer, self.model, self.accelerator)
+        self.average = self._weight_average()
         self.step = 0
         self.evaluations: dict[str, dict[str, Scores]] = {}
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
@@ -108,6 +112,7 @@ class _Run:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
+        self._probe()
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -118,7 +123,39 @@ class _Run:
 
     @property
     def bare(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model)
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def _weight_average(self) -> ModelEmaV3 | None:
+        decay = self.config.training.ema_decay
+        if decay is None:
+            return None
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError("training.ema_decay: an average of the weights cannot be kept under FSDP2; use null")
+        return ModelEmaV3(self.bare, decay, use_warmup=True)
+
+    def _probe(self) -> None:
+        """Find out before the first step whether the model can do what the coordination asks of it."""
+        if not isinstance(self.coordinator, MetaAlign) or self.coordinator.order == 1:
+            return
+        source, target = self.task.streams(0, 0, self.accelerator.process_index, self.accelerator.num_processes)
+        device = self.accelerator.device
+        batches = micro_batches(source, 1, device), micro_batches(target, 1, device)
+        self._train_mode()
+        closures = self.task.closures(self.model, *batches, 0.5, self.batch_norm == "mixed")
+        try:
+            self.coordinator.probe(closures.task, closures.alignment)
+        except RuntimeError as error:
+            raise UserError(f"coordination.order: {error} (in a configuration: model.attention: eager)") from error
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.batch_norm == "frozen":
+            freeze_batch_norm(self.bare.base_model)
 
     def run(self) -> Summary:
         training = self.config.training
@@ -158,25 +195,35 @@ class _Run:
         unlabelled = micro_batches(self.target, k, device) if aligning else []
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
-        self.model.train()
-        if self.batch_norm == "frozen":
-            freeze_batch_norm(self.bare.backbone)
+        self._train_mode()
         closures = self.task.closures(
             self.model, batches, unlabelled, progress(local, total), self.batch_norm == "mixed"
         )
-        if unlabelled:
-            report = adaptation_step(self.coordinator, closures, local)
-        else:
-            report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
+        try:
+            if unlabelled:
+                report = adaptation_step(self.coordinator, closures, local)
+            else:
+                report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
+        except FloatingPointError as error:
+            raise UserError(
+                f"training diverged: {error} in step {self.step + 1}; lower optimizer.lr or coordination.inner_lr, or "
+                "set training.max_grad_norm"
+            ) from error
+        clipped = {}
         if training.max_grad_norm is not None:
-            report["gradient_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+            clipped["gradient_norm"] = norm
         self.optimizer.step()
         self.step += 1
-        if "cosine" in report:
-            self.cosine_sum += report["cosine"]
+        if self.average is not None:
+            self.average.update(self.bare, self.step)
+        if report.cosine is not None and not report.skipped:
+            self.cosine_sum += report.cosine
             self.cosine_count += 1
         if self.step % training.log_every == 0 or local + 1 == total:
-            self._log({"phase": "adaptation" if adapting else "source", "lr": settings.lr * factor, **_numbers(report)})
+            numbers = {name: float(value) for name, value in clipped.items()}
+            phase = "adaptation" if adapting else "source"
+            self._log({"phase": phase, "lr": settings.lr * factor, **report.to_dict(), **numbers})
         if adapting:
             self.step_seconds.append(time.perf_counter() - started)
         self._after_step(local + 1 == total, adapting)
@@ -191,7 +238,7 @@ class _Run:
             self._checkpoint()
 
     def _evaluate(self, name: str) -> None:
-        found = self.task.evaluate(self.model, self.accelerator.process_index, self.accelerator.num_processes)
+        found = self.task.evaluate(self.evaluated, self.accelerator.process_index, self.accelerator.num_processes)
         if name in ("before", "after"):
             self.evaluations[name] = found
         metric = self.task.metric
@@ -200,12 +247,6 @@ class _Run:
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
 
     def _log(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(
-                    f"training diverged: {name} is {value} at step {self.step}; lower optimizer.lr or "
-                    "coordination.inner_lr, or set training.max_grad_norm"
-                )
         if self.accelerator.is_main_process:
             with (self.output_dir / METRICS_FILE).open("a") as file:
                 file.write(json.dumps({"step": self.step, **values}) + "\n")
@@ -214,19 +255,34 @@ class _Run:
 
     def _checkpoint(self) -> None:
         training = self.config.training
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "evaluations": self.evaluations,
-                "cosine_sum": float(self.cosine_sum),
-                "cosine_count": self.cosine_count,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            save_checkpoint(self.output_dir, self.step, self.bare, self.optimizer, state, training.keep_checkpoints)
+        scaler = self.accelerator.scaler
+        state = {
+            "evaluations": self.evaluations,
+            "cosine_sum": float(self.cosine_sum),
+            "cosine_count": self.cosine_count,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "coordinator": self.coordinator.state_dict() if isinstance(self.coordinator, MetaAlign) else None,
+        }
+        save_checkpoint(
+            self.output_dir,
+            self.step,
+            self._modules(),
+            self.optimizer,
+            state,
+            training.keep_checkpoints,
+            write=self.accelerator.is_main_process,
+        )
         self.accelerator.wait_for_everyone()
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """The modules whose tensors a checkpoint holds."""
+        modules: dict[str, nn.Module] = {"model": self.bare}
+        if self.average is not None:
+            modules["average"] = self.average.module
+        return modules
+
     def _restore(self, folder: Path) -> None:
-        load_checkpoint(folder, self.bare, self.optimizer)
+        load_checkpoint(folder, self._modules(), self.optimizer)
         state = read_state(folder)
         self.step = state["step"]
         self.cosine_sum += state["cosine_sum"]
@@ -234,12 +290,19 @@ class _Run:
         self.evaluations = state["evaluations"]
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if isinstance(self.coordinator, MetaAlign):
+            self.coordinator.load_state_dict(state["coordinator"])
         self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
+        bare, state = self.bare, None
+        if self.average is not None:
+            bare = self.average.module
+        elif self.accelerator.distributed_type == DistributedType.FSDP:
+            state = self.accelerator.get_state_dict(self.model)  # every process takes part in gathering it
         if self.accelerator.is_main_process:
             with _no_progress_bars():
-                self.bare.save_pretrained(self.output_dir)
+                bare.save_pretrained(self.output_dir, state_dict=state)
             self.task.processor.save_pretrained(self.output_dir)
         self.accelerator.wait_for_everyone()
 
@@ -276,13 +339,14 @@ def _check(config: Config) -> None:
     for name in ("source_steps", "evaluate_every", "checkpoint_every"):
         if getattr(training, name) < 0:
             raise UserError(f"training.{name} is {getattr(training, name)}: it must be 0 or more")
+    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
+        raise UserError(f"training.ema_decay is {training.ema_decay}: it must lie between 0 and 1, or be null")
     for name in ("lr", "weight_decay", "head_multiplier", "discriminator_multiplier", "discriminator_inner_multiplier"):
         value = getattr(optimizer, name)
         if not math.isfinite(value) or value < 0:
             raise UserError(f"optimizer.{name} is {value}: it must be a finite number, 0 or more")
-    inner = config.coordination.inner_lr
-    if not math.isfinite(inner) or inner < 0:
-        raise UserError(f"coordination.inner_lr is {inner}: it must be a finite number, 0 or more")
+    if config.coordination.order == 2 and training.gradient_checkpointing:
+        raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
     usable = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for tracker in training.trackers:
         if tracker not in usable:
@@ -290,6 +354,8 @@ def _check(config: Config) -> None:
                 f"training.trackers: {tracker} is unknown or not installed; usable here: "
                 f"{', '.join(sorted(usable)) or 'none'}"
             )
+    if training.mixed_precision == "fp16" and (training.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("training.mixed_precision: fp16 needs a GPU; use bf16 or no")
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
 
@@ -303,6 +369,7 @@ def _accelerator(config: Config) -> Accelerator:
     )
     return Accelerator(
         mixed_precision=training.mixed_precision,
+        dynamo_backend="inductor" if training.compile else None,
         cpu=training.device == "cpu",
         log_with=training.trackers or None,
         project_dir=training.output_dir,
@@ -314,10 +381,6 @@ def _accelerator(config: Config) -> Accelerator:
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """A different seed for each step and process, so that dropout needs no saved random state."""
     return (seed * 1_000_003 + step) * 1_009 + rank
-
-
-def _numbers(report: dict[str, Any]) -> dict[str, float | str]:
-    return {name: float(v) if isinstance(v, torch.Tensor) else v for name, v in report.items()}
 
 
 def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..coordination import Joint, MetaAlign
+from ..coordination import Joint, MetaAlign, StepReport
+from ..errors import UserError
 from .configuration import CoordinationConfig
 from .task import Batch, StepClosures
 
@@ -21,28 +22,47 @@ __all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step
 def build_coordinator(
     config: CoordinationConfig, optimizer: Optimizer, model: nn.Module, accelerator: Accelerator
 ) -> Joint | MetaAlign:
-    """The coordinator that the configuration names, running its backward passes through accelerate."""
+    """The coordinator that the configuration names, running its backward passes through accelerate.
 
-    def no_sync() -> AbstractContextManager[None]:
-        return accelerator.no_sync(model)
-
-    if config.method != "metaalign":
-        return Joint(optimizer, backward=accelerator.backward, no_sync=no_sync)
-    return MetaAlign(
-        optimizer,
-        config.inner_lr,
-        config.relative,
-        config.first,
-        config.swap_every,
-        backward=accelerator.backward,
-        no_sync=no_sync,
-    )
+    Raises:
+        UserError: If a setting is out of range, or does not work with the way accelerate distributes the model.
+    """
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"coordination: {accelerator.distributed_type.value} keeps gradients and steps to itself, so no inner step "
+            "can be taken; launch with DDP (accelerate launch --multi_gpu) or FSDP2 (--use_fsdp --fsdp_version 2)"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("coordination: FSDP 1 flattens the parameters; launch with --fsdp_version 2")
+    wrapped: dict[str, Any] = {"module": model, "scaler": accelerator.scaler, "backward": accelerator.backward}
+    try:
+        if config.method != "metaalign":
+            return Joint(optimizer, groups=config.groups, **wrapped)
+        return MetaAlign(
+            optimizer,
+            config.inner_lr,
+            config.relative,
+            config.first,
+            roles=config.roles,
+            swap_every=config.swap_every,
+            order=config.order,
+            scope=config.inner_scope,
+            groups=config.groups,
+            weight_lr=config.weight_lr,
+            **wrapped,
+        )
+    except ValueError as error:
+        raise UserError(f"coordination.{error}") from error
 
 
 def source_step(
     optimizer: Optimizer, model: nn.Module, accelerator: Accelerator, closures: list[Callable[[], Tensor]]
-) -> dict[str, Tensor]:
-    """Leave the gradient of the task loss alone, averaged over the micro-batches, in `.grad`."""
+) -> StepReport:
+    """Leave the gradient of the task loss alone, averaged over the micro-batches, in `.grad`.
+
+    Raises:
+        FloatingPointError: If the loss is not finite and its gradient is not scaled.
+    """
     optimizer.zero_grad(set_to_none=True)
     losses = []
     for index, closure in enumerate(closures):
@@ -50,10 +70,13 @@ def source_step(
             loss = closure()
             accelerator.backward(loss / len(closures))
         losses.append(loss.detach())
-    return {"task_loss": torch.stack(losses).mean()}
+    loss = torch.stack(losses).mean()
+    if accelerator.scaler is None and not torch.isfinite(loss):
+        raise FloatingPointError(f"the task loss is {float(loss)}")
+    return StepReport("source", loss, None)
 
 
-def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step: int) -> dict[str, Any]:
+def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step: int) -> StepReport:
     """Leave the gradient of task and alignment in `.grad`.
 
     Args:
@@ -62,13 +85,11 @@ def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step
         step: Number of the adaptation step, which decides the roles.
 
     Returns:
-        The coordinator's report as a dict of tensors and strings.
+        The coordinator's report.
     """
     if isinstance(coordinator, MetaAlign):
-        report = coordinator.backward(closures.task, closures.alignment, step=step)
-    else:
-        report = coordinator.backward(both=closures.both)
-    return {name: value for name, value in vars(report).items() if value is not None}
+        return coordinator.backward(closures.task, closures.alignment, shared=closures.shared, step=step)
+    return coordinator.backward(both=closures.both)
 
 
 def micro_batches(stream: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:

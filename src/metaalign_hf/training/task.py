@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..coordination import SharedPrefix
 from .summary import RunFacts, Summary
 
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
@@ -26,11 +27,13 @@ class StepClosures:
         task: Each runs a pass on the source and returns the task loss.
         alignment: Each runs a pass on both domains and returns the alignment loss.
         both: Each runs the pass or passes of a joint step and returns both losses.
+        shared: The shared prefix of each micro-batch, inside which its passes run; empty for full passes.
     """
 
     task: list[Callable[[], Tensor]] = field(default_factory=list)
     alignment: list[Callable[[], Tensor]] = field(default_factory=list)
     both: list[Callable[[], tuple[Tensor, Tensor]]] = field(default_factory=list)
+    shared: list[SharedPrefix] = field(default_factory=list)
 
 
 class Task(Protocol):

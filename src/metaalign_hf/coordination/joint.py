@@ -1,0 +1,181 @@
+"""The baseline: the plain sum of the two gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from .gradients import add_gradients, inner_products, norm, optimizer_parameters, squared_norms, take_gradients
+from .group_weights import Groups, resolve_groups
+from .report import StepReport
+from .wrapping import no_sync_of, unwrapped
+
+__all__ = ["Closure", "Joint", "JointClosure"]
+
+Closure = Callable[[], Tensor]
+JointClosure = Callable[[], tuple[Tensor, Tensor]]
+
+
+class Joint:
+    """The baseline: the plain sum of the two gradients at theta, `.grad = g_task(theta) + g_alignment(theta)`.
+
+    Args:
+        optimizer: Its parameter groups name the parameters.
+        groups: Groups whose gradients are compared one by one in the report: `none`, `stage` (see `find_stages`), a
+            function from a parameter's name to its group's name, or lists of parameters.
+        module: The model as it is called, wrapped or not. Needed for groups by name; also says how gradients are kept
+            local during accumulation (DistributedDataParallel, FSDP2).
+        scaler: The gradient scaler of fp16 training; gradients are left scaled, as it expects them.
+        backward: Called with each loss instead of `loss.backward()`, e.g. `accelerator.backward`, which scales it.
+        no_sync: Makes a context in which a backward pass does not average gradients over processes; by default that of
+            `module`. It is used for all micro-batches but the last of a pass.
+
+    Raises:
+        ValueError: If `groups` is none of these.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        groups: Groups = "none",
+        module: nn.Module | None = None,
+        scaler: GradScaler | None = None,
+        backward: Callable[[Tensor], None] | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.module = module
+        self.scaler = scaler
+        self._backward = backward or (torch.Tensor.backward if scaler is None else self._scaled_backward)
+        self._no_sync = no_sync if no_sync is not None else no_sync_of(module)
+        bare = None if module is None else unwrapped(module)
+        self.group_names, self._group_of = resolve_groups(groups, optimizer_parameters(optimizer), bare)
+
+    def backward(
+        self,
+        task: Sequence[Closure] = (),
+        alignment: Sequence[Closure] = (),
+        *,
+        both: Sequence[JointClosure] = (),
+    ) -> StepReport:
+        """Leave the joint gradient of the whole accumulated batch in `.grad` (which is overwritten).
+
+        Args:
+            task: Closures that each run a forward pass and return the task loss of one micro-batch.
+            alignment: The same for the alignment loss.
+            both: Closures that return `(task loss, alignment loss)` from one forward pass on the concatenated batch,
+                the cheapest form; the two gradients are then not told apart, and the report has no cosine.
+
+        Returns:
+            The report of this step.
+
+        Raises:
+            ValueError: If neither `both` nor both of `task` and `alignment` are given.
+            FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
+                `skipped` instead.
+        """
+        parameters = optimizer_parameters(self.optimizer)
+        if both and not task and not alignment:
+            self.optimizer.zero_grad(set_to_none=True)
+            task_loss, alignment_loss = self._run_both(both)
+            skipped = self._overflowed("joint", norm(p.grad for p in parameters))
+            return StepReport("joint", task_loss, alignment_loss, skipped=skipped)
+        require_closures(task, alignment, both)
+        self.optimizer.zero_grad(set_to_none=True)
+        task_loss = self._run(task)
+        task_gradients = take_gradients(parameters)
+        alignment_loss = self._run(alignment)
+        measures, _, _ = self._measure(task_gradients, [p.grad for p in parameters])
+        skipped = self._overflowed("task", measures["task_gradient_norm"])
+        skipped |= self._overflowed("alignment", measures["alignment_gradient_norm"])
+        add_gradients(parameters, task_gradients)
+        displacement = task_loss.new_zeros(())
+        return StepReport("joint", task_loss, alignment_loss, displacement=displacement, skipped=skipped, **measures)
+
+    def _run(self, closures: Sequence[Closure]) -> Tensor:
+        """Backward through the mean of the closures' losses; returns that mean."""
+        total: Tensor | None = None
+        for index, closure in enumerate(closures):
+            with nullcontext() if index == len(closures) - 1 else self._no_sync():
+                loss = closure() / len(closures)
+                self._backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
+
+    def _run_both(self, closures: Sequence[JointClosure]) -> tuple[Tensor, Tensor]:
+        """As `_run` for closures with two losses, each averaged by itself."""
+        totals: list[Tensor] = []
+
+        def sum_of(closure: JointClosure) -> Closure:
+            def run() -> Tensor:
+                losses = closure()
+                detached = [loss.detach() / len(closures) for loss in losses]
+                totals[:] = [t + d for t, d in zip(totals, detached, strict=True)] if totals else detached
+                return losses[0] + losses[1]
+
+            return run
+
+        self._run([sum_of(closure) for closure in closures])
+        return totals[0], totals[1]
+
+    def _scaled_backward(self, loss: Tensor) -> None:
+        assert self.scaler is not None
+        self.scaler.scale(loss).backward()
+
+    def _scale(self) -> float:
+        """By how much the gradients in `.grad` are scaled."""
+        return 1.0 if self.scaler is None or not self.scaler.is_enabled() else float(self.scaler.get_scale())
+
+    def _overflowed(self, objective: str, size: Tensor | None) -> bool:
+        """Whether a scaled gradient overflowed; a gradient that is not scaled must be finite."""
+        if size is None or bool(torch.isfinite(size)):
+            return False
+        if self.scaler is not None and self.scaler.is_enabled():
+            return True
+        self.optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"the gradient of the {objective} objective is {float(size)}")
+
+    def _measure(
+        self, task: Sequence[Tensor | None], alignment: Sequence[Tensor | None]
+    ) -> tuple[dict[str, Any], list[int], Tensor | None]:
+        """What a report says of two gradients, and the unscaled inner product of each pair with its index."""
+        scale = self._scale()
+        measures: dict[str, Any] = {}
+        for name, gradients in (("task", task), ("alignment", alignment)):
+            size = norm(gradients)
+            measures[f"{name}_gradient_norm"] = None if size is None else size / scale
+        indices = [i for i, (a, b) in enumerate(zip(task, alignment, strict=True)) if a is not None and b is not None]
+        if not indices:
+            return measures, [], None
+        first, second = [task[i] for i in indices], [alignment[i] for i in indices]
+        products = inner_products(first, second) / scale**2  # type: ignore[arg-type]
+        squares = [squared_norms(x) / scale**2 for x in (first, second)]  # type: ignore[arg-type]
+        measures["inner_product"] = products.sum()
+        measures["cosine"] = _cosine(products.sum(), squares[0].sum(), squares[1].sum())
+        if self.group_names:
+            place = torch.tensor([self._group_of[i] for i in indices], device=products.device)
+            sums = [products.new_zeros(len(self.group_names)).index_add(0, place, x) for x in (products, *squares)]
+            measures["groups"] = tuple(self.group_names)
+            measures["group_inner_products"] = sums[0]
+            measures["group_cosines"] = _cosine(*sums)
+        return measures, indices, products
+
+
+def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`product / sqrt(first second)`, 0 where that has no meaning."""
+    scale = (first * second).sqrt()
+    return torch.where(scale > 0, product / scale.clamp_min(torch.finfo(scale.dtype).tiny), torch.zeros_like(scale))
+
+
+def require_closures(task: Sequence[Closure], alignment: Sequence[Closure], both: Sequence[JointClosure]) -> None:
+    """Refuse a step that lacks an objective, or has both forms at once."""
+    if both or not task or not alignment:
+        raise ValueError("give at least one closure for the task and one for the alignment objective")

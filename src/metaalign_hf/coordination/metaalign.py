@@ -1,0 +1,367 @@
+"""The MetaAlign step, by perturb and restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from .gradients import add_gradients, local, optimizer_parameters, squared_norms, take_gradients
+from .group_weights import Groups, GroupWeights
+from .joint import Closure, Joint, JointClosure, require_closures
+from .report import ROLES, StepReport
+from .second_order import RandomState, vector_jacobian_product
+from .shared_prefix import NOT_THE_ONLY_WAY, SharedPrefix
+from .stages import find_stages
+from .statistics import frozen_running_statistics
+from .wrapping import averaging_of, is_fsdp, unwrapped
+
+__all__ = ["SCHEDULES", "SCOPES", "MetaAlign"]
+
+SCHEDULES = ("alternate", "task", "alignment")
+SCOPES = ("all", "last_stage", "head")
+
+Scope = str | Callable[[str, Tensor], bool]
+
+
+class MetaAlign(Joint):
+    """The MetaAlign step, by perturb and restore.
+
+    With `alpha_p` the inner step size of parameter p and `w_g` the weight of its group (1 without groups)::
+
+        theta'_p = theta_p - alpha_p w_g g_train,p(theta)      for every p in the scope that meta-train reaches
+        .grad    = g_train(theta) + g_test(theta')                                                       order 1
+        .grad    = g_train(theta) + g_test(theta') - J_train(theta)^T (alpha w g_test(theta'))           order 2
+
+    `alpha_p = inner_lr * lr` of p's optimiser group when `relative`, else `inner_lr`; times the group's entry
+    `"inner_lr_multiplier"` where it has one. Each objective is a list of closures, one per micro-batch: the inner step
+    uses the gradient of the whole accumulated batch, so accumulation changes nothing. Parameters are restored exactly
+    (bit for bit), also when a closure raises; gradients are then cleared.
+
+    J is the Jacobian of the meta-train gradient. Order 2 computes the product with a second meta-train pass at theta
+    that keeps its graph, on the same random numbers, without moving running statistics.
+
+    Args:
+        optimizer: Its parameter groups name the parameters and their learning rates.
+        inner_lr: Inner step size, relative to the group's learning rate or absolute. 0 gives the joint gradient.
+        relative: Whether `inner_lr` multiplies each group's current learning rate.
+        first: The objective that is meta-train in step 0 of the schedule `alternate`.
+        roles: `alternate`: the roles swap every `swap_every` steps. `task` or `alignment`: that objective is always
+            meta-train.
+        swap_every: See `roles`.
+        order: 1 or 2.
+        scope: Parameters that take the inner step: `all`; `last_stage` (and everything after it) or `head`, see
+            `find_stages`; or a predicate of a parameter's name and the parameter. Where the scope is a suffix of the
+            network and both passes see the same images, the part before it need not be run twice: see `SharedPrefix`.
+        groups: Groups that get a learned weight: `none`, `stage`, a function from a parameter's name to its group's
+            name, or lists of parameters. See `GroupWeights`.
+        weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
+        module: The model as it is called, wrapped or not: for names, for running statistics (order 2), and for what its
+            wrapper needs. Needed under DistributedDataParallel for order 2 and shared prefixes.
+        scaler: As in `Joint`.
+        backward: As in `Joint`.
+        no_sync: As in `Joint`.
+
+    Raises:
+        ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inner_lr: float = 1.0,
+        relative: bool = True,
+        first: str = "task",
+        *,
+        roles: str = "alternate",
+        swap_every: int = 1,
+        order: Literal[1, 2] = 1,
+        scope: Scope = "all",
+        groups: Groups = "none",
+        weight_lr: float = 0.1,
+        module: nn.Module | None = None,
+        scaler: GradScaler | None = None,
+        backward: Callable[[Tensor], None] | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(optimizer, groups=groups, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        _require_number("inner_lr", inner_lr)
+        _require_number("weight_lr", weight_lr)
+        _require_name("first", first, ROLES)
+        _require_name("roles", roles, SCHEDULES)
+        if swap_every < 1:
+            raise ValueError(f"swap_every is {swap_every}: it must be 1 or more")
+        if order not in (1, 2):
+            raise ValueError(f"order is {order!r}: it must be 1 or 2")
+        if order == 2 and is_fsdp(module):
+            raise ValueError("order is 2: FSDP2 shards cannot be differentiated twice; use order 1, or DDP")
+        self.inner_lr = inner_lr
+        self.relative = relative
+        self.first = first
+        self.roles = roles
+        self.swap_every = swap_every
+        self.order = order
+        self.step = 0
+        parameters = optimizer_parameters(optimizer)
+        self._in_scope = _resolve_scope(scope, parameters, module)
+        self._average = averaging_of(module)
+        self._saved: dict[Tensor, Tensor] = {}
+        self.group_weights: GroupWeights | None = None
+        if self.group_names:
+            self.group_weights = GroupWeights(self.group_names, weight_lr, parameters[0].device)
+
+    def role(self, step: int) -> str:
+        """The objective that is meta-train in the given step, a pure function of the step number."""
+        if self.roles != "alternate":
+            return self.roles
+        swapped = (step // self.swap_every) % 2 == 1
+        return ROLES[1 - ROLES.index(self.first)] if swapped else self.first
+
+    def backward(
+        self,
+        task: Sequence[Closure] = (),
+        alignment: Sequence[Closure] = (),
+        *,
+        both: Sequence[JointClosure] = (),
+        shared: Sequence[SharedPrefix] = (),
+        step: int | None = None,
+    ) -> StepReport:
+        """Leave the MetaAlign gradient of the whole accumulated batch in `.grad` (which is overwritten).
+
+        Args:
+            task: Closures that each run a forward pass and return the task loss of one micro-batch.
+            alignment: The same for the alignment loss.
+            both: Not for MetaAlign, whose two passes run at different parameters.
+            shared: The prefix of each micro-batch inside whose `run` the closures run their passes, if they do.
+            step: Number of the step, which decides the roles; by default the calls are counted from 0.
+
+        Returns:
+            The report of this step.
+
+        Raises:
+            ValueError: If an objective has no closures, `both` is given, or shared prefixes meet order 2.
+            RuntimeError: If something takes a way around a shared prefix, or (order 2) a kernel has no double backward.
+            FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
+                `skipped` instead, and the optimiser's step through the scaler does nothing.
+        """
+        require_closures(task, alignment, both)
+        if shared and self.order == 2:
+            raise ValueError("a shared prefix is for order 1: order 2 runs the meta-train pass once more")
+        step = self.step if step is None else step
+        self.step = step + 1
+        first = self.role(step)
+        second = ROLES[1 - ROLES.index(first)]
+        parameters = optimizer_parameters(self.optimizer)
+        train, test = (task, alignment) if first == "task" else (alignment, task)
+        losses: dict[str, Tensor | None] = {first: None, second: None}
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            random = RandomState([p.device for p in parameters[:1]]) if self.order == 2 else None
+            losses[first] = self._run(train)
+            train_gradients = take_gradients(parameters)
+            sizes = squared_norms([g for g in train_gradients if g is not None]).sum().sqrt()
+            if self._overflowed(first, sizes):
+                add_gradients(parameters, train_gradients)
+                return StepReport(first, losses["task"], losses["alignment"], skipped=True)
+            with self._inner_step(train_gradients) as displacement:
+                losses[second] = self._run(test)
+            test_gradients = [p.grad for p in parameters]
+            ordered = (train_gradients, test_gradients)
+            measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
+            skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
+            if random is not None and not skipped:
+                self._subtract_second_order(train, parameters, train_gradients, test_gradients, random)
+            add_gradients(parameters, train_gradients)
+            if shared:
+                self._finish_shared(shared, parameters)
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            for prefix in shared:
+                prefix.forget()
+            raise
+        if self.group_weights is not None:
+            measures["group_weights"] = self.group_weights.weights()
+            if products is not None and not skipped:
+                self._update_weights(indices, products)
+        return StepReport(
+            first, losses["task"], losses["alignment"], displacement=displacement, skipped=skipped, **measures
+        )
+
+    def probe(self, task: Sequence[Closure], alignment: Sequence[Closure]) -> None:
+        """Try before training what order 2 needs of the model; it changes nothing.
+
+        Args:
+            task: As for `backward`.
+            alignment: As for `backward`.
+
+        Raises:
+            RuntimeError: If a kernel of the model has no double backward; it names the remedy.
+        """
+        if self.order == 1:
+            return
+        parameters = optimizer_parameters(self.optimizer)
+        before = RandomState([p.device for p in parameters[:1]])
+        try:
+            with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
+                for losses in (task, alignment):
+                    vector_jacobian_product(losses[:1], parameters, [p.detach() for p in parameters])
+        finally:
+            before.restore()
+
+    def inner_step_sizes(self) -> list[float]:
+        """`alpha` of every parameter, in the order of the optimiser's groups; 0 outside the scope."""
+        sizes = []
+        for group in self.optimizer.param_groups:
+            size = self.inner_lr * (float(group["lr"]) if self.relative else 1.0)
+            sizes += [size * float(group.get("inner_lr_multiplier", 1.0))] * len(group["params"])
+        return [size if inside else 0.0 for size, inside in zip(sizes, self._in_scope, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values: the step and the group weights."""
+        weights = self.group_weights
+        return {"step": self.step, "group_weights": None if weights is None else weights.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            ValueError: If the group weights are of other groups.
+        """
+        self.step = state["step"]
+        if self.group_weights is not None and state["group_weights"] is not None:
+            self.group_weights.load_state_dict(state["group_weights"])
+
+    def _factors(self) -> list[float]:
+        """`alpha_p w_g` of every parameter."""
+        sizes = self.inner_step_sizes()
+        if self.group_weights is None:
+            return sizes
+        weights = self.group_weights.weights().tolist()
+        return [size * weights[group] for size, group in zip(sizes, self._group_of, strict=True)]
+
+    @contextmanager
+    def _inner_step(self, gradients: list[Tensor | None]) -> Iterator[Tensor]:
+        """Parameters at theta' inside, at theta (the exact same bits) afterwards; yields `|theta' - theta|`."""
+        scale = self._scale()
+        moved = [
+            (p, g, factor / scale)
+            for p, g, factor in zip(optimizer_parameters(self.optimizer), gradients, self._factors(), strict=True)
+            if g is not None and factor > 0
+        ]
+        if not moved:
+            yield torch.zeros(())
+            return
+        parameters = [p for p, _, _ in moved]
+        for p in parameters:
+            if p not in self._saved:
+                self._saved[p] = torch.empty_like(local(p), requires_grad=False)
+        copies = [self._saved[p] for p in parameters]
+        with torch.no_grad():
+            shards = [local(p) for p in parameters]
+            torch._foreach_copy_(copies, shards)
+            steps = torch._foreach_mul([local(g) for _, g, _ in moved], [-factor for _, _, factor in moved])
+            squares = squared_norms([g for _, g, _ in moved])
+            factors = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
+            displacement = (squares * factors.square()).sum().sqrt()
+            torch._foreach_add_(shards, steps)
+            del steps
+        try:
+            yield displacement
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([local(p) for p in parameters], copies)
+
+    def _subtract_second_order(
+        self,
+        train: Sequence[Closure],
+        parameters: Sequence[Tensor],
+        train_gradients: Sequence[Tensor | None],
+        test_gradients: Sequence[Tensor | None],
+        random: RandomState,
+    ) -> None:
+        """`.grad -= J_train^T (alpha w g_test)`, scaled as the gradients are, averaged over processes."""
+        scale = self._scale()
+        vector = [
+            g * (factor / scale) if g is not None and trained is not None and factor > 0 else None
+            for g, trained, factor in zip(test_gradients, train_gradients, self._factors(), strict=True)
+        ]
+        now = RandomState([p.device for p in parameters[:1]])
+        random.restore()
+        try:
+            with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
+                terms = vector_jacobian_product([self._scaled(loss, scale) for loss in train], parameters, vector)
+        finally:
+            now.restore()
+        if self._average is not None:
+            # Every process averages the same tensors, in the same order, whatever its own graph reached.
+            full = [torch.zeros_like(p) if term is None else term for p, term in zip(parameters, terms, strict=True)]
+            self._average(full)
+            terms = [
+                term if p.grad is not None or trained is not None else None
+                for p, term, trained in zip(parameters, full, train_gradients, strict=True)
+            ]
+        add_gradients(parameters, [None if term is None else -term for term in terms])
+
+    def _scaled(self, loss: Closure, scale: float) -> Closure:
+        return lambda: loss() * scale
+
+    def _update_weights(self, indices: list[int], products: Tensor) -> None:
+        """`dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`."""
+        assert self.group_weights is not None
+        sizes = self.inner_step_sizes()
+        alphas = torch.tensor([sizes[i] for i in indices], dtype=products.dtype, device=products.device)
+        place = torch.tensor([self._group_of[i] for i in indices], device=products.device)
+        slopes = products.new_zeros(len(self.group_names)).index_add(0, place, -alphas * products)
+        self.group_weights.update(slopes)
+
+    def _finish_shared(self, shared: Sequence[SharedPrefix], parameters: Sequence[Tensor]) -> None:
+        """Send both passes' gradients through the prefixes, and average what DDP has not seen."""
+        gradients = take_gradients(parameters)
+        for index, prefix in enumerate(shared):
+            with self._no_sync() if index < len(shared) - 1 else nullcontext():
+                prefix.backward()
+        for p, gradient, factor in zip(parameters, gradients, self._factors(), strict=True):
+            if p.grad is not None and (gradient is not None or factor > 0):
+                raise RuntimeError(NOT_THE_ONLY_WAY)
+        if self._average is not None:
+            self._average([p.grad for p in parameters if p.grad is not None])
+        add_gradients(parameters, gradients)
+
+
+def _resolve_scope(scope: Scope, parameters: Sequence[Tensor], module: nn.Module | None) -> list[bool]:
+    if scope == "all":
+        return [True] * len(parameters)
+    if isinstance(scope, str):
+        _require_name("scope", scope, SCOPES)
+    if module is None:
+        raise ValueError("a scope other than all needs the model: give module=")
+    bare = unwrapped(module)
+    if callable(scope):
+        inside = {id(p) for name, p in bare.named_parameters() if scope(name, p)}
+    else:
+        stages = find_stages(bare)
+        chosen = [stage for stage in stages if stage.name == "head"]
+        if scope == "last_stage" or not chosen:
+            chosen += [stage for stage in stages if stage.name != "head"][-1:]
+        names = {name for stage in chosen for name in stage.parameters}
+        inside = {id(p) for name, p in bare.named_parameters() if name in names}
+    found = [id(p) in inside for p in parameters]
+    if not any(found):
+        raise ValueError("scope: no parameter of the optimiser is in it")
+    return found
+
+
+def _require_number(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}: it must be a finite number, 0 or more")
+
+
+def _require_name(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(known)}")

@@ -1,0 +1,55 @@
+"""What the step must know of the wrapper around a model: DistributedDataParallel, FSDP2, torch.compile or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from .gradients import average_over_processes
+
+__all__ = ["averaging_of", "is_fsdp", "no_sync_of", "unwrapped"]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The bare model inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", module)
+        if inner is module:
+            return module
+        module = inner
+
+
+def is_fsdp(module: nn.Module | None) -> bool:
+    """Whether `fully_shard` was applied to the model."""
+    return module is not None and isinstance(unwrapped(module), FSDPModule)
+
+
+def no_sync_of(module: nn.Module | None) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes a context in which a backward pass does not average gradients over processes."""
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync
+    if module is not None and isinstance(inner := unwrapped(module), FSDPModule):
+        return lambda: _unsynchronised(inner)
+    return nullcontext
+
+
+def averaging_of(module: nn.Module | None) -> Callable[[list[Tensor]], None] | None:
+    """Averages tensors over the processes of a DistributedDataParallel model; None for any other."""
+    if not isinstance(module, DistributedDataParallel):
+        return None
+    group = module.process_group
+    return lambda tensors: average_over_processes(tensors, group)
+
+
+@contextmanager
+def _unsynchronised(module: FSDPModule) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
