@@ -325,7 +325,7 @@ class MetaAlign(Joint):
         gradients = take_gradients(parameters)
         for index, prefix in enumerate(shared):
             with self._no_sync() if index < len(shared) - 1 else nullcontext():
-                prefix.backward()
+                prefix.backward(parameters if self._average is not None else None)
         for p, gradient, factor in zip(parameters, gradients, self._factors(), strict=True):
             if p.grad is not None and (gradient is not None or factor > 0):
                 raise RuntimeError(NOT_THE_ONLY_WAY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .gradients import add_gradients
 from .statistics import frozen_running_statistics
 
 __all__ = ["NOT_THE_ONLY_WAY", "SharedPrefix"]
@@ -90,16 +91,26 @@ class SharedPrefix:
             if not reached:
                 raise RuntimeError("the forward pass does not come to the entry of the last stage: cannot share")
 
-    def backward(self) -> None:
+    def backward(self, parameters: Sequence[Tensor] | None = None) -> None:
         """Send the gradient that both passes left at the entry through the prefix, and forget the step.
+
+        Args:
+            parameters: Parameters whose `.grad` is added to without running their hooks. Under DistributedDataParallel
+                a hook that fires outside a synchronised pass would be held against the next one. By default the
+                ordinary backward pass runs.
 
         Raises:
             RuntimeError: If a pass has run backward through the prefix by another way already.
         """
         assert self._hidden is not None and self._leaf is not None
         try:
-            if self._leaf.grad is not None and self._hidden.requires_grad:
+            if self._leaf.grad is None or not self._hidden.requires_grad:
+                return
+            if parameters is None:
                 self._hidden.backward(self._leaf.grad)
+                return
+            found = torch.autograd.grad(self._hidden, list(parameters), self._leaf.grad, allow_unused=True)
+            add_gradients(parameters, found)
         except RuntimeError as error:
             if "second time" in str(error):
                 raise RuntimeError(NOT_THE_ONLY_WAY) from error

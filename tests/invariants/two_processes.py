@@ -1,0 +1,159 @@
+"""Law 3 inside two gloo processes: the gradient of a wrapped model is that of one process on the whole batch.
+
+Run by test_two_processes.py through torch.distributed.run; prints the cases that hold, and fails on the first that does
+not.
+"""
+
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, find_stages
+from networks import Classifier, conv_net, vit
+
+
+def data(rank: int, world: int, micro_batches: int):
+    """Images, classes and domains of this rank's micro-batches; all ranks together have 8 source and 8 target rows."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(16, 3, 16, 16, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (8,), generator=generator)
+    size = 8 // (world * micro_batches)
+    for index in range(micro_batches):
+        start = (rank * micro_batches + index) * size
+        rows = slice(start, start + size)
+        mixed = torch.cat([images[rows], images[8:][rows]])
+        yield mixed, labels[rows], torch.tensor([1.0] * size + [0.0] * size, dtype=torch.float64)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            whole = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+            found[name.removeprefix("module.")] = whole.double()
+    return found
+
+
+def step(model, bare, rank, world, micro_batches, share, steps=2, **options):
+    """The reports and gradients of a task-first and an alignment-first step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    kind = Joint if options.pop("joint", False) else MetaAlign
+    meta = kind(optimizer, module=model, **options)
+    reports = []
+    for number in range(steps):
+        batches = list(data(rank, world, micro_batches))
+        entry = [stage for stage in find_stages(bare) if stage.entry is not None][-1].entry
+        prefixes = [SharedPrefix(bare, entry) for _ in batches] if share else []
+
+        def task(index, batches=batches, prefixes=prefixes):
+            mixed, labels, _ = batches[index]
+            if not prefixes:
+                return model(mixed[: len(labels)], labels, "task")
+            with prefixes[index].run(slice(len(labels))):
+                return model(mixed, labels, "task")
+
+        def alignment(index, batches=batches, prefixes=prefixes):
+            mixed, _, domains = batches[index]
+            if not prefixes:
+                return model(mixed, domains, "alignment")
+            with prefixes[index].run():
+                return model(mixed, domains, "alignment")
+
+        more = {} if kind is Joint else {"shared": prefixes, "step": number}
+        reports.append(
+            meta.backward(
+                [lambda i=i: task(i) for i in range(len(batches))],
+                [lambda i=i: alignment(i) for i in range(len(batches))],
+                **more,
+            )
+        )
+        reports[-1] = (reports[-1].to_dict(), gradients(model))
+    return reports
+
+
+def build(network) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(network()).double()
+
+
+def shard(model: torch.nn.Module, **options) -> torch.nn.Module:
+    parts = list(model.backbone.blocks) if hasattr(model.backbone, "blocks") else [model.backbone[0], model.backbone[2]]
+    for part in [*parts, model.classifier]:
+        fully_shard(part, **options)
+    return fully_shard(model, **options)
+
+
+CASES = {
+    "joint": {"joint": True},
+    "order 1": {},
+    "accumulation": {"micro_batches": 2},
+    "groups": {"groups": "stage", "weight_lr": 5.0},
+    "shared": {"scope": "last_stage", "share": True},
+    "shared accumulation": {"scope": "last_stage", "share": True, "micro_batches": 2},
+    "order 2": {"order": 2},
+    "order 2 accumulation": {"order": 2, "micro_batches": 2},
+}
+
+
+def compare(name: str, found, expected, rtol: float, atol: float) -> None:
+    for number, ((report, grads), (wanted, reference)) in enumerate(zip(found, expected, strict=True)):
+        assert grads.keys() == reference.keys(), (name, number, grads.keys() ^ reference.keys())
+        for key in reference:
+            torch.testing.assert_close(grads[key], reference[key], rtol=rtol, atol=atol, msg=f"{name}, {number}, {key}")
+        for key in wanted:
+            if key in ("cosine", "inner_product", "displacement") or key.startswith("weight/"):
+                assert abs(report[key] - wanted[key]) <= atol + rtol * abs(wanted[key]), (name, number, key)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    assert world == 2, "two processes were asked for"
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    for network in (conv_net, vit):
+        for name, case in CASES.items():
+            options = dict(case)
+            micro_batches, share = options.pop("micro_batches", 1), options.pop("share", False)
+            bare = build(network)
+            expected = step(bare, bare, 0, 1, micro_batches, share, **options)
+
+            bare = build(network)
+            wrapped = DistributedDataParallel(bare, find_unused_parameters=True)
+            found = step(wrapped, bare, rank, world, micro_batches, share, **options)
+            compare(f"ddp {name} {network.__name__}", found, expected, 1e-10, 1e-13)
+
+            if options.get("order") == 2:
+                continue
+            bare = shard(build(network), mesh=mesh)
+            found = step(bare, bare, rank, world, micro_batches, share, **options)
+            compare(f"fsdp {name} {network.__name__}", found, expected, 1e-10, 1e-13)
+
+        reference = build(network).float()
+        expected = step(copy.deepcopy(reference).double(), reference.double(), 0, 1, 1, False)
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=True)
+        bare = shard(build(network).float(), mesh=mesh, mp_policy=half)
+        found = step(bare, bare, rank, world, 1, False)
+        scale = max(float(g.abs().max()) for _, grads in expected for g in grads.values())
+        compare(f"fsdp bf16 {network.__name__}", found, expected, 0.1, 0.02 * scale)
+
+    refused = shard(build(conv_net), mesh=mesh)
+    try:
+        MetaAlign(torch.optim.SGD(refused.parameters(), lr=1.0), order=2, module=refused)
+    except ValueError as error:
+        assert "FSDP2" in str(error)
+    else:
+        raise AssertionError("order 2 under FSDP2 must be refused")
+    dist.barrier()
+    if rank == 0:
+        print("every case holds", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    assert "RANK" in os.environ, "start through torch.distributed.run"
+    main()
