@@ -11,6 +11,10 @@ from PIL import Image
 from metaalign_hf.cli import run
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
+TINY_VIT = [
+    "--model.backbone_options",
+    "{hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 2, image_size: 16, patch_size: 8}",
+]
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -49,6 +53,17 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--coordination.method", "metalign"], ["coordination.method", "metaalign"]),
         (["--coordination.inner_lr", "-1"], ["coordination.inner_lr"]),
         (["--coordination.inner_lr", ".nan"], ["coordination.inner_lr"]),
+        (["--coordination.order", "3"], ["coordination.order", "1, 2"]),
+        (["--coordination.inner_scope", "neck"], ["coordination.inner_scope", "last_stage"]),
+        (["--coordination.groups", "layer"], ["coordination.groups", "stage"]),
+        (["--coordination.roles", "random"], ["coordination.roles", "alternate"]),
+        (
+            ["--coordination.order", "2", "--model.backbone", "vit", *TINY_VIT],
+            ["twice", "attention: eager"],
+        ),
+        (["--model.attention", "fast"], ["model.attention", "fast"]),
+        (["--training.ema_decay", "1.5"], ["training.ema_decay"]),
+        (["--training.mixed_precision", "fp16", "--training.device", "cpu"], ["fp16", "GPU"]),
         (["--optimizer.lr", "-0.1"], ["optimizer.lr"]),
         (["--data.image_size", "64"], ["image_size", "64", "18"]),
         (["--training.seed"], ["training.seed", "lacks its value"]),
@@ -65,6 +80,12 @@ def test_a_wrong_option_is_told(options, words, capsys, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_asked_for_and_absent(capsys, tmp_path):
     assert "cuda" in train_refused(capsys, tmp_path, "--training.device", "cuda")
+
+
+def test_fsdp_asked_for_where_accelerate_cannot_shard(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert "--use_fsdp" in train_refused(capsys, tmp_path, "--training.device", "cpu")
 
 
 @pytest.mark.parametrize(

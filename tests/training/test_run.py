@@ -242,6 +242,21 @@ def test_the_python_example_runs(tmp_path):
     assert (tmp_path / "runs" / "python_api-native" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("example", "options", "words"),
+    [
+        ("drop_in.py", [], "target accuracy"),
+        ("transformers_trainer.py", ["--max_steps", "3", "--logging_steps", "1", "--use_cpu"], "train_loss"),
+    ],
+)
+def test_the_step_works_in_other_loops(example, options, words, tmp_path):
+    assert example != "drop_in.py" or len((ROOT / "examples" / example).read_text().splitlines()) <= 60
+    command = [sys.executable, str(ROOT / "examples" / example), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
 def test_a_later_option_refines_or_replaces_an_earlier_one(tmp_path):
     config = parse_config(["--config", TINY, "--data.target.test_fraction", "0.5", "--model.backbone_options", "{}"])
     assert config.data.target.name == "mnist" and config.data.target.test_fraction == 0.5

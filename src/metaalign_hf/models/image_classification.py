@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -266,7 +267,10 @@ class MetaAlignForImageClassification(PreTrainedModel):
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Trade compute for memory in the backbone."""
-        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
+        with warnings.catch_warnings():
+            # transformers 5 renames the method; this name works in every release that we support.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -363,19 +364,31 @@ def _check(config: Config) -> None:
 def _accelerator(config: Config) -> Accelerator:
     training = config.training
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # Without this, accelerate would run the processes of a launch on a machine without GPUs each for itself.
+    cpu = training.device == "cpu" or not torch.accelerator.is_available()
     # A second run in one Python process may want another precision or device than the first.
-    AcceleratorState._reset_state(
-        reset_partial_state=PartialState._shared_state.get("_cpu") != (training.device == "cpu")
-    )
-    return Accelerator(
+    AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != cpu)
+    accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         dynamo_backend="inductor" if training.compile else None,
-        cpu=training.device == "cpu",
+        cpu=cpu,
         log_with=training.trackers or None,
         project_dir=training.output_dir,
         # The discriminator gets no gradient in the task pass.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"training.device: {launched} processes were launched, and accelerate runs them as "
+            f"{accelerator.num_processes}; launch with accelerate launch --multi_gpu --num_processes N, also on a "
+            "machine without GPUs"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and (
+        accelerator.distributed_type != DistributedType.FSDP
+    ):
+        raise UserError("FSDP was asked for at launch, and accelerate shards on GPUs only; launch without --use_fsdp")
+    return accelerator
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,142 @@
+"""What the step can be asked for, through configuration and the loop: orders, scopes, groups, averages, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from metaalign_hf import load_domain
+from metaalign_hf.cli import run
+from metaalign_hf.data import evaluation_batches
+from metaalign_hf.evaluation import evaluate_classifier
+from test_run import ROOT, TINY, assert_same_run, lines, train, weights
+
+VIT = [
+    *("--model.backbone", "vit_tiny_patch16_224"),
+    *("--model.backbone_options", "{img_size: 16, patch_size: 8, depth: 4, embed_dim: 12, num_heads: 2}"),
+]
+
+
+def steps(output: Path) -> list[dict]:
+    return [line for line in lines(output) if line.get("phase") == "adaptation"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--coordination.order", "2"],
+        ["--coordination.inner_scope", "last_stage", "--training.gradient_accumulation_steps", "2"],
+        ["--coordination.inner_scope", "head", "--model.alignment", "gvb"],
+        ["--coordination.inner_scope", "last_stage", "--training.gradient_checkpointing", "true", *VIT],
+        ["--coordination.groups", "stage", "--coordination.roles", "task", *VIT],
+        ["--coordination.order", "2", "--model.attention", "eager", *VIT],
+        ["--training.ema_decay", "0.9"],
+    ],
+    ids=lambda options: " ".join(options[:4]),
+)
+def test_options_train_to_a_checkpoint_that_loads(options, tmp_path):
+    summary = train(tmp_path / "run", *options, "--coordination.inner_lr", "3")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+    assert summary["gradient_cosine"] is not None
+    taken = steps(tmp_path / "run")
+    assert all(line["displacement"] > 0 for line in taken)
+    if "task" in options:
+        assert {line["first"] for line in taken} == {"task"}
+    if "stage" in options:
+        assert {"weight/stem", "weight/stage4", "cosine/stage1", "inner_product/head"} <= set(taken[-1])
+
+
+def test_a_shared_prefix_trains_to_the_same_weights(tmp_path):
+    options = ["--coordination.inner_scope", "last_stage", "--training.batch_norm", "frozen"]
+    train(tmp_path / "shared", *options)
+    train(tmp_path / "full", *options, "--coordination.share_prefix", "false")
+    shared, full = weights(tmp_path / "shared"), weights(tmp_path / "full")
+    for name in full:
+        torch.testing.assert_close(shared[name], full[name], rtol=1e-4, atol=1e-6, msg=name)
+    train(tmp_path / "all", *options[2:])
+    assert any(not torch.allclose(full[name], value, rtol=1e-4) for name, value in weights(tmp_path / "all").items())
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path):
+    train(tmp_path / "plain", "--training.checkpoint_every", "10")
+    summary = train(tmp_path / "average", "--training.ema_decay", "0.99", "--training.checkpoint_every", "10")
+    raw = [load_file(tmp_path / run_ / "checkpoints/step-000010/model.safetensors") for run_ in ("plain", "average")]
+    assert all(torch.equal(raw[0][name], raw[1][name]) for name in raw[0]), "averaging does not touch training"
+    saved = weights(tmp_path / "average")
+    kept = load_file(tmp_path / "average/checkpoints/step-000010/average.safetensors")
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+    assert not torch.equal(saved["classifier.weight"], weights(tmp_path / "plain")["classifier.weight"])
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "average")
+    batches = evaluation_batches(
+        load_domain("mnist").test, AutoImageProcessor.from_pretrained(tmp_path / "average"), 500
+    )
+    assert evaluate_classifier(model, batches, 10).accuracy == summary["target_accuracy_after"]
+
+
+def test_law_7_holds_with_group_weights_and_an_average(tmp_path):
+    options = ["--coordination.groups", "stage", "--coordination.weight_lr", "5", "--training.ema_decay", "0.9"]
+    options += ["--optimizer.name", "adamw", *VIT]
+    train(tmp_path / "whole", *options)
+    script = (
+        "import sys, os, signal\n"
+        "from metaalign_hf.training import loop\n"
+        "from metaalign_hf.cli import run\n"
+        "save = loop.save_checkpoint\n"
+        "def save_and_die(*args, **keywords):\n"
+        "    save(*args, **keywords)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.save_checkpoint = save_and_die\n"
+        "run(sys.argv[1:])\n"
+    )
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "killed"), *options]
+    arguments += ["--training.checkpoint_every", "7"]
+    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert run([*arguments, "--training.resume", "true"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert steps(tmp_path / "killed")[-1]["weight/stage4"] != 1.0
+
+
+def launch(output: Path, *options: str) -> subprocess.CompletedProcess:
+    # --multi_gpu starts two gloo processes where there is no GPU; --cpu would silently start one.
+    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["scripts/train.py", "--config", TINY, "--training.output_dir", str(output), *options]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
+def test_two_processes_train_as_one(tmp_path):
+    """Half the batch on each of two processes gives the run of one process, its last bits apart."""
+    options = ["--training.batch_norm", "frozen", "--data.augmentation", "none", "--coordination.groups", "stage"]
+    options += ["--model.alignment", "{name: dann, hidden: 16, dropout: 0.0}", *VIT]
+    done = launch(tmp_path / "two", *options, "--training.batch_size", "4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Next, try:") == 1, "only the main process speaks"
+    one = train(tmp_path / "one", *options, "--training.batch_size", "8")
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-5, msg=name)
+    assert two["gradient_cosine"] == pytest.approx(one["gradient_cosine"], abs=1e-3)
+    assert two["target_test_images"] == one["target_test_images"] == 1000
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_to_a_checkpoint_that_loads(tmp_path):
+    train(tmp_path / "run", "--training.compile", "true", "--training.source_steps", "1", "--training.max_steps", "2")
+    assert not any("_orig_mod" in name for name in weights(tmp_path / "run"))
+    AutoModelForImageClassification.from_pretrained(tmp_path / "run")
