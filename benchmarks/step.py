@@ -3,9 +3,10 @@
     python benchmarks/step.py [--networks resnet50_96 vit_small_224 ...] [--rounds 7] [--precision bf16]
 
 All forms of a network are timed interleaved in one process, round by round, after two rounds of warm-up; the ratio is
-that of the medians. Peak memory, of model, optimiser and two steps, is taken in one subprocess per form: of the resident
-set less what Python and its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU. `published` is the form of the authors' code, written from its formula: the
-inner step keeps the graph, the network runs on functional weights, and one backward pass goes through both.
+that of the medians. Peak memory, of model, optimiser and two steps, is taken in one subprocess per form: of the
+resident set less what Python and its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU.
+`published` is the form of the authors' code, written from its formula: the inner step keeps the graph, the network runs
+on functional weights, and one backward pass goes through both.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ class Network:
 
 
 NETWORKS = {
-    "resnet50_96": Network(lambda: Classifier("resnet50"), 96, 12),
-    "resnet50_224": Network(lambda: Classifier("resnet50"), 224, 6),
-    "vit_small_224": Network(lambda: Classifier("vit_small_patch16_224"), 224, 6),
+    "resnet50_96": Network(lambda: Classifier("resnet50"), 96, 24),
+    "resnet50_224": Network(lambda: Classifier("resnet50"), 224, 8),
+    "vit_small_224": Network(lambda: Classifier("vit_small_patch16_224"), 224, 8),
     "rt_detr_r18_160": Network(Detector, 160, 2, detector=True),
 }
 FORMS = ("joint", "order 1", "order 1, groups", "last stage, shared", "order 2", "published")
@@ -280,7 +281,10 @@ def main() -> None:
         found[name] = rows
         for form, row in rows.items():
             figures = (f"{1000 * row['seconds']:.0f}", row["time"], f"{row['MiB']:.0f}", row["memory"])
-            table.add_row(name, form, *(f"{x:.2f}" if isinstance(x, float) else x for x in figures))
+            batch = NETWORKS[name].batch
+            table.add_row(
+                f"{name}, {batch} + {batch}", form, *(f"{x:.2f}" if isinstance(x, float) else x for x in figures)
+            )
     Console(width=120).print(table)
     path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

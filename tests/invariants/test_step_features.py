@@ -105,6 +105,59 @@ def test_groups_by_function_and_by_list_scale_the_inner_step():
     assert not torch.allclose(found[0]["backbone.0.weight"], gradients(model)["backbone.0.weight"], rtol=1e-6)
 
 
+# Inner steps that scale themselves
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_a_trust_ratio_moves_every_tensor_by_a_share_of_its_length(factor):
+    """Whatever the scale of the loss or the learning rate."""
+    model, images, labels, domains = make()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    shares = {}
+
+    def watch():
+        for name, p in model.named_parameters():
+            shares[name] = float(((p - before[name]).norm() / before[name].norm()).detach())
+        return model.alignment(images, domains)
+
+    meta = MetaAlign(sgd(model), 0.02, rule="trust_ratio")
+    meta.backward([lambda: factor * model.task(images[:4], labels)], [watch])
+    moved = {name: share for name, share in shares.items() if share > 0}
+    assert list(moved.values()) == pytest.approx([0.02] * len(moved))
+    assert set(moved) == {name for name in before if not name.startswith("discriminator")}
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_a_normalised_step_has_the_length_that_was_asked_for(factor):
+    model, images, labels, domains = make()
+    meta = MetaAlign(sgd(model), 0.3, rule="normalised")
+    report = meta.backward(
+        [lambda: factor * model.task(images[:4], labels)], [lambda: model.alignment(images, domains)]
+    )
+    assert float(report.displacement) == pytest.approx(0.3)
+
+
+def test_the_guard_shortens_steps_that_overshoot_and_lets_good_ones_grow_back():
+    """On a parabola an inner step beyond the minimum raises the loss above its first-order prediction."""
+    x = torch.tensor([1.0], requires_grad=True)
+    parabola = lambda: (x**2).sum()  # noqa: E731
+    meta = MetaAlign(torch.optim.SGD([x], lr=1.0), 3.0, guard=True)
+    factors = []
+    for _ in range(80):
+        meta.backward([parabola], [parabola])
+        factors.append(meta.guard.factor)
+    assert factors[0] == 1.0 and factors[-1] < 0.5
+    # theta' = (1 - 2 alpha) theta: the curvature term is 4 alpha^2 of the loss, a quarter of it for alpha = 1/4.
+    assert 0.1 < 3.0 * factors[-1] < 0.4
+    again = MetaAlign(torch.optim.SGD([x], lr=1.0), 3.0, guard=True)
+    again.load_state_dict(meta.state_dict())
+    assert again.guard.factor == factors[-1]
+    meta.inner_lr = 0.01
+    for _ in range(200):
+        meta.backward([parabola], [parabola])
+    assert meta.guard.factor == 1.0
+
+
 # Scopes and shared prefixes
 
 
@@ -351,6 +404,7 @@ def test_a_network_without_stages_is_refused():
         ({"groups": "layer"}, "none, stage"),
         ({"roles": "random"}, "alternate, task, alignment"),
         ({"weight_lr": float("inf")}, "weight_lr"),
+        ({"rule": "adaptive"}, "fixed, trust_ratio, normalised"),
         ({"scope": "head", "module": None}, "module="),
         ({"groups": "stage", "module": None}, "module="),
         ({"scope": lambda name, p: False}, "no parameter"),

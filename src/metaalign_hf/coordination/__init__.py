@@ -25,6 +25,7 @@ Adaptation", CVPR 2021, section 3.
 """
 
 from .group_weights import GroupWeights
+from .inner_step import RULES, StepGuard, step_sizes
 from .joint import Joint
 from .metaalign import SCHEDULES, SCOPES, MetaAlign
 from .report import ROLES, StepReport
@@ -34,6 +35,7 @@ from .statistics import frozen_running_statistics
 
 __all__ = [
     "ROLES",
+    "RULES",
     "SCHEDULES",
     "SCOPES",
     "GroupWeights",
@@ -41,7 +43,9 @@ __all__ = [
     "MetaAlign",
     "SharedPrefix",
     "Stage",
+    "StepGuard",
     "StepReport",
     "find_stages",
     "frozen_running_statistics",
+    "step_sizes",
 ]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from .gradients import add_gradients, local, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, GroupWeights
+from .inner_step import RULES, StepGuard, step_sizes
 from .joint import Closure, Joint, JointClosure, require_closures
 from .report import ROLES, StepReport
 from .second_order import RandomState, vector_jacobian_product
@@ -39,18 +40,18 @@ class MetaAlign(Joint):
         .grad    = g_train(theta) + g_test(theta')                                                       order 1
         .grad    = g_train(theta) + g_test(theta') - J_train(theta)^T (alpha w g_test(theta'))           order 2
 
-    `alpha_p = inner_lr * lr` of p's optimiser group when `relative`, else `inner_lr`; times the group's entry
-    `"inner_lr_multiplier"` where it has one. Each objective is a list of closures, one per micro-batch: the inner step
-    uses the gradient of the whole accumulated batch, so accumulation changes nothing. Parameters are restored exactly
-    (bit for bit), also when a closure raises; gradients are then cleared.
+    `alpha_p` follows from `inner_lr` by a rule, see `step_sizes`; it is held constant, also by order 2.
+    Each objective is a list of closures, one per micro-batch: the inner step uses the gradient of the whole accumulated
+    batch, so accumulation changes nothing. Parameters are restored exactly (bit for bit), also when a closure raises;
+    gradients are then cleared.
 
     J is the Jacobian of the meta-train gradient. Order 2 computes the product with a second meta-train pass at theta
     that keeps its graph, on the same random numbers, without moving running statistics.
 
     Args:
         optimizer: Its parameter groups name the parameters and their learning rates.
-        inner_lr: Inner step size, relative to the group's learning rate or absolute. 0 gives the joint gradient.
-        relative: Whether `inner_lr` multiplies each group's current learning rate.
+        inner_lr: Inner step size. 0 gives the joint gradient. May be set anew between steps, for a schedule.
+        relative: Whether `inner_lr` multiplies each group's current learning rate (rule `fixed`).
         first: The objective that is meta-train in step 0 of the schedule `alternate`.
         roles: `alternate`: the roles swap every `swap_every` steps. `task` or `alignment`: that objective is always
             meta-train.
@@ -61,6 +62,8 @@ class MetaAlign(Joint):
             network and both passes see the same images, the part before it need not be run twice: see `SharedPrefix`.
         groups: Groups that get a learned weight: `none`, `stage`, a function from a parameter's name to its group's
             name, or lists of parameters. See `GroupWeights`.
+        rule: `fixed`, as published, or `trust_ratio` or `normalised`, which scale themselves; see `step_sizes`.
+        guard: Shorten steps that leave the region in which the first order holds; see `StepGuard`.
         weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
         module: The model as it is called, wrapped or not: for names, for running statistics (order 2), and for what its
             wrapper needs. Needed under DistributedDataParallel for order 2 and shared prefixes.
@@ -84,6 +87,8 @@ class MetaAlign(Joint):
         order: Literal[1, 2] = 1,
         scope: Scope = "all",
         groups: Groups = "none",
+        rule: str = "fixed",
+        guard: bool = False,
         weight_lr: float = 0.1,
         module: nn.Module | None = None,
         scaler: GradScaler | None = None,
@@ -95,6 +100,7 @@ class MetaAlign(Joint):
         _require_number("weight_lr", weight_lr)
         _require_name("first", first, ROLES)
         _require_name("roles", roles, SCHEDULES)
+        _require_name("rule", rule, RULES)
         if swap_every < 1:
             raise ValueError(f"swap_every is {swap_every}: it must be 1 or more")
         if order not in (1, 2):
@@ -107,6 +113,8 @@ class MetaAlign(Joint):
         self.roles = roles
         self.swap_every = swap_every
         self.order = order
+        self.rule = rule
+        self.guard = StepGuard() if guard else None
         self.step = 0
         parameters = optimizer_parameters(optimizer)
         self._in_scope = _resolve_scope(scope, parameters, module)
@@ -169,17 +177,19 @@ class MetaAlign(Joint):
             if self._overflowed(first, sizes):
                 add_gradients(parameters, train_gradients)
                 return StepReport(first, losses["task"], losses["alignment"], skipped=True)
-            with self._inner_step(train_gradients) as displacement:
+            alphas = self.inner_step_sizes(train_gradients)
+            factors = self._weighted(alphas)
+            with self._inner_step(train_gradients, factors) as displacement:
                 losses[second] = self._run(test)
             test_gradients = [p.grad for p in parameters]
             ordered = (train_gradients, test_gradients)
             measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
             skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
             if random is not None and not skipped:
-                self._subtract_second_order(train, parameters, train_gradients, test_gradients, random)
+                self._subtract_second_order(train, parameters, factors, test_gradients, random)
             add_gradients(parameters, train_gradients)
             if shared:
-                self._finish_shared(shared, parameters)
+                self._finish_shared(shared, parameters, factors)
         except BaseException:
             self.optimizer.zero_grad(set_to_none=True)
             for prefix in shared:
@@ -187,8 +197,8 @@ class MetaAlign(Joint):
             raise
         if self.group_weights is not None:
             measures["group_weights"] = self.group_weights.weights()
-            if products is not None and not skipped:
-                self._update_weights(indices, products)
+        if products is not None and not skipped:
+            self._learn(indices, products, alphas, factors, (first, second), losses)
         return StepReport(
             first, losses["task"], losses["alignment"], displacement=displacement, skipped=skipped, **measures
         )
@@ -214,18 +224,15 @@ class MetaAlign(Joint):
         finally:
             before.restore()
 
-    def inner_step_sizes(self) -> list[float]:
-        """`alpha` of every parameter, in the order of the optimiser's groups; 0 outside the scope."""
-        sizes = []
-        for group in self.optimizer.param_groups:
-            size = self.inner_lr * (float(group["lr"]) if self.relative else 1.0)
-            sizes += [size * float(group.get("inner_lr_multiplier", 1.0))] * len(group["params"])
-        return [size if inside else 0.0 for size, inside in zip(sizes, self._in_scope, strict=True)]
+    def inner_step_sizes(self, gradients: Sequence[Tensor | None]) -> list[float]:
+        """`alpha` of every parameter for meta-train gradients in the order of the optimiser's groups."""
+        inner_lr = self.inner_lr * (1.0 if self.guard is None else self.guard.factor)
+        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self._in_scope, self._scale())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON values: the step and the group weights."""
-        weights = self.group_weights
-        return {"step": self.step, "group_weights": None if weights is None else weights.state_dict()}
+        """What a resumed run needs, as JSON values: the step, the group weights and the guard."""
+        parts = {"group_weights": self.group_weights, "guard": self.guard}
+        return {"step": self.step, **{name: None if p is None else p.state_dict() for name, p in parts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
@@ -236,22 +243,23 @@ class MetaAlign(Joint):
         self.step = state["step"]
         if self.group_weights is not None and state["group_weights"] is not None:
             self.group_weights.load_state_dict(state["group_weights"])
+        if self.guard is not None and state["guard"] is not None:
+            self.guard.load_state_dict(state["guard"])
 
-    def _factors(self) -> list[float]:
+    def _weighted(self, alphas: Sequence[float]) -> list[float]:
         """`alpha_p w_g` of every parameter."""
-        sizes = self.inner_step_sizes()
         if self.group_weights is None:
-            return sizes
+            return list(alphas)
         weights = self.group_weights.weights().tolist()
-        return [size * weights[group] for size, group in zip(sizes, self._group_of, strict=True)]
+        return [alpha * weights[group] for alpha, group in zip(alphas, self._group_of, strict=True)]
 
     @contextmanager
-    def _inner_step(self, gradients: list[Tensor | None]) -> Iterator[Tensor]:
+    def _inner_step(self, gradients: Sequence[Tensor | None], factors: Sequence[float]) -> Iterator[Tensor]:
         """Parameters at theta' inside, at theta (the exact same bits) afterwards; yields `|theta' - theta|`."""
         scale = self._scale()
         moved = [
             (p, g, factor / scale)
-            for p, g, factor in zip(optimizer_parameters(self.optimizer), gradients, self._factors(), strict=True)
+            for p, g, factor in zip(optimizer_parameters(self.optimizer), gradients, factors, strict=True)
             if g is not None and factor > 0
         ]
         if not moved:
@@ -267,8 +275,8 @@ class MetaAlign(Joint):
             torch._foreach_copy_(copies, shards)
             steps = torch._foreach_mul([local(g) for _, g, _ in moved], [-factor for _, _, factor in moved])
             squares = squared_norms([g for _, g, _ in moved])
-            factors = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
-            displacement = (squares * factors.square()).sum().sqrt()
+            sizes = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
+            displacement = (squares * sizes.square()).sum().sqrt()
             torch._foreach_add_(shards, steps)
             del steps
         try:
@@ -281,15 +289,15 @@ class MetaAlign(Joint):
         self,
         train: Sequence[Closure],
         parameters: Sequence[Tensor],
-        train_gradients: Sequence[Tensor | None],
+        factors: Sequence[float],
         test_gradients: Sequence[Tensor | None],
         random: RandomState,
     ) -> None:
         """`.grad -= J_train^T (alpha w g_test)`, scaled as the gradients are, averaged over processes."""
         scale = self._scale()
         vector = [
-            g * (factor / scale) if g is not None and trained is not None and factor > 0 else None
-            for g, trained, factor in zip(test_gradients, train_gradients, self._factors(), strict=True)
+            g * (factor / scale) if g is not None and factor > 0 else None
+            for g, factor in zip(test_gradients, factors, strict=True)
         ]
         now = RandomState([p.device for p in parameters[:1]])
         random.restore()
@@ -302,31 +310,45 @@ class MetaAlign(Joint):
             # Every process averages the same tensors, in the same order, whatever its own graph reached.
             full = [torch.zeros_like(p) if term is None else term for p, term in zip(parameters, terms, strict=True)]
             self._average(full)
-            terms = [
-                term if p.grad is not None or trained is not None else None
-                for p, term, trained in zip(parameters, full, train_gradients, strict=True)
-            ]
+            terms = [term if bool(term.any()) else None for term in full]
         add_gradients(parameters, [None if term is None else -term for term in terms])
 
     def _scaled(self, loss: Closure, scale: float) -> Closure:
         return lambda: loss() * scale
 
-    def _update_weights(self, indices: list[int], products: Tensor) -> None:
-        """`dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`."""
-        assert self.group_weights is not None
-        sizes = self.inner_step_sizes()
-        alphas = torch.tensor([sizes[i] for i in indices], dtype=products.dtype, device=products.device)
-        place = torch.tensor([self._group_of[i] for i in indices], device=products.device)
-        slopes = products.new_zeros(len(self.group_names)).index_add(0, place, -alphas * products)
-        self.group_weights.update(slopes)
+    def _learn(
+        self,
+        indices: list[int],
+        products: Tensor,
+        alphas: Sequence[float],
+        factors: Sequence[float],
+        roles: tuple[str, str],
+        losses: dict[str, Tensor | None],
+    ) -> None:
+        """Group weights learn from `dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`, the guard from the losses."""
 
-    def _finish_shared(self, shared: Sequence[SharedPrefix], parameters: Sequence[Tensor]) -> None:
+        def like_products(values: list[Any], dtype: torch.dtype | None = None) -> Tensor:
+            return torch.tensor(values, dtype=dtype or products.dtype, device=products.device)
+
+        if self.group_weights is not None:
+            place = like_products([self._group_of[i] for i in indices], torch.long)
+            slopes = -like_products([alphas[i] for i in indices]) * products
+            self.group_weights.update(slopes.new_zeros(len(self.group_names)).index_add(0, place, slopes))
+        if self.guard is not None:
+            train, test = (losses[role] for role in roles)
+            assert train is not None and test is not None
+            product = (like_products([factors[i] for i in indices]) * products).sum()
+            self.guard.update(roles[0], float(train), roles[1], float(test), float(product))
+
+    def _finish_shared(
+        self, shared: Sequence[SharedPrefix], parameters: Sequence[Tensor], factors: Sequence[float]
+    ) -> None:
         """Send both passes' gradients through the prefixes, and average what DDP has not seen."""
         gradients = take_gradients(parameters)
         for index, prefix in enumerate(shared):
             with self._no_sync() if index < len(shared) - 1 else nullcontext():
                 prefix.backward(parameters if self._average is not None else None)
-        for p, gradient, factor in zip(parameters, gradients, self._factors(), strict=True):
+        for p, gradient, factor in zip(parameters, gradients, factors, strict=True):
             if p.grad is not None and (gradient is not None or factor > 0):
                 raise RuntimeError(NOT_THE_ONLY_WAY)
         if self._average is not None:

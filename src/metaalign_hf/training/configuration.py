@@ -40,8 +40,13 @@ class CoordinationConfig:
     Args:
         method: metaalign (the two play meta-train and meta-test), joint (their plain sum) or source_only (no
             alignment).
-        inner_lr: Inner step size: a factor on each group's learning rate when relative, else absolute.
-        relative: Whether inner_lr multiplies the learning rate.
+        inner_rule: fixed, inner_lr is a factor on each group's learning rate (or absolute, see relative), as published;
+            trust_ratio, every tensor moves by the share inner_lr of its own length; normalised, all parameters together
+            move by the distance inner_lr.
+        inner_lr: Inner step size, see inner_rule.
+        relative: Whether inner_lr multiplies the learning rate (rule fixed).
+        inner_warmup: Share of the adaptation over which inner_lr rises from 0.
+        inner_guard: Shorten inner steps that leave the region in which the first order holds.
         first: The objective that is meta-train in the first step.
         roles: alternate, the roles swap every swap_every steps; task or alignment, that objective is always meta-train.
         swap_every: Steps between swaps.
@@ -55,8 +60,11 @@ class CoordinationConfig:
     """
 
     method: Literal["metaalign", "joint", "source_only"] = "metaalign"
+    inner_rule: Literal["fixed", "trust_ratio", "normalised"] = "fixed"
     inner_lr: float = 1.0
     relative: bool = True
+    inner_warmup: float = 0.0
+    inner_guard: bool = False
     first: Literal["task", "alignment"] = "task"
     roles: Literal["alternate", "task", "alignment"] = "alternate"
     swap_every: int = 1
@@ -77,8 +85,8 @@ class OptimizerConfig:
         weight_decay: Weight decay; adamw spares biases and norms, sgd decays all as published.
         head_multiplier: Learning rate of bottleneck, classifier and bridges, relative to the backbone's.
         discriminator_multiplier: Learning rate of the discriminators, relative to the backbone's.
-        discriminator_inner_multiplier: Factor on the inner step of the discriminators; 0.1 cancels their multiplier of
-            10, as in the published code.
+        discriminator_inner_multiplier: Factor on the inner step of the discriminators under inner_rule fixed; 0.1
+            cancels their multiplier of 10, as in the published code.
         schedule: inverse, lr (1 + 0.001 i)^-0.75; cosine, to 0 at the end; or constant. Each phase starts anew.
         warmup_steps: Steps of linear warm-up at the start of each phase.
     """

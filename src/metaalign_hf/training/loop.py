@@ -202,6 +202,7 @@ class _Run:
         )
         try:
             if unlabelled:
+                self._warm_up(progress(local, total))
                 report = adaptation_step(self.coordinator, closures, local)
             else:
                 report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
@@ -228,6 +229,11 @@ class _Run:
         if adapting:
             self.step_seconds.append(time.perf_counter() - started)
         self._after_step(local + 1 == total, adapting)
+
+    def _warm_up(self, done: float) -> None:
+        coordination = self.config.coordination
+        if isinstance(self.coordinator, MetaAlign) and coordination.inner_warmup > 0:
+            self.coordinator.inner_lr = coordination.inner_lr * min(1.0, done / coordination.inner_warmup)
 
     def _after_step(self, end_of_phase: bool, adapting: bool) -> None:
         training = self.config.training
@@ -346,6 +352,8 @@ def _check(config: Config) -> None:
         value = getattr(optimizer, name)
         if not math.isfinite(value) or value < 0:
             raise UserError(f"optimizer.{name} is {value}: it must be a finite number, 0 or more")
+    if not 0 <= config.coordination.inner_warmup <= 1:
+        raise UserError(f"coordination.inner_warmup is {config.coordination.inner_warmup}: it must lie between 0 and 1")
     if config.coordination.order == 2 and training.gradient_checkpointing:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
     usable = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}

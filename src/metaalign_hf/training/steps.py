@@ -48,6 +48,8 @@ def build_coordinator(
             order=config.order,
             scope=config.inner_scope,
             groups=config.groups,
+            rule=config.inner_rule,
+            guard=config.inner_guard,
             weight_lr=config.weight_lr,
             **wrapped,
         )
