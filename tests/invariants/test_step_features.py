@@ -153,7 +153,7 @@ def test_the_guard_shortens_steps_that_overshoot_and_lets_good_ones_grow_back():
     again.load_state_dict(meta.state_dict())
     assert again.guard.factor == factors[-1]
     meta.inner_lr = 0.01
-    for _ in range(200):
+    for _ in range(400):
         meta.backward([parabola], [parabola])
     assert meta.guard.factor == 1.0
 
