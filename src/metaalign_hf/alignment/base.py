@@ -51,6 +51,21 @@ class AlignmentBatch:
                 )
         return values[source], values[~source]
 
+    def target_rows(self, values: Tensor, objective: str) -> Tensor:
+        """The target rows of `values`, for an objective that looks at the target alone.
+
+        Args:
+            values: `(B, ...)`.
+            objective: Name of the objective, for the error.
+
+        Raises:
+            UserError: If there is none.
+        """
+        target = self.domain_labels != 0
+        if not bool(target.any()):
+            raise UserError(f"alignment {objective}: the batch has 0 target rows, and it needs 1")
+        return values[target]
+
 
 @dataclass
 class AlignmentOutput:
