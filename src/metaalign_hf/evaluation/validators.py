@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 
 __all__ = [
+    "FEWEST_IMAGES",
     "CachedOutputs",
     "Validator",
     "compute_validators",
@@ -26,6 +27,9 @@ __all__ = [
     "register_validator",
     "validator_names",
 ]
+
+FEWEST_IMAGES = 4
+"""Images of each domain that every validator needs."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,10 @@ class CachedOutputs:
         for domain, rows in sizes.items():
             if len(set(rows)) > 1:
                 raise ValueError(f"the {domain} rows do not match: {', '.join(map(str, rows))}")
-            if rows[0] < 4:
-                raise UserError(f"validators need 4 images of each domain; there are {rows[0]} {domain} images")
+            if rows[0] < FEWEST_IMAGES:
+                raise UserError(
+                    f"validators need {FEWEST_IMAGES} images of each domain; there are {rows[0]} {domain} images"
+                )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +15,24 @@ from ..coordination import SharedPrefix, frozen_running_statistics
 from ..data import (
     DomainConfig,
     DomainPair,
+    ImageSet,
+    augment,
     build_image_processor,
     evaluation_batches,
     load_domain_pair,
+    preprocess,
     training_stream,
 )
 from ..errors import UserError
-from ..evaluation import evaluate_classifier
+from ..evaluation import (
+    FEWEST_IMAGES,
+    CachedOutputs,
+    collect_outputs,
+    compute_validators,
+    evaluate_classifier,
+    gather_rows,
+    get_validator,
+)
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
@@ -28,6 +40,9 @@ from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix"]
+
+RECALIBRATION_IMAGES = 2048
+"""Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +106,11 @@ class ClassificationTask:
     ) -> None:
         data = config.data
         self.config = config
+        select_by = config.training.select_by
+        if select_by is not None and data.augmentation == "none" and get_validator(select_by).needs_augmented:
+            raise UserError(
+                f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
+            )
         self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy)
         self.model = model or build_model(config.model, self.pair.labels)
         if self.model.config.labels != self.pair.labels:
@@ -200,6 +220,49 @@ class ClassificationTask:
                 batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
                 found[domain] = asdict(evaluate_classifier(model, batches, len(self.pair.labels)))
         return found
+
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Every validator, on held-out source images and on target training images without labels."""
+        source = self._selection_share(self.pair.source_test, 2, rank, world_size)
+        target = self._selection_share(self.pair.target_train, 3, rank, world_size)
+        if min(len(source), len(target)) * world_size < FEWEST_IMAGES:
+            return {}
+        assert source.labels is not None
+        labels = torch.tensor(source.labels, device=next(model.parameters()).device)
+        ((source_features, source_logits),) = collect_outputs(model, self._views(source, None))
+        # The same augmented views at every evaluation, so that models are compared on equal terms.
+        generator = np.random.default_rng([self.config.training.seed, 4, rank])
+        augmented = self.config.data.augmentation != "none"
+        (target_features, target_logits), *other = collect_outputs(
+            model, self._views(target, generator if augmented else None)
+        )
+        rows = [source_features, source_logits, labels, target_features, target_logits, *(x for _, x in other)]
+        return compute_validators(CachedOutputs(*(gather_rows(x, world_size) for x in rows)))
+
+    def target_images(self) -> Iterator[Tensor]:
+        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+        training, view = self.config.training, self.pair.target_train
+        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        size = min(training.evaluation_batch_size, len(view))
+        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
+            yield preprocess([view[i] for i in order[start : start + size]], self.processor)
+
+    def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
+        """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
+        order = np.random.default_rng([self.config.training.seed, salt]).permutation(len(view))
+        whole = min(self.config.training.selection_images, len(view)) // world_size * world_size
+        return view.subset(order[rank:whole:world_size].tolist())
+
+    def _views(self, view: ImageSet, generator: np.random.Generator | None) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of the images as evaluated and, given a generator, as augmented."""
+        size = self.config.training.evaluation_batch_size
+        for start in range(0, len(view), size):
+            images = [view[i] for i in range(start, min(start + size, len(view)))]
+            plain = preprocess(images, self.processor)
+            if generator is None:
+                yield (plain,)
+            else:
+                yield plain, augment(images, self.processor, self.config.data.augmentation, generator)
 
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> ClassificationSummary:
         """The summary of a finished run."""
