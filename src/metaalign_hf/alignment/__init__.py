@@ -10,6 +10,7 @@ from .jmmd import JMMD
 from .mcc import MCC
 from .mdd import MDD
 from .mmd import MMD
+from .multi_source import PerSource
 from .registry import (
     AlignmentSum,
     alignment_names,
@@ -35,6 +36,7 @@ __all__ = [
     "AlignmentOutput",
     "AlignmentSum",
     "DomainDiscriminator",
+    "PerSource",
     "alignment_names",
     "alignment_options",
     "build_alignment",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from .configuration import Config, ModelConfig
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
-__all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix"]
+__all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
 
 RECALIBRATION_IMAGES = 2048
 """Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
@@ -111,10 +111,11 @@ class ClassificationTask:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )
-        self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy)
+        self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
         self.model = model or build_model(config.model, self.pair.labels)
         if self.model.config.labels != self.pair.labels:
             raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
+        self._check_sources()
         self.processor = build_image_processor(
             data.image_size, data.resize_size, self.model.config.image_mean, self.model.config.image_std
         )
@@ -125,23 +126,26 @@ class ClassificationTask:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
         training = self.config.training
 
-        def stream(images: Any, seed: int, start_batch: int) -> Iterator[Batch]:
+        def stream(images: ImageSet, seed: int, start_batch: int, size: int = training.batch_size) -> Iterator[Batch]:
             return training_stream(
                 images,
                 self.processor,
-                batch_size=training.batch_size,
+                batch_size=size,
                 seed=seed,
                 augmentation=self.config.data.augmentation,
                 start_batch=start_batch,
                 num_workers=self.config.data.num_workers,
                 rank=rank,
                 world_size=world_size,
+                even=self.config.data.source_sampling == "even",
             )
 
-        return (
-            stream(self.pair.source_train, 2 * training.seed, source_batch),
-            stream(self.pair.target_train, 2 * training.seed + 1, target_batch),
-        )
+        source = stream(self.pair.source_train, 2 * training.seed, source_batch)
+        few = self.pair.target_labeled
+        if few is not None:
+            size = min(training.batch_size, max(1, len(few) // world_size))
+            source = map(with_target_labels, source, stream(few, 2 * training.seed + 1_000_000, source_batch, size))
+        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
 
     def closures(
         self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
@@ -282,6 +286,21 @@ class ClassificationTask:
         assert isinstance(found, ClassificationSummary)
         return found
 
+    def _check_sources(self) -> None:
+        """Objectives of several sources need those sources, and rows of each in every micro-batch."""
+        found = max(1, len(self.pair.source_train.parts))
+        for entry in self.model.config.alignment:
+            wanted = entry.get("sources", 1)
+            if wanted == 1:
+                continue
+            if wanted != found:
+                raise UserError(f"alignment {entry['name']}: sources is {wanted}, and data.source names {found}")
+            if self.config.data.source_sampling != "even" or self.config.training.batch_size < 2 * found:
+                raise UserError(
+                    f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
+                    f"data.source_sampling: even and training.batch_size: {2 * found} or more"
+                )
+
     @property
     def names(self) -> tuple[str, str]:
         """Names of the source and of the target."""
@@ -290,7 +309,10 @@ class ClassificationTask:
     @property
     def notes(self) -> list[str]:
         """Plain statements about the data."""
-        return list(self.pair.notes)
+        few = self.pair.target_labeled
+        if few is None:
+            return list(self.pair.notes)
+        return [*self.pair.notes, f"The task loss also used {len(few)} labelled target images, in both phases."]
 
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
@@ -329,12 +351,26 @@ def _checkpoint(place: str, labels: list[str]) -> MetaAlignForImageClassificatio
 def mix(source: Batch, target: Batch) -> Batch:
     """Source and target in one batch: the target's rows carry label -100 and domain label 1."""
     count_s, count_t = len(source["pixel_values"]), len(target["pixel_values"])
-    device = source["pixel_values"].device
-    return {
+    labels = source["labels"]
+    mixed = {
         "pixel_values": torch.cat([source["pixel_values"], target["pixel_values"]]),
-        "labels": torch.cat([source["labels"], source["labels"].new_full((count_t,), IGNORED_LABEL)]),
-        "domain_labels": torch.cat([torch.zeros(count_s), torch.ones(count_t)]).to(device, torch.long),
+        "labels": torch.cat([labels, labels.new_full((count_t,), IGNORED_LABEL)]),
+        "domain_labels": torch.cat([source.get("domain_labels", labels.new_zeros(count_s)), labels.new_ones(count_t)]),
     }
+    if "source_index" in source:
+        mixed["source_index"] = torch.cat([source["source_index"], labels.new_full((count_t,), -1)])
+    return mixed
+
+
+def with_target_labels(source: Batch, few: Batch) -> Batch:
+    """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
+    count_s, count_f = len(source["labels"]), len(few["labels"])
+    labels = source["labels"]
+    joined = {key: torch.cat([source[key], few[key]]) for key in ("pixel_values", "labels")}
+    joined["domain_labels"] = torch.cat([labels.new_zeros(count_s), labels.new_full((count_f,), IGNORED_LABEL)])
+    if "source_index" in source:
+        joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count_f,), -1)])
+    return joined
 
 
 def _evaluate_command(folder: str, target: DomainConfig) -> str:
