@@ -86,7 +86,7 @@ def test_weights_that_a_resumable_checkpoint_refers_to_stay(tmp_path):
     assert files() == {"step-000002.safetensors"}
 
 
-@pytest.fixture(scope="module", params=["mutual_information", "source_accuracy"])
+@pytest.fixture(scope="module", params=["bnm", "source_accuracy"])
 def finished(request, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "finished"
     return output, train(output, "--training.select_by", request.param), request.param

@@ -153,7 +153,7 @@ class TrainingConfig:
     ema_decay: float | None = None
     seed: int = 0
     evaluate_every: int | None = None
-    select_by: str | None = "mutual_information"
+    select_by: str | None = "bnm"
     select_tolerance: float = 0.05
     selection_images: int = 512
     log_every: int = 20
