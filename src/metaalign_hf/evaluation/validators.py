@@ -214,8 +214,9 @@ def soft_neighbourhood_density(outputs: CachedOutputs, temperature: float = 0.05
     With u_i the prediction of a target image, of length 1, and P_i the softmax of `u_i . u_j / temperature` over j !=
     i: `mean_i H(P_i)`. Higher is better: every image lies in a dense neighbourhood of its like.
 
-    Falls for collapse: if all images get the same prediction, all are neighbours, and the value is at its maximum.
-    Depends on N_t: compare values of equally many images only.
+    Falls for collapse: if all images get the same prediction, all are neighbours, and the value is at its maximum; so
+    it prefers models that are unsure of everything to confident ones. Depends on N_t: compare values of equally many
+    images only.
 
     Source: Saito et al., "Tune it the Right Way: Unsupervised Validation of Domain Adaptation via Soft Neighborhood
     Density", ICCV 2021, section 3.

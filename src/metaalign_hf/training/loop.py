@@ -62,8 +62,9 @@ def adapt(
 ) -> Summary:
     """Adapt a classifier from a labelled source to an unlabelled target.
 
-    Writes the adapted model (safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`, `summary.json`
-    and, if asked, resumable checkpoints to `training.output_dir`.
+    Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
+    `summary.json` and, if asked, resumable checkpoints to `training.output_dir`; where `training.select_by` selects an
+    earlier model, that one to `selected/` in it.
 
     Args:
         config: The whole configuration.

@@ -134,7 +134,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _checkpoint_table(summary: Summary) -> Table:
     table = Table()
-    table.add_column("checkpoint")
+    table.add_column(f"{summary.title} by checkpoint")
     for column in ("step", "source", "target"):
         table.add_column(column, justify="right")
     for row in summary.checkpoints:
@@ -163,7 +163,7 @@ def _in_words(summary: Summary) -> list[str]:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the untrained classifier)"
-    words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. Numbers are of the last checkpoint."]
+    words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. After is the last checkpoint."]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:
         words.append(f"Gain on the target: {100 * (after - before):+.1f} points of {summary.title}.")
