@@ -19,10 +19,11 @@ from metaalign_hf.alignment import (
     register_alignment,
     reversal_strength,
     reverse_gradient,
+    task_oriented,
 )
 
 D, K = 6, 3
-ADVERSARIAL = ("dann", "cdan", "gvb")
+ADVERSARIAL = ("dann", "cdan", "gvb", "mdd")
 
 
 def batch(progress: float = 0.6, rows: int = 10, requires_grad: bool = False) -> AlignmentBatch:
@@ -148,44 +149,75 @@ def test_reversal_strength_is_a_function_of_progress():
     assert reversal_strength(0.5, ceiling=0.1) == pytest.approx(0.1 * reversal_strength(0.5))
 
 
-@pytest.mark.parametrize("name", alignment_names())
-def test_alignment_reduces_the_distance_of_a_toy_pair(name):
+# What to build where the default is not at its best on 100 + 100 rows, for how many steps, and what to measure.
+TOY = {
+    "coral": ({"weight": 20.0}, 200, "spread"),
+    "mcc": ({"weight": 0.3}, 200, "confusion"),
+    "mdd": ({"gamma": 1.0, "hidden": 64}, 600, "mean"),
+    "toalign dann": ({"toalign": True, "hidden": 64}, 200, "positive"),
+    "toalign cdan": ({"toalign": True, "hidden": 64}, 200, "positive"),
+}
+
+
+def toy_pair(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Source rows, their labels, and target rows: shifted, or with another covariance where `kind` is spread."""
+    labels = torch.randint(0, K, (100,))
+    means = torch.eye(K, 8) * 3
+    source = means[labels] + 0.3 * torch.randn(100, 8)
+    target = means[torch.randint(0, K, (100,))] + 0.3 * torch.randn(100, 8)
+    change = torch.zeros(8)
+    change[5:] = 2.0
+    return source, labels, target + (change * torch.randn(100, 1) if kind == "spread" else change)
+
+
+def toy_distance(kind: str, b: AlignmentBatch) -> float:
+    """A distance of the domains that is no objective's own, or the target's uncertainty where `kind` is confusion."""
+    b = task_oriented(b, "toy") if kind == "positive" else b
+    predictions = b.logits.softmax(1)
+    (fs, ft), (ps, pt) = b.split(b.features, "toy"), b.split(predictions, "toy")
+    if kind == "spread":
+        return float((torch.cov(fs.T) - torch.cov(ft.T)).norm() / torch.cov(fs.T).norm())
+    if kind == "confusion":
+        return float(1 - pt.max(1).values.mean())
+    means = float((fs.mean(0) - ft.mean(0)).norm() / fs.std(0).norm())
+    return means if kind == "positive" else min(means, 10 * float((ps.mean(0) - pt.mean(0)).norm()))
+
+
+@pytest.mark.parametrize("case", [*alignment_names(), "toalign dann", "toalign cdan"])
+def test_alignment_reduces_the_distance_of_a_toy_pair(case):
     """With alignment the domains end closer than a linear map trained on the class loss alone leaves them."""
+    name = case.rpartition(" ")[2]
+    usual = {key: v for key, v in {"hidden": 64, "trade_off": 1.0}.items() if key in alignment_options(name)}
+    options, steps, kind = TOY.get(case, (usual, 200, "mean"))
     distances = {}
-    for used in (None, name):
+    for aligned in (False, True):
         torch.manual_seed(0)
-        labels = torch.randint(0, K, (100,))
-        means = torch.eye(K, 8) * 3
-        source = means[labels] + 0.3 * torch.randn(100, 8)
-        shift = torch.zeros(8)
-        shift[5:] = 2.0
-        target = means[torch.randint(0, K, (100,))] + 0.3 * torch.randn(100, 8) + shift
-        network, classifier = nn.Linear(8, D), nn.Linear(D, K)
-        options = {key: v for key, v in {"hidden": 64, "trade_off": 1.0}.items() if key in alignment_options(name)}
+        source, labels, target = toy_pair(kind)
+        # ToAlign reads features as amounts of something, as they are after a ReLU.
+        network = nn.Sequential(nn.Linear(8, D), nn.ReLU() if kind == "positive" else nn.Identity())
+        classifier = nn.Linear(D, K)
         alignment = build_alignment({"name": name, **options}, D, K)
         parameters = [*network.parameters(), *classifier.parameters(), *alignment.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=5e-3)
-        for step in range(200):
+        rows = torch.cat([labels, torch.full((100,), -100)])
+        domains = torch.tensor([0] * 100 + [1] * 100)
+        for step in range(steps + 1):
             features = network(torch.cat([source, target]))
-            logits = classifier(features)
+            weight, logits = classifier.weight, classifier(features)
             for bridge in alignment.classifier_bridges():
-                logits = logits - bridge(features)
+                weight, logits = weight - bridge.weight, logits - bridge(features)
+            b = AlignmentBatch(features, logits, domains, step / steps, rows, weight)
+            if step == steps:
+                with torch.no_grad():
+                    distances[aligned] = toy_distance(kind, b)
+                break
             loss = nn.functional.cross_entropy(logits[:100], labels)
-            if used is not None:
-                rows = torch.cat([labels, torch.full((100,), -100)])
-                domains = torch.tensor([0] * 100 + [1] * 100)
-                weight = classifier.weight
-                loss = loss + alignment(AlignmentBatch(features, logits, domains, step / 200, rows, weight)).loss
+            if aligned:
+                loss = loss + alignment(b).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        with torch.no_grad():
-            fs, ft = network(source), network(target)
-            ps, pt = classifier(fs).softmax(1), classifier(ft).softmax(1)
-        distances[used] = min(
-            float((fs.mean(0) - ft.mean(0)).norm() / fs.std(0).norm()), 10 * float((ps.mean(0) - pt.mean(0)).norm())
-        )
-    assert distances[name] < 0.7 * distances[None], distances
+    assert distances[True] < 0.7 * distances[False], distances
 
 
 def test_objectives_combine_with_weights():
@@ -247,6 +279,16 @@ def test_specs_are_spelled_out():
         ({"name": "dann", "on": "labels"}, "features or predictions"),
         ({"name": "dann", "dropout": 2.0}, "dropout"),
         ({"name": "dann", "hidden": "wide"}, "dann"),
+        ({"name": "mmd", "on": "logits"}, "features or predictions"),
+        ({"name": "mmd", "estimator": "cubic"}, "quadratic or linear"),
+        ({"name": "mmd", "multipliers": []}, "multipliers"),
+        ({"name": "mmd", "multipliers": [1, -1]}, "multipliers"),
+        ({"name": "jmmd", "bandwidth": 0}, "bandwidth"),
+        ({"name": "jmmd", "prediction_bandwidth": "wide"}, "prediction_bandwidth"),
+        ({"name": "coral", "on": "predictions"}, "features or logits"),
+        ({"name": "mcc", "temperature": 0.0}, "temperature"),
+        ({"name": "mdd", "gamma": -1.0}, "gamma"),
+        ({"name": "mdd", "dropout": 2.0}, "mdd: dropout"),
         (7, "must be a name"),
     ],
 )
@@ -261,4 +303,12 @@ def test_a_batch_of_one_domain_is_refused(name):
     b = batch()
     b.domain_labels = torch.zeros(10, dtype=torch.long)
     with pytest.raises(UserError, match=rf"{name}.*0 target rows"):
+        build(name)(b)
+
+
+@pytest.mark.parametrize("name", ["mmd", "jmmd", "coral"])
+def test_one_row_of_a_domain_is_too_few_for_a_statistic(name):
+    b = batch()
+    b.domain_labels = torch.tensor([0] + [1] * 9)
+    with pytest.raises(UserError, match=rf"{name}.*1 source rows.*needs 2"):
         build(name)(b)

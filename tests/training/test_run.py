@@ -214,6 +214,14 @@ def test_law_9_target_labels_change_nothing_but_the_reported_target_accuracy(tmp
     assert lines(tmp_path / "true") != lines(tmp_path / "shuffled")
     a, b = weights(tmp_path / "true"), weights(tmp_path / "shuffled")
     assert all(torch.equal(a[name], b[name]) for name in a)
+    selected = []
+    for file in ("true", "shuffled"):
+        rows = json.loads((tmp_path / file / "summary.json").read_text())["checkpoints"]
+        assert [row["checkpoint"].split(" ")[0] for row in rows] == ["last", "selected", "oracle"]
+        selected.append([{k: v for k, v in row.items() if k != "target"} for row in rows[:2]])
+        files = sorted(path.relative_to(tmp_path / file) for path in (tmp_path / file).rglob("*.safetensors"))
+        selected[-1] += [(str(path), load_file(tmp_path / file / path)["classifier.weight"].tolist()) for path in files]
+    assert selected[0] == selected[1], "target labels select nothing"
 
 
 def test_accelerate_launch_runs_the_script(finished, tmp_path):

@@ -2,9 +2,15 @@
 
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .cdan import CDAN
+from .coral import CORAL
 from .dann import DANN
 from .discriminator import DomainDiscriminator
 from .gvb import GVB
+from .jmmd import JMMD
+from .mcc import MCC
+from .mdd import MDD
+from .mmd import MMD
+from .multi_source import PerSource
 from .registry import (
     AlignmentSum,
     alignment_names,
@@ -14,16 +20,23 @@ from .registry import (
     register_alignment,
 )
 from .reversal import reversal_strength, reverse_gradient
+from .toalign import task_oriented
 
 __all__ = [
     "CDAN",
+    "CORAL",
     "DANN",
     "GVB",
+    "JMMD",
+    "MCC",
+    "MDD",
+    "MMD",
     "AlignmentBatch",
     "AlignmentObjective",
     "AlignmentOutput",
     "AlignmentSum",
     "DomainDiscriminator",
+    "PerSource",
     "alignment_names",
     "alignment_options",
     "build_alignment",
@@ -31,4 +44,5 @@ __all__ = [
     "register_alignment",
     "reversal_strength",
     "reverse_gradient",
+    "task_oriented",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ class AlignmentBatch:
         progress: Training progress in 0..1.
         labels: Class indices `(B,)`, -100 where unknown, as for every target row; None where there are none.
         classifier_weight: Weight `(K, D)` of the classifier, bridges included.
+        source_index: `(B,)`, the number of each source row's domain where there are several sources; None with one.
     """
 
     features: Tensor
@@ -30,6 +31,18 @@ class AlignmentBatch:
     progress: float = 1.0
     labels: Tensor | None = None
     classifier_weight: Tensor | None = None
+    source_index: Tensor | None = None
+
+    def rows(self, kept: Tensor) -> AlignmentBatch:
+        """The batch of the rows that the mask `kept` `(B,)` names."""
+        return replace(
+            self,
+            features=self.features[kept],
+            logits=self.logits[kept],
+            domain_labels=self.domain_labels[kept],
+            labels=None if self.labels is None else self.labels[kept],
+            source_index=None if self.source_index is None else self.source_index[kept],
+        )
 
     def split(self, values: Tensor, objective: str, at_least: int = 1) -> tuple[Tensor, Tensor]:
         """The source rows and the target rows of `values`.
@@ -50,6 +63,21 @@ class AlignmentBatch:
                     f"alignment {objective}: the batch has {rows} {domain} rows, and it needs {at_least} of each domain"
                 )
         return values[source], values[~source]
+
+    def target_rows(self, values: Tensor, objective: str) -> Tensor:
+        """The target rows of `values`, for an objective that looks at the target alone.
+
+        Args:
+            values: `(B, ...)`.
+            objective: Name of the objective, for the error.
+
+        Raises:
+            UserError: If there is none.
+        """
+        target = self.domain_labels != 0
+        if not bool(target.any()):
+            raise UserError(f"alignment {objective}: the batch has 0 target rows, and it needs 1")
+        return values[target]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
+from .toalign import task_oriented
 
 __all__ = ["CDAN"]
 
@@ -38,6 +39,7 @@ class CDAN(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
     """
 
     project_features: Tensor | None
@@ -53,10 +55,12 @@ class CDAN(AlignmentObjective):
         hidden: int = 1024,
         dropout: float = 0.5,
         ceiling: float = 1.0,
+        toalign: bool = False,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         self.entropy_weights = entropy_weights
         self.ceiling = ceiling
+        self.toalign = toalign
         width = feature_dim * num_labels
         self.register_buffer("project_features", None)
         self.register_buffer("project_predictions", None)
@@ -71,6 +75,7 @@ class CDAN(AlignmentObjective):
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         """The conditional adversarial loss of a batch."""
+        batch = task_oriented(batch, "cdan") if self.toalign else batch
         strength = reversal_strength(batch.progress, self.ceiling)
         predictions = batch.logits.softmax(1)
         joint = self._joint(batch.features, predictions.detach())

@@ -10,6 +10,7 @@ from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
+from .toalign import task_oriented
 
 __all__ = ["DANN"]
 
@@ -34,6 +35,7 @@ class DANN(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
 
     Raises:
         UserError: If `on` is neither.
@@ -49,6 +51,7 @@ class DANN(AlignmentObjective):
         hidden: int = 1024,
         dropout: float = 0.5,
         ceiling: float = 1.0,
+        toalign: bool = False,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         if on not in ("features", "predictions"):
@@ -56,10 +59,12 @@ class DANN(AlignmentObjective):
         self.on = on
         self.entropy_weights = entropy_weights
         self.ceiling = ceiling
+        self.toalign = toalign
         self.discriminator = DomainDiscriminator(feature_dim if on == "features" else num_labels, hidden, dropout)
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         """The adversarial loss of a batch."""
+        batch = task_oriented(batch, "dann") if self.toalign else batch
         strength = reversal_strength(batch.progress, self.ceiling)
         predictions = batch.logits.softmax(1)
         aligned = batch.features if self.on == "features" else predictions

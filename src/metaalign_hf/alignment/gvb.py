@@ -9,6 +9,7 @@ from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
+from .toalign import task_oriented
 
 __all__ = ["GVB"]
 
@@ -42,6 +43,7 @@ class GVB(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class GVB(AlignmentObjective):
         hidden: int = 1024,
         dropout: float = 0.5,
         ceiling: float = 1.0,
+        toalign: bool = False,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         self.trade_off = trade_off
         self.generator_penalty = generator_penalty
         self.discriminator_penalty = discriminator_penalty
         self.ceiling = ceiling
+        self.toalign = toalign
         self.bridge = nn.Linear(feature_dim, num_labels)
         nn.init.xavier_normal_(self.bridge.weight)
         nn.init.zeros_(self.bridge.bias)
@@ -69,7 +73,8 @@ class GVB(AlignmentObjective):
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         """The adversarial loss and the penalties of both bridges, of a batch."""
         strength = reversal_strength(batch.progress, self.ceiling)
-        predictions = batch.logits.softmax(1)
+        aligned = task_oriented(batch, "gvb") if self.toalign else batch
+        predictions = aligned.logits.softmax(1)
         logits, share = self.discriminator(reverse_gradient(predictions, strength))
         adversarial, parts = domain_loss(logits, batch, "gvb", entropy_weights(predictions, strength))
         generator, discriminator = self.bridge(batch.features).abs().mean(), share.abs().mean()

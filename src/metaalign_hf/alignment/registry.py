@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
+from .multi_source import PerSource
 
 __all__ = [
     "AlignmentSum",
@@ -23,6 +24,7 @@ __all__ = [
     "register_alignment",
 ]
 
+_COMMON = ("name", "weight", "sources")
 _OBJECTIVES: dict[str, type[AlignmentObjective]] = {}
 T = TypeVar("T", bound=type[AlignmentObjective])
 
@@ -74,13 +76,15 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
     """Spell out what names the alignment.
 
     Args:
-        spec: None, a name, a dict with `name`, `weight` (default 1) and the objective's options, or a list of those.
+        spec: None, a name, a dict with `name`, `weight` (default 1), `sources` (the number of sources, to align each of
+            several by itself; default 1, their pool) and the objective's options, or a list of those.
 
     Returns:
         One dict per objective with `name`, `weight` and the options that were given.
 
     Raises:
-        UserError: If a name or option is unknown, a weight is no finite number of 0 or more, or one name occurs twice.
+        UserError: If a name or option is unknown, a weight is no finite number of 0 or more, `sources` no number of 1
+            or more, or one name occurs twice.
     """
     if spec is None:
         return []
@@ -95,8 +99,11 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
             raise UserError(f"alignment {name}: weight is {weight!r}; it must be a finite number, 0 or more")
         if any(other["name"] == name for other in found):
             raise UserError(f"alignment: {name} is named twice; name each objective once")
+        sources = given.get("sources", 1)
+        if not isinstance(sources, int) or isinstance(sources, bool) or sources < 1:
+            raise UserError(f"alignment {name}: sources is {sources!r}; it must be the number of sources, 1 or more")
         known = alignment_options(name)
-        options = {key: value for key, value in given.items() if key not in ("name", "weight")}
+        options = {key: value for key, value in given.items() if key not in _COMMON}
         for key in options:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
@@ -106,7 +113,8 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
             json.dumps(options)
         except TypeError as error:
             raise UserError(f"alignment {name}: options must be plain values ({error})") from error
-        found.append({"name": name, "weight": float(weight), **options})
+        several = {"sources": sources} if sources > 1 else {}
+        found.append({"name": name, "weight": float(weight), **several, **options})
     return found
 
 
@@ -124,11 +132,15 @@ class AlignmentSum(nn.Module):
         self.weights = {spec["name"]: spec["weight"] for spec in specs}
         self.objectives = nn.ModuleDict()
         for spec in specs:
-            options = {key: value for key, value in spec.items() if key not in ("name", "weight")}
+            name, sources = spec["name"], spec.get("sources", 1)
+            options = {key: value for key, value in spec.items() if key not in _COMMON}
             try:
-                self.objectives[spec["name"]] = _objective(spec["name"])(feature_dim, num_labels, **options)
+                each = [_objective(name)(feature_dim, num_labels, **options) for _ in range(sources)]
+                self.objectives[name] = PerSource(name, each) if sources > 1 else each[0]
+            except UserError:
+                raise
             except (TypeError, ValueError) as error:
-                raise UserError(f"alignment {spec['name']}: {error}") from error
+                raise UserError(f"alignment {name}: {error}") from error
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         """The weighted sum; parts are prefixed with the objective's name where there are several."""

@@ -4,7 +4,7 @@ from .configuration import DataConfig, DomainConfig
 from .digits import load_digits_images
 from .domain_pair import Domain, DomainPair, load_domain, load_domain_pair, load_labelled_view
 from .images import ImageSet, image_files, read_image
-from .streams import batch_indices, evaluation_batches, training_stream
+from .streams import batch_indices, evaluation_batches, even_batch_indices, training_stream
 from .transforms import augment, build_image_processor, preprocess
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "batch_indices",
     "build_image_processor",
     "evaluation_batches",
+    "even_batch_indices",
     "image_files",
     "load_digits_images",
     "load_domain",

@@ -92,8 +92,11 @@ class DataConfig:
     """A domain pair and its preprocessing.
 
     Args:
-        source: The labelled domain.
+        source: The labelled domain, or a list of several.
         target: The domain to adapt to; its labels, if any, are used for evaluation only.
+        target_labeled: A few labelled images of the target, all of which the task loss uses beside the source's
+            (semi-supervised); they take no part in alignment or selection. Keep them out of the target's test images.
+        source_sampling: Of several sources: even, the same number of images from each; or size, in proportion to it.
         label_policy: strict, both domains have the same class names; or shared, only the classes of both are kept.
         image_size: Side of the square images that the model sees, in pixels.
         resize_size: Side that images are resized to before cropping, in pixels.
@@ -101,10 +104,17 @@ class DataConfig:
         num_workers: Loader processes per domain; 0 loads in the main process.
     """
 
-    source: DomainConfig
+    source: DomainConfig | list[DomainConfig]
     target: DomainConfig
+    target_labeled: DomainConfig | None = None
+    source_sampling: Literal["even", "size"] = "even"
     label_policy: Literal["strict", "shared"] = "strict"
     image_size: int = 224
     resize_size: int = 256
     augmentation: Literal["none", "crop", "crop_flip"] = "crop_flip"
     num_workers: int = 0
+
+    @property
+    def sources(self) -> list[DomainConfig]:
+        """The source, or all of them, as a list."""
+        return self.source if isinstance(self.source, list) else [self.source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -47,6 +47,7 @@ class DomainPair:
         target_train: Target images to adapt to, without labels.
         target_test_images: Target test images, without labels.
         target_evaluation: Target test images with labels, for evaluation only; None where the target has no labels.
+        target_labeled: Labelled target images that were given for training; None where there are none.
         notes: Plain statements about what was done to the data.
     """
 
@@ -58,6 +59,7 @@ class DomainPair:
     target_train: ImageSet
     target_test_images: ImageSet
     target_evaluation: ImageSet | None
+    target_labeled: ImageSet | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,48 +83,58 @@ def load_domain(config: DomainConfig | str) -> Domain:
 
 
 def load_domain_pair(
-    source: DomainConfig | str,
+    source: DomainConfig | str | Sequence[DomainConfig | str],
     target: DomainConfig | str,
     label_policy: Literal["strict", "shared"] = "strict",
+    target_labeled: DomainConfig | str | None = None,
 ) -> DomainPair:
-    """Load a labelled source and a target, and make their class names agree.
+    """Load one or several labelled sources and a target, and make their class names agree.
 
     Labels are matched by name, never by index. The target's labels, if any, go into the evaluation view and nowhere
-    else.
+    else. The images of several sources are joined in the order given.
 
     Args:
-        source: The source, or its short form.
+        source: The source, or its short form, or a list of several.
         target: The target, or its short form.
-        label_policy: `strict`: both have the same class names. `shared`: source images of other classes are dropped,
+        label_policy: `strict`: all have the same class names. `shared`: source images of other classes are dropped,
             and so are those of the target's evaluation view; the target's training images are not filtered, because
             that would take their labels.
+        target_labeled: A domain whose images, all of them, are labelled target images for training. Its classes may be
+            some of the pair's only.
 
     Returns:
         The pair.
 
     Raises:
-        UserError: If a domain cannot be read, the source has no labels, or the class names do not agree.
+        UserError: If a domain cannot be read, a source has no labels, or the class names do not agree.
     """
-    from_source, from_target = load_domain(source), load_domain(target)
-    if from_source.labels is None:
-        raise UserError(
-            f"source {from_source.name} has no labels: give class folders, labels in the list, or label_column"
-        )
-    labels, notes = _agree(from_source, from_target, label_policy)
+    given = [source] if isinstance(source, DomainConfig | str) else list(source)
+    if not given:
+        raise UserError("data.source: the list of sources is empty")
+    sources, from_target = [load_domain(config) for config in given], load_domain(target)
+    for domain in sources:
+        if domain.labels is None:
+            raise UserError(
+                f"source {domain.name} has no labels: give class folders, labels in the list, or label_column"
+            )
+    labels, notes = _agree_all(sources, from_target, label_policy)
     evaluation = None
     if from_target.labels is not None:
         evaluation = _relabel(from_target.test, from_target.labels, labels)
         if len(evaluation) == 0:
             raise UserError(f"target {from_target.name}: no test image has one of the classes {_some(labels)}")
+    train = [_relabel(domain.train, domain.labels or (), labels) for domain in sources]
+    test = [_relabel(domain.test, domain.labels or (), labels) for domain in sources]
     return DomainPair(
-        source_name=from_source.name,
+        source_name=" + ".join(domain.name for domain in sources),
         target_name=from_target.name,
         labels=labels,
-        source_train=_relabel(from_source.train, from_source.labels, labels),
-        source_test=_relabel(from_source.test, from_source.labels, labels),
+        source_train=train[0].join(*train[1:]) if len(train) > 1 else train[0],
+        source_test=test[0].join(*test[1:]) if len(test) > 1 else test[0],
         target_train=from_target.train.without_labels(),
         target_test_images=from_target.test.without_labels(),
         target_evaluation=evaluation,
+        target_labeled=None if target_labeled is None else load_labelled_view(target_labeled, labels, "all"),
         notes=notes,
     )
 
@@ -152,12 +164,13 @@ def load_labelled_view(
         raise UserError(
             f"domain {raw.name} has classes that the model does not know: {_some(unknown)}; it knows {_some(labels)}"
         )
-    domain = _split(raw, config)
-    views = {"test": [domain.test], "train": [domain.train], "all": [raw.train, *([raw.test] if raw.test else [])]}[
-        split
-    ]
-    relabelled = [_relabel(view, raw.labels, labels) for view in views]
-    return relabelled[0] if len(relabelled) == 1 else _join(*relabelled)
+    if split == "all":
+        views = [raw.train, *([raw.test] if raw.test is not None else [])]
+    else:
+        domain = _split(raw, config)
+        views = [domain.train if split == "train" else domain.test]
+    first, *rest = (_relabel(view, raw.labels, labels) for view in views)
+    return replace(first.join(*rest), parts=())
 
 
 def _split(raw: RawDomain, config: DomainConfig) -> Domain:
@@ -177,6 +190,21 @@ def _hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], li
         )
     order = np.random.default_rng(config.split_seed).permutation(size)
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def _agree_all(sources: Sequence[Domain], target: Domain, policy: str) -> tuple[list[str], list[str]]:
+    """Class names of all domains, in the order of the first source, and notes."""
+    labels, notes = _agree(sources[0], target, policy)
+    for other in sources[1:]:
+        # Under strict the other source must have the first one's classes; under shared the common ones are kept.
+        shared, _ = _agree(sources[0], other, policy)
+        dropped = [name for name in labels if name not in shared]
+        labels = [name for name in labels if name in shared]
+        if dropped:
+            notes.append(f"Classes that source {other.name} lacks were dropped: {_some(dropped)}.")
+    if len(labels) < 2:
+        raise UserError("class names differ: fewer than two classes are common to all sources and the target")
+    return labels, notes
 
 
 def _agree(source: Domain, target: Domain, policy: str) -> tuple[list[str], list[str]]:
@@ -222,16 +250,6 @@ def _relabel(images: ImageSet, names: Sequence[str], labels: Sequence[str]) -> I
     index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
     kept = [i for i, number in enumerate(images.labels) if number in index]
     return images.subset(kept, [index[images.labels[i]] for i in kept])
-
-
-def _join(first: ImageSet, second: ImageSet) -> ImageSet:
-    assert first.labels is not None and second.labels is not None
-    size = len(first)
-
-    def load(index: int):  # type: ignore[no-untyped-def]
-        return first[index] if index < size else second[index - size]
-
-    return ImageSet(first.name, size + len(second), load, first.labels + second.labels, first.paths + second.paths)
 
 
 def _plain(name: str) -> str:

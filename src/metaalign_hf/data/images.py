@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ class ImageSet:
         load: Reads the image with a given index.
         labels: Class index of every image, or None.
         paths: File of every image where there are files, else empty.
+        parts: Number of images of each domain, in order, where several were joined; else empty.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ImageSet:
     load: Callable[[int], Tensor]
     labels: tuple[int, ...] | None = None
     paths: tuple[Path, ...] = field(default=())
+    parts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.size
@@ -55,11 +59,43 @@ class ImageSet:
             labels = [self.labels[index] for index in kept]
         paths = tuple(self.paths[index] for index in kept) if self.paths else ()
         load = _Subset(self.load, kept)
-        return ImageSet(self.name, len(kept), load, None if labels is None else tuple(labels), paths)
+        return ImageSet(
+            self.name, len(kept), load, None if labels is None else tuple(labels), paths, _part_sizes(self.parts, kept)
+        )
 
     def without_labels(self) -> ImageSet:
         """The same images with no way back to their labels."""
-        return ImageSet(self.name, self.size, self.load, None, self.paths)
+        return ImageSet(self.name, self.size, self.load, None, self.paths, self.parts)
+
+    def join(self, *others: ImageSet) -> ImageSet:
+        """These images and then those of the others; labelled if all are."""
+        sets = (self, *others)
+        labels = [images.labels for images in sets if images.labels is not None]
+        return ImageSet(
+            " + ".join(dict.fromkeys(images.name for images in sets)),
+            sum(map(len, sets)),
+            _Joined(tuple(images.load for images in sets), tuple(itertools.accumulate(map(len, sets)))),
+            tuple(itertools.chain(*labels)) if len(labels) == len(sets) else None,
+            tuple(itertools.chain(*(images.paths for images in sets))) if all(i.paths for i in sets) else (),
+            tuple(map(len, sets)),
+        )
+
+
+def _part_sizes(parts: tuple[int, ...], kept: Sequence[int]) -> tuple[int, ...]:
+    """How many of the kept images are of each part; empty where they are no longer in the order of the parts."""
+    ends = list(itertools.accumulate(parts))
+    found = [bisect_right(ends, index) for index in kept]
+    return tuple(found.count(part) for part in range(len(parts))) if found == sorted(found) else ()
+
+
+@dataclass(frozen=True)
+class _Joined:
+    loads: tuple[Callable[[int], Tensor], ...]
+    ends: tuple[int, ...]
+
+    def __call__(self, index: int) -> Tensor:
+        part = bisect_right(self.ends, index)
+        return self.loads[part](index - (self.ends[part - 1] if part else 0))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ So a stream can start at any batch, and resuming has no state to restore.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..errors import UserError
 from .images import ImageSet
 from .transforms import augment, preprocess
 
-__all__ = ["batch_indices", "evaluation_batches", "training_stream"]
+__all__ = ["batch_indices", "evaluation_batches", "even_batch_indices", "training_stream"]
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> list[int]:
@@ -37,10 +38,42 @@ def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> li
     Returns:
         `batch_size` indices in 0..N-1.
     """
+    return _stream_indices(num_images, [seed], batch * batch_size, (batch + 1) * batch_size)
+
+
+def even_batch_indices(sizes: Sequence[int], batch_size: int, seed: int, batch: int) -> list[int]:
+    """Indices of the images in a batch that draws evenly from several sources, into their concatenation.
+
+    Row p of the endless stream comes from source p modulo the number of sources; the rows of each source are a stream
+    as in `batch_indices`. So no source is ever more than one image ahead, and each shows all its images before it
+    repeats one.
+
+    Args:
+        sizes: Number of images of each source.
+        batch_size: Number of images in a batch.
+        seed: Seed of the orders.
+        batch: Number of the batch, from 0.
+
+    Returns:
+        `batch_size` indices.
+    """
+    count = len(sizes)
     first, last = batch * batch_size, (batch + 1) * batch_size
+    starts = [0, *itertools.accumulate(sizes)]
+    rows: dict[int, int] = {}
+    for source, size in enumerate(sizes):
+        # The rows p of the batch with p % count == source are numbers begin..end-1 of this source's own stream.
+        begin, end = ((edge - source + count - 1) // count for edge in (first, last))
+        indices = _stream_indices(size, [seed, source + 1], begin, end) if end > begin else []
+        rows.update({number * count + source: starts[source] + i for number, i in enumerate(indices, begin)})
+    return [rows[p] for p in range(first, last)]
+
+
+def _stream_indices(num_images: int, seeds: list[int], first: int, last: int) -> list[int]:
+    """Images number first..last-1 of the endless stream: one random order of all images after another."""
     found: list[int] = []
     for epoch in range(first // num_images, (last - 1) // num_images + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(num_images)
+        order = np.random.default_rng([seeds[0], epoch, *seeds[1:]]).permutation(num_images)
         start = epoch * num_images
         found += order[max(first - start, 0) : last - start].tolist()
     return found
@@ -57,15 +90,23 @@ class _Batches(Dataset):
     seed: int
     rank: int
     world_size: int
+    even: bool
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
-        whole = batch_indices(len(self.images), self.batch_size * self.world_size, self.seed, batch)
+        size, parts = self.batch_size * self.world_size, self.images.parts
+        if self.even and len(parts) > 1:
+            whole = even_batch_indices(parts, size, self.seed, batch)
+        else:
+            whole = batch_indices(len(self.images), size, self.seed, batch)
         mine = whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         generator = np.random.default_rng([self.seed, 1, batch, self.rank])
         pixel_values = augment([self.images[i] for i in mine], self.processor, self.augmentation, generator)
         values = {"pixel_values": pixel_values}
         if self.images.labels is not None:
             values["labels"] = torch.tensor([self.images.labels[i] for i in mine])
+        if len(parts) > 1:
+            ends = list(itertools.accumulate(parts))
+            values["source_index"] = torch.tensor([bisect_right(ends, i) for i in mine])
         return values
 
 
@@ -80,6 +121,7 @@ def training_stream(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    even: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """An endless stream of training batches.
 
@@ -94,9 +136,11 @@ def training_stream(
         num_workers: Loader processes; the batches do not depend on it.
         rank: Number of this process.
         world_size: Number of processes.
+        even: Of images that were joined from several domains, take as many from each; else in proportion to their size.
 
     Returns:
-        An iterator over dicts with `pixel_values` `(B, 3, S, S)` and, for labelled images, `labels` `(B,)`.
+        An iterator over dicts with `pixel_values` `(B, 3, S, S)`, for labelled images `labels` `(B,)`, and for joined
+        domains `source_index` `(B,)`, the number of each row's domain.
 
     Raises:
         UserError: If the domain is smaller than a batch.
@@ -106,7 +150,7 @@ def training_stream(
             f"domain {images.name} has {len(images)} training images, fewer than a batch of {batch_size * world_size}; "
             "lower training.batch_size"
         )
-    batches = _Batches(images, processor, augmentation, batch_size, seed, rank, world_size)
+    batches = _Batches(images, processor, augmentation, batch_size, seed, rank, world_size, even)
     loader = DataLoader(
         batches,
         batch_size=None,

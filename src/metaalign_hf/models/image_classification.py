@@ -165,17 +165,20 @@ class MetaAlignForImageClassification(PreTrainedModel):
         progress: float = 1.0,
         objective: Literal["task", "alignment"] | None = None,
         return_dict: bool | None = None,
+        source_index: Tensor | None = None,
     ) -> MetaAlignOutput | tuple[Tensor, ...]:
         """One forward pass: logits, and the losses for which there are labels.
 
         Args:
             pixel_values: Images `(B, 3, H, W)`, normalised.
             labels: Class indices `(B,)`, -100 for rows without a label (the target's).
-            domain_labels: `(B,)`, 0 for the source and 1.. for the target.
+            domain_labels: `(B,)`, 0 for the source, 1.. for the target, and -100 for rows that take no part in
+                alignment.
             progress: Training progress in 0..1, which sets the strength of gradient reversal.
             objective: Compute only this loss, and detach everything else in the output. For the split passes of
                 MetaAlign: DistributedDataParallel then waits for no gradient that never comes.
             return_dict: Whether to return a `MetaAlignOutput` (default) or a plain tuple.
+            source_index: `(B,)`, the number of each source row's domain where there are several sources.
 
         Returns:
             The output; without labels and domain labels it holds logits and features only.
@@ -188,16 +191,17 @@ class MetaAlignForImageClassification(PreTrainedModel):
         if labels is not None and objective != "alignment":
             task_loss = self._task_loss(features, logits, labels)
         if domain_labels is not None and objective != "task" and self.alignment is not None:
-            aligned = self.alignment(
-                AlignmentBatch(
-                    features=features,
-                    logits=logits,
-                    domain_labels=domain_labels,
-                    progress=progress,
-                    labels=labels,
-                    classifier_weight=self.effective_classifier()[0],
-                )
+            batch = AlignmentBatch(
+                features=features,
+                logits=logits,
+                domain_labels=domain_labels,
+                progress=progress,
+                labels=labels,
+                classifier_weight=self.effective_classifier()[0],
+                source_index=source_index,
             )
+            taking_part = domain_labels != IGNORED_LABEL
+            aligned = self.alignment(batch if bool(taking_part.all()) else batch.rows(taking_part))
             alignment_loss, parts = aligned.loss, aligned.parts
         losses = [value for value in (task_loss, alignment_loss) if value is not None]
         if objective is not None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
 
-__all__ = ["freeze_batch_norm", "resolve_batch_norm"]
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+__all__ = [
+    "freeze_batch_norm",
+    "recalibrate_batch_norm",
+    "require_batch_norm",
+    "resolve_batch_norm",
+    "running_statistics",
+]
 
 
 def resolve_batch_norm(setting: str, pretrained: bool) -> str:
@@ -23,3 +34,68 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
+
+
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the running statistics of every batch normalisation, by name; for `load_state_dict(strict=False)`."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        for key, value in layer.named_buffers(recurse=False)
+    }
+
+
+def require_batch_norm(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Every batch normalisation of the module that has running statistics.
+
+    Raises:
+        UserError: If there is none.
+    """
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
+    ]
+    if not layers:
+        raise UserError("training.recalibrate_bn: the model has no batch normalisation; leave it at none")
+    return layers
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every batch normalisation by their mean over the batches.
+
+    Only these layers are in training mode meanwhile: no dropout. Every process must be given the same batches.
+
+    Source: Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation" (AdaBN), ICLR Workshops 2017.
+
+    Args:
+        module: Called with `pixel_values`; it is left in the mode it was in.
+        batches: Pixel values `(B, 3, H, W)` of the target domain, on any device, of equal sizes.
+
+    Raises:
+        UserError: If the module has no batch normalisation, or there is no batch of at least two images.
+    """
+    layers = require_batch_norm(module)
+    device = next(module.parameters()).device
+    modes = {part: part.training for part in module.modules()}
+    momenta = [layer.momentum for layer in layers]
+    count = 0
+    try:
+        module.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over the batches
+            layer.train()
+        for pixel_values in batches:
+            if len(pixel_values) > 1:
+                module(pixel_values=pixel_values.to(device))
+                count += 1
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for part, training in modes.items():
+            part.training = training
+    if count == 0:
+        raise UserError("training.recalibrate_bn: it needs a batch of two target images; raise evaluation_batch_size")

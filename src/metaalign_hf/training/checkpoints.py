@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint", "whole_tensors"]
 
 FOLDER = "checkpoints"
 
@@ -54,8 +54,8 @@ def save_checkpoint(
     """
     folder = output_dir / FOLDER / f"step-{step:06d}"
     tensors, numbers = _split_optimizer_state(optimizer)
-    files = {name: _whole(module.state_dict()) for name, module in modules.items()}
-    files["optimizer"] = _whole(tensors)
+    files = {name: whole_tensors(module.state_dict()) for name, module in modules.items()}
+    files["optimizer"] = whole_tensors(tensors)
     if not write:
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
@@ -117,7 +117,8 @@ def _checkpoints(output_dir: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
 
 
-def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, gathered from all processes under FSDP2 (a collective call)."""
     whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
     return {name: tensor.detach().contiguous().cpu() for name, tensor in whole.items()}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,20 +15,34 @@ from ..coordination import SharedPrefix, frozen_running_statistics
 from ..data import (
     DomainConfig,
     DomainPair,
+    ImageSet,
+    augment,
     build_image_processor,
     evaluation_batches,
     load_domain_pair,
+    preprocess,
     training_stream,
 )
 from ..errors import UserError
-from ..evaluation import evaluate_classifier
+from ..evaluation import (
+    FEWEST_IMAGES,
+    CachedOutputs,
+    collect_outputs,
+    compute_validators,
+    evaluate_classifier,
+    gather_rows,
+    get_validator,
+)
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
-__all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix"]
+__all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
+
+RECALIBRATION_IMAGES = 2048
+"""Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +106,16 @@ class ClassificationTask:
     ) -> None:
         data = config.data
         self.config = config
-        self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy)
+        select_by = config.training.select_by
+        if select_by is not None and data.augmentation == "none" and get_validator(select_by).needs_augmented:
+            raise UserError(
+                f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
+            )
+        self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
         self.model = model or build_model(config.model, self.pair.labels)
         if self.model.config.labels != self.pair.labels:
             raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
+        self._check_sources()
         self.processor = build_image_processor(
             data.image_size, data.resize_size, self.model.config.image_mean, self.model.config.image_std
         )
@@ -105,23 +126,26 @@ class ClassificationTask:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
         training = self.config.training
 
-        def stream(images: Any, seed: int, start_batch: int) -> Iterator[Batch]:
+        def stream(images: ImageSet, seed: int, start_batch: int, size: int = training.batch_size) -> Iterator[Batch]:
             return training_stream(
                 images,
                 self.processor,
-                batch_size=training.batch_size,
+                batch_size=size,
                 seed=seed,
                 augmentation=self.config.data.augmentation,
                 start_batch=start_batch,
                 num_workers=self.config.data.num_workers,
                 rank=rank,
                 world_size=world_size,
+                even=self.config.data.source_sampling == "even",
             )
 
-        return (
-            stream(self.pair.source_train, 2 * training.seed, source_batch),
-            stream(self.pair.target_train, 2 * training.seed + 1, target_batch),
-        )
+        source = stream(self.pair.source_train, 2 * training.seed, source_batch)
+        few = self.pair.target_labeled
+        if few is not None:
+            size = min(training.batch_size, max(1, len(few) // world_size))
+            source = map(with_target_labels, source, stream(few, 2 * training.seed + 1_000_000, source_batch, size))
+        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
 
     def closures(
         self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
@@ -201,6 +225,49 @@ class ClassificationTask:
                 found[domain] = asdict(evaluate_classifier(model, batches, len(self.pair.labels)))
         return found
 
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Every validator, on held-out source images and on target training images without labels."""
+        source = self._selection_share(self.pair.source_test, 2, rank, world_size)
+        target = self._selection_share(self.pair.target_train, 3, rank, world_size)
+        if min(len(source), len(target)) * world_size < FEWEST_IMAGES:
+            return {}
+        assert source.labels is not None
+        labels = torch.tensor(source.labels, device=next(model.parameters()).device)
+        ((source_features, source_logits),) = collect_outputs(model, self._views(source, None))
+        # The same augmented views at every evaluation, so that models are compared on equal terms.
+        generator = np.random.default_rng([self.config.training.seed, 4, rank])
+        augmented = self.config.data.augmentation != "none"
+        (target_features, target_logits), *other = collect_outputs(
+            model, self._views(target, generator if augmented else None)
+        )
+        rows = [source_features, source_logits, labels, target_features, target_logits, *(x for _, x in other)]
+        return compute_validators(CachedOutputs(*(gather_rows(x, world_size) for x in rows)))
+
+    def target_images(self) -> Iterator[Tensor]:
+        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+        training, view = self.config.training, self.pair.target_train
+        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        size = min(training.evaluation_batch_size, len(view))
+        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
+            yield preprocess([view[i] for i in order[start : start + size]], self.processor)
+
+    def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
+        """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
+        order = np.random.default_rng([self.config.training.seed, salt]).permutation(len(view))
+        whole = min(self.config.training.selection_images, len(view)) // world_size * world_size
+        return view.subset(order[rank:whole:world_size].tolist())
+
+    def _views(self, view: ImageSet, generator: np.random.Generator | None) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of the images as evaluated and, given a generator, as augmented."""
+        size = self.config.training.evaluation_batch_size
+        for start in range(0, len(view), size):
+            images = [view[i] for i in range(start, min(start + size, len(view)))]
+            plain = preprocess(images, self.processor)
+            if generator is None:
+                yield (plain,)
+            else:
+                yield plain, augment(images, self.processor, self.config.data.augmentation, generator)
+
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> ClassificationSummary:
         """The summary of a finished run."""
         old, new = before.get("target", {}), after.get("target", {})
@@ -219,6 +286,21 @@ class ClassificationTask:
         assert isinstance(found, ClassificationSummary)
         return found
 
+    def _check_sources(self) -> None:
+        """Objectives of several sources need those sources, and rows of each in every micro-batch."""
+        found = max(1, len(self.pair.source_train.parts))
+        for entry in self.model.config.alignment:
+            wanted = entry.get("sources", 1)
+            if wanted == 1:
+                continue
+            if wanted != found:
+                raise UserError(f"alignment {entry['name']}: sources is {wanted}, and data.source names {found}")
+            if self.config.data.source_sampling != "even" or self.config.training.batch_size < 2 * found:
+                raise UserError(
+                    f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
+                    f"data.source_sampling: even and training.batch_size: {2 * found} or more"
+                )
+
     @property
     def names(self) -> tuple[str, str]:
         """Names of the source and of the target."""
@@ -227,7 +309,10 @@ class ClassificationTask:
     @property
     def notes(self) -> list[str]:
         """Plain statements about the data."""
-        return list(self.pair.notes)
+        few = self.pair.target_labeled
+        if few is None:
+            return list(self.pair.notes)
+        return [*self.pair.notes, f"The task loss also used {len(few)} labelled target images, in both phases."]
 
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
@@ -266,12 +351,26 @@ def _checkpoint(place: str, labels: list[str]) -> MetaAlignForImageClassificatio
 def mix(source: Batch, target: Batch) -> Batch:
     """Source and target in one batch: the target's rows carry label -100 and domain label 1."""
     count_s, count_t = len(source["pixel_values"]), len(target["pixel_values"])
-    device = source["pixel_values"].device
-    return {
+    labels = source["labels"]
+    mixed = {
         "pixel_values": torch.cat([source["pixel_values"], target["pixel_values"]]),
-        "labels": torch.cat([source["labels"], source["labels"].new_full((count_t,), IGNORED_LABEL)]),
-        "domain_labels": torch.cat([torch.zeros(count_s), torch.ones(count_t)]).to(device, torch.long),
+        "labels": torch.cat([labels, labels.new_full((count_t,), IGNORED_LABEL)]),
+        "domain_labels": torch.cat([source.get("domain_labels", labels.new_zeros(count_s)), labels.new_ones(count_t)]),
     }
+    if "source_index" in source:
+        mixed["source_index"] = torch.cat([source["source_index"], labels.new_full((count_t,), -1)])
+    return mixed
+
+
+def with_target_labels(source: Batch, few: Batch) -> Batch:
+    """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
+    count_s, count_f = len(source["labels"]), len(few["labels"])
+    labels = source["labels"]
+    joined = {key: torch.cat([source[key], few[key]]) for key in ("pixel_values", "labels")}
+    joined["domain_labels"] = torch.cat([labels.new_zeros(count_s), labels.new_full((count_f,), IGNORED_LABEL)])
+    if "source_index" in source:
+        joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count_f,), -1)])
+    return joined
 
 
 def _evaluate_command(folder: str, target: DomainConfig) -> str:

@@ -115,6 +115,8 @@ class TrainingConfig:
         batch_norm: Batch normalisation of the backbone. train: every pass moves its running statistics. mixed: only the
             pass that sees both domains does. frozen: pretrained statistics stay. auto: frozen with pretrained weights,
             else mixed.
+        recalibrate_bn: target re-estimates the running statistics of batch normalisation on unlabelled target training
+            images (AdaBN) in every evaluated and saved model of the adaptation phase; none leaves them.
         mixed_precision: no, bf16 or fp16.
         device: auto, cpu or cuda.
         gradient_checkpointing: Recompute activations of the backbone in the backward pass to save memory.
@@ -122,7 +124,12 @@ class TrainingConfig:
         ema_decay: Decay of an exponential moving average of the weights, such as 0.999; the average is then what is
             evaluated and saved. null keeps none.
         seed: Seed of everything random.
-        evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase.
+        evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
+            of the adaptation phase, at least 100 steps apart.
+        select_by: Validator that selects among the checkpoints evaluated from the end of the source phase on, without
+            target labels; null selects none. The last and the selected checkpoint are both saved.
+        select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
+        selection_images: At most so many held-out source images and target training images serve the validators.
         log_every: Steps between lines of metrics.jsonl.
         checkpoint_every: Steps between resumable checkpoints; 0 writes none.
         keep_checkpoints: How many of the newest checkpoints stay.
@@ -138,13 +145,17 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = None
     batch_norm: Literal["auto", "train", "mixed", "frozen"] = "auto"
+    recalibrate_bn: Literal["none", "target"] = "none"
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     ema_decay: float | None = None
     seed: int = 0
-    evaluate_every: int = 0
+    evaluate_every: int | None = None
+    select_by: str | None = "bnm"
+    select_tolerance: float = 0.05
+    selection_images: int = 512
     log_every: int = 20
     checkpoint_every: int = 0
     keep_checkpoints: int = 2

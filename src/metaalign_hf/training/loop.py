@@ -22,23 +22,31 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..coordination import MetaAlign
 from ..data import DomainPair
 from ..errors import UserError
+from ..evaluation import get_validator
 from ..models import MetaAlignForImageClassification
-from .batch_norm import freeze_batch_norm, resolve_batch_norm
+from .batch_norm import (
+    freeze_batch_norm,
+    recalibrate_batch_norm,
+    require_batch_norm,
+    resolve_batch_norm,
+    running_statistics,
+)
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .classification import ClassificationTask
 from .configuration import Config
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
+from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
-from .summary import RunFacts, Summary, print_summary, write_summary
+from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
 from .task import Scores, Task
 
 __all__ = ["adapt"]
@@ -54,8 +62,9 @@ def adapt(
 ) -> Summary:
     """Adapt a classifier from a labelled source to an unlabelled target.
 
-    Writes the adapted model (safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`, `summary.json`
-    and, if asked, resumable checkpoints to `training.output_dir`.
+    Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
+    `summary.json` and, if asked, resumable checkpoints to `training.output_dir`; where `training.select_by` selects an
+    earlier model, that one to `selected/` in it.
 
     Args:
         config: The whole configuration.
@@ -95,6 +104,8 @@ class _Run:
             )
         if training.gradient_checkpointing:
             bare.gradient_checkpointing_enable()
+        if training.recalibrate_bn == "target":
+            require_batch_norm(bare)
         self.batch_norm = resolve_batch_norm(training.batch_norm, bool(config.model.pretrained))
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
@@ -104,6 +115,11 @@ class _Run:
         self.evaluations: dict[str, dict[str, Scores]] = {}
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.step_seconds: list[float] = []
+        self.selection: Selection | None = None
+        if training.select_by is not None:
+            self.selection = Selection(
+                self.output_dir, training.select_by, training.select_tolerance, self.accelerator.is_main_process
+            )
         if checkpoint is not None:
             self._restore(checkpoint)
         k = training.gradient_accumulation_steps
@@ -130,6 +146,14 @@ class _Run:
     def evaluated(self) -> nn.Module:
         """The model that is evaluated: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def _kept(self) -> PreTrainedModel:
+        """The bare form of the evaluated model, which is saved."""
+        if self.average is None:
+            return self.bare
+        module: PreTrainedModel = self.average.module
+        return module
 
     def _weight_average(self) -> ModelEmaV3 | None:
         decay = self.config.training.ema_decay
@@ -166,7 +190,7 @@ class _Run:
             task = bar.add_task("source phase" if self.step < training.source_steps else "adaptation", total=total)
             bar.update(task, completed=self.step)
             if self.step == 0 and training.source_steps == 0:
-                self._evaluate("before")
+                self._evaluate("before", adapting=False)
             while self.step < total:
                 adapting = self.step >= training.source_steps
                 bar.update(task, description="adaptation" if adapting else "source phase")
@@ -177,6 +201,8 @@ class _Run:
         if self.accelerator.is_main_process:
             write_summary(summary)
             print_summary(summary, self.console)
+        if self.selection is not None:
+            self.selection.finish()
         if training.trackers:
             self.accelerator.end_training()
         return summary
@@ -238,20 +264,50 @@ class _Run:
     def _after_step(self, end_of_phase: bool, adapting: bool) -> None:
         training = self.config.training
         if end_of_phase:
-            self._evaluate("after" if adapting else "before")
-        elif training.evaluate_every and self.step % training.evaluate_every == 0:
-            self._evaluate(f"step {self.step}")
+            self._evaluate("after" if adapting else "before", adapting)
+        elif self._evaluation_is_due(adapting):
+            self._evaluate(f"step {self.step}", adapting)
         if training.checkpoint_every and self.step % training.checkpoint_every == 0:
             self._checkpoint()
 
-    def _evaluate(self, name: str) -> None:
-        found = self.task.evaluate(self.evaluated, self.accelerator.process_index, self.accelerator.num_processes)
+    def _evaluation_is_due(self, adapting: bool) -> bool:
+        training = self.config.training
+        if training.evaluate_every is not None:
+            return training.evaluate_every > 0 and self.step % training.evaluate_every == 0
+        return adapting and (self.step - training.source_steps) % max(training.max_steps // 10, 100) == 0
+
+    def _evaluate(self, name: str, adapting: bool) -> None:
+        trained = None
+        if adapting and self.config.training.recalibrate_bn == "target":
+            trained = running_statistics(self._kept)
+            recalibrate_batch_norm(self._kept, self.task.target_images())
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        found = self.task.evaluate(self.evaluated, rank, world_size)
         if name in ("before", "after"):
             self.evaluations[name] = found
         metric = self.task.metric
-        self._log({"evaluation": name, **{f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}})
+        values = self._offer(found) if adapting or name == "before" else {}
+        if trained is not None and name != "after":
+            self._kept.load_state_dict(trained, strict=False)
+        figures = {f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}
+        self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
+
+    def _offer(self, found: dict[str, Scores]) -> dict[str, float]:
+        """Offer the model as it is for selection; returns the values of all validators for the log."""
+        if self.selection is None:
+            return {}
+        values = self.task.validate(self.evaluated, self.accelerator.process_index, self.accelerator.num_processes)
+        if not values:
+            self.selection = None
+            return {}
+        validator = get_validator(self.selection.validator)
+        metric = self.task.metric
+        target = found["target"][metric] if "target" in found else None
+        score = validator.score(values[validator.name])
+        self.selection.offer(Evaluation(self.step, found["source"][metric], score, target), self._kept)
+        return {f"validator_{name}": value for name, value in values.items()}
 
     def _log(self, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -269,6 +325,7 @@ class _Run:
             "cosine_count": self.cosine_count,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "coordinator": self.coordinator.state_dict() if isinstance(self.coordinator, MetaAlign) else None,
+            "selection": self.selection.state() if self.selection is not None else [],
         }
         save_checkpoint(
             self.output_dir,
@@ -279,6 +336,8 @@ class _Run:
             training.keep_checkpoints,
             write=self.accelerator.is_main_process,
         )
+        if self.selection is not None:
+            self.selection.prune()
         self.accelerator.wait_for_everyone()
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -295,6 +354,8 @@ class _Run:
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
         self.evaluations = state["evaluations"]
+        if self.selection is not None:
+            self.selection.restore(state["selection"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if isinstance(self.coordinator, MetaAlign):
@@ -302,16 +363,20 @@ class _Run:
         self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
-        bare, state = self.bare, None
-        if self.average is not None:
-            bare = self.average.module
-        elif self.accelerator.distributed_type == DistributedType.FSDP:
+        """The last model into the run's folder and, where it is another one, the selected model into `selected/`."""
+        state = None
+        if self.average is None and self.accelerator.distributed_type == DistributedType.FSDP:
             state = self.accelerator.get_state_dict(self.model)  # every process takes part in gathering it
         if self.accelerator.is_main_process:
-            with _no_progress_bars():
-                bare.save_pretrained(self.output_dir, state_dict=state)
-            self.task.processor.save_pretrained(self.output_dir)
+            self._write_model(self.output_dir, state)
+            if self.selection is not None and self.selection.selected().step != self.step:
+                self._write_model(self.output_dir / SELECTED_FOLDER, self.selection.selected_tensors())
         self.accelerator.wait_for_everyone()
+
+    def _write_model(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        with _no_progress_bars():
+            self._kept.save_pretrained(folder, state_dict=state)
+        self.task.processor.save_pretrained(folder)
 
     def _summary(self, seconds: float) -> Summary:
         training = self.config.training
@@ -330,21 +395,27 @@ class _Run:
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
-            notes=self.task.notes,
+            notes=[*self.task.notes, *self._selection_notes()],
+            checkpoints=self.selection.rows() if self.selection is not None else [],
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
+
+    def _selection_notes(self) -> list[str]:
+        if self.config.training.select_by is None or self.selection is not None:
+            return []
+        return ["No checkpoint was selected: there are no validators for this task, or too few images for them."]
 
 
 def _check(config: Config) -> None:
     """Refuse settings out of range, before anything is built."""
     training, optimizer = config.training, config.optimizer
     at_least_one = ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints")
-    for name in (*at_least_one, "evaluation_batch_size"):
+    for name in (*at_least_one, "evaluation_batch_size", "selection_images"):
         if getattr(training, name) < 1:
             raise UserError(f"training.{name} is {getattr(training, name)}: it must be 1 or more")
     for name in ("source_steps", "evaluate_every", "checkpoint_every"):
-        if getattr(training, name) < 0:
+        if (getattr(training, name) or 0) < 0:
             raise UserError(f"training.{name} is {getattr(training, name)}: it must be 0 or more")
     if training.ema_decay is not None and not 0 < training.ema_decay < 1:
         raise UserError(f"training.ema_decay is {training.ema_decay}: it must lie between 0 and 1, or be null")
@@ -356,6 +427,13 @@ def _check(config: Config) -> None:
         raise UserError(f"coordination.inner_warmup is {config.coordination.inner_warmup}: it must lie between 0 and 1")
     if config.coordination.order == 2 and training.gradient_checkpointing:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
+    if not 0 <= training.select_tolerance <= 1:
+        raise UserError(f"training.select_tolerance is {training.select_tolerance}: it must lie in 0..1")
+    if training.select_by is not None:
+        try:
+            get_validator(training.select_by)
+        except UserError as error:
+            raise UserError(f"training.select_by: {error}; or null") from error
     usable = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for tracker in training.trackers:
         if tracker not in usable:

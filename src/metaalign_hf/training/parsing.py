@@ -18,6 +18,8 @@ from .configuration import Config
 
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
 
+DOMAINS = ("source", "target", "target_labeled")
+
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
     """Read a configuration file.
@@ -106,19 +108,41 @@ def build_parser() -> ArgumentParser:
 
 def _to_config(values: dict[str, Any]) -> Config:
     data = values.setdefault("data", {})
-    for name in ("source", "target"):
-        if isinstance(data.get(name), str):
-            data[name] = dataclasses.asdict(DomainConfig.parse(data[name]))
-        if not data.get(name):
+    for name in DOMAINS:
+        given = data.get(name)
+        if given in (None, {}, [], "") and name != "target_labeled":
             raise UserError(
                 f"data.{name} is missing: name a domain, e.g. --data.{name} imagefolder:FOLDER, or --config FILE"
             )
+        if name == "source" and isinstance(given, list):
+            data[name] = [_spell_out(domain, f"data.{name}") for domain in given]
+        elif given is not None:
+            data[name] = _spell_out(given, f"data.{name}")
     parser = build_parser()
     try:
         namespace = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
     return Config(**{section: namespace[section] for section in _fields(Config)})
+
+
+def _spell_out(given: Any, key: str) -> dict[str, Any]:
+    """All entries of a domain that is given in short form or as some of its entries."""
+    if isinstance(given, str):
+        return dataclasses.asdict(DomainConfig.parse(given))
+    if not isinstance(given, dict):
+        several = " (data.source alone may be a list)" if isinstance(given, list) else ""
+        raise UserError(f"{key} is {given!r}: it must be one domain, in short form or as a mapping{several}")
+    for name in given:
+        if name not in _fields(DomainConfig):
+            raise UserError(_unknown_key(f"{key}.{name}"))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DomainConfig, key)
+    section, name = key.split(".")
+    try:
+        return dataclasses.asdict(parser.instantiate(parser.parse_object({section: {name: given}}))[section][name])
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
@@ -162,8 +186,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _fields(kind: type) -> dict[str, type]:
+    """The entries of a section and their types; a domain where one, several or none may be given."""
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {
+        field.name: DomainConfig if DomainConfig in typing.get_args(hints[field.name]) else hints[field.name]
+        for field in dataclasses.fields(kind)
+    }
 
 
 def _all_keys(kind: type = Config, prefix: str = "") -> list[str]:
@@ -221,8 +249,10 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
         inner = values.get(part)
-        if isinstance(inner, str) and part in ("source", "target"):
+        if isinstance(inner, str) and part in DOMAINS:
             inner = dataclasses.asdict(DomainConfig.parse(inner))
+        if isinstance(inner, list):
+            raise UserError(f"option --{key}: data.{part} is a list of domains; refine them in a configuration file")
         values[part] = inner if isinstance(inner, dict) else {}
         values = values[part]
     values[last] = value

@@ -12,8 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .run_folder import SUMMARY_FILE
+from .selection import CheckpointRow
 
-__all__ = ["RunFacts", "Summary", "print_summary", "write_summary"]
+__all__ = ["SELECTED_FOLDER", "RunFacts", "Summary", "print_summary", "write_summary"]
+
+SELECTED_FOLDER = "selected"
+"""Where in the run's folder the selected model lies, if it is not the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class RunFacts:
         seconds: Wall time of the run's last start, without set-up.
         seconds_per_step: Median time of an adaptation step.
         notes: Plain statements about the data.
+        checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
+            selection.
         versions: Versions of the libraries.
     """
 
@@ -55,6 +61,7 @@ class RunFacts:
     seconds: float
     seconds_per_step: float | None
     notes: list[str] = field(default_factory=list)
+    checkpoints: list[CheckpointRow] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -109,16 +116,40 @@ def print_summary(summary: Summary, console: Console) -> None:
         change = f"{100 * (after - before):+.1f}"
         table.add_row(name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images))
     console.print(table)
+    if summary.checkpoints:
+        console.print(_checkpoint_table(summary))
     lines = [
         *_in_words(summary),
         *(f"Note: {note}" for note in summary.notes),
         "",
-        f"The adapted model is in {summary.output_dir}: model, image processor, metrics.jsonl, summary.json.",
+        f"The adapted model (last checkpoint) is in {summary.output_dir}: model, image processor, metrics.jsonl, "
+        "summary.json.",
+        *_where_selected(summary),
         "Next, try:",
         *(f"  {command}" for command in summary.next_commands()),
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _checkpoint_table(summary: Summary) -> Table:
+    table = Table()
+    table.add_column(f"{summary.title} by checkpoint")
+    for column in ("step", "source", "target"):
+        table.add_column(column, justify="right")
+    for row in summary.checkpoints:
+        target = "no labels" if row.target is None else f"{100 * row.target:.1f} %"
+        table.add_row(row.checkpoint, str(row.step), f"{100 * row.source:.1f} %", target)
+    return table
+
+
+def _where_selected(summary: Summary) -> list[str]:
+    if not summary.checkpoints:
+        return []
+    last, selected, *_ = summary.checkpoints
+    if selected.step == last.step:
+        return ["It is also the selected checkpoint."]
+    return [f"The selected checkpoint (step {selected.step}) is in {Path(summary.output_dir) / SELECTED_FOLDER}."]
 
 
 def quoted(*words: str) -> str:
@@ -132,7 +163,7 @@ def _in_words(summary: Summary) -> list[str]:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the untrained classifier)"
-    words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. Numbers are of the last checkpoint."]
+    words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. After is the last checkpoint."]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:
         words.append(f"Gain on the target: {100 * (after - before):+.1f} points of {summary.title}.")

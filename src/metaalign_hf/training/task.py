@@ -82,5 +82,11 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
         """Scores on the test images of `source` and, where it has labels, of `target`; a collective call."""
 
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Values of all validators, by name; empty without validators or enough images; a collective call."""
+
+    def target_images(self) -> Iterator[Tensor]:
+        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
         """The summary of a finished run."""

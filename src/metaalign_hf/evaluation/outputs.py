@@ -1,0 +1,56 @@
+"""Features and logits of a model over batches, gathered from all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["collect_outputs", "gather_rows"]
+
+
+@torch.no_grad()
+def collect_outputs(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Features `(N, D)` and logits `(N, K)` of every view of the images.
+
+    The model is put in eval mode and left in the mode it was in.
+
+    Args:
+        model: Called with `pixel_values`; its output has `features` and `logits`.
+        batches: Each batch is one or several views `(B, 3, H, W)` of the same images, on any device.
+
+    Returns:
+        One pair for each view, on the model's device.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    views: list[tuple[list[Tensor], list[Tensor]]] = []
+    for batch in batches:
+        for index, pixel_values in enumerate(batch):
+            if index == len(views):
+                views.append(([], []))
+            output = model(pixel_values=pixel_values.to(device))
+            views[index][0].append(output.features.float())
+            views[index][1].append(output.logits.float())
+    model.train(was_training)
+    return [(torch.cat(features), torch.cat(logits)) for features, logits in views]
+
+
+def gather_rows(rows: Tensor, world_size: int) -> Tensor:
+    """The rows of all processes in their common order, where process r holds every `world_size`-th row from row r on.
+
+    Args:
+        rows: `(N, ...)`, equally many on each process.
+        world_size: Number of processes.
+
+    Returns:
+        `(N world_size, ...)`, on every process.
+    """
+    if world_size == 1:
+        return rows
+    found = [torch.empty_like(rows) for _ in range(world_size)]
+    dist.all_gather(found, rows.contiguous())
+    return torch.stack(found, 1).flatten(0, 1)

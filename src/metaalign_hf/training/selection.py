@@ -1,0 +1,163 @@
+"""Model selection without target labels: which of the evaluated checkpoints is kept.
+
+Among the checkpoints whose source figure is within a tolerance of the best one's (the guard), the one with the best
+value of a label-free validator is selected. Target figures, where there are any, are reported beside it and never read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .checkpoints import FOLDER as CHECKPOINT_FOLDER
+from .checkpoints import whole_tensors
+
+__all__ = ["CheckpointRow", "Evaluation", "Selection", "choose", "still_selectable"]
+
+FOLDER = "candidates"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated checkpoint.
+
+    Attributes:
+        step: Steps taken, over both phases.
+        source: The task's figure on the source test images, 0..1.
+        score: The validator's value, turned so that higher is better; minus infinity where it is not a number.
+        target: The task's figure on the labelled target test images; None without labels. For the report alone.
+    """
+
+    step: int
+    source: float
+    score: float
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointRow:
+    """Figures of one checkpoint in the summary.
+
+    Attributes:
+        checkpoint: `last`, `selected (label-free, NAME)` or `oracle (target labels)`.
+        step: Steps taken, over both phases.
+        source: The task's figure on the source test images.
+        target: The same on the target; None without labels.
+    """
+
+    checkpoint: str
+    step: int
+    source: float
+    target: float | None
+
+
+def choose(evaluations: Sequence[Evaluation], tolerance: float) -> Evaluation:
+    """The best score among those within `tolerance` of the best source figure; ties go to the source, then the last."""
+    best = max(e.source for e in evaluations)
+    return max((e for e in evaluations if e.source >= best - tolerance), key=lambda e: (e.score, e.source, e.step))
+
+
+def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> list[Evaluation]:
+    """Those that `choose` may yet return, whatever is evaluated later; the weights of the others need not be kept.
+
+    The best source figure only rises, so what has fallen behind it never returns; and what another one equals or beats
+    in score and source is never preferred to it.
+    """
+    best = max((e.source for e in evaluations), default=0.0)
+
+    def beaten(e: Evaluation) -> bool:
+        return any(
+            o.score >= e.score and o.source >= e.source and (o.score, o.source, o.step) > (e.score, e.source, e.step)
+            for o in evaluations
+        )
+
+    return [e for e in evaluations if e.source >= best - tolerance and not beaten(e)]
+
+
+class Selection:
+    """The evaluations of a run, and on disk the weights of those that may yet be selected.
+
+    A run may be killed at any time: weights that one of its resumable checkpoints refers to stay until that checkpoint
+    is gone.
+
+    Args:
+        output_dir: The run's folder.
+        validator: Name of the validator.
+        tolerance: How far the source figure may lie below the best one, 0..1.
+        writes: Whether this process writes files.
+    """
+
+    def __init__(self, output_dir: Path, validator: str, tolerance: float, writes: bool) -> None:
+        self.folder = output_dir / FOLDER
+        self.checkpoints = output_dir / CHECKPOINT_FOLDER
+        self.validator = validator
+        self.tolerance = tolerance
+        self.writes = writes
+        self.evaluations: list[Evaluation] = []
+
+    def offer(self, evaluation: Evaluation, model: nn.Module) -> None:
+        """Take note of an evaluation, and of the model's weights where they may be selected; collective under FSDP2."""
+        self.evaluations.append(evaluation)
+        if evaluation in still_selectable(self.evaluations, self.tolerance):
+            tensors = whole_tensors(model.state_dict())
+            if self.writes:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                partial = self._file(evaluation.step).with_suffix(".partial")
+                save_file(tensors, partial)
+                partial.rename(self._file(evaluation.step))
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete weights that neither this run nor one of its resumable checkpoints may select."""
+        if not self.writes or not self.folder.exists():
+            return
+        kept = {e.step for e in still_selectable(self.evaluations, self.tolerance)}
+        for file in self.checkpoints.glob("step-*/state.json"):
+            history = [_from_json(values) for values in json.loads(file.read_text())["selection"]]
+            kept |= {e.step for e in still_selectable(history, self.tolerance)}
+        for file in self.folder.iterdir():
+            if file not in {self._file(step) for step in kept}:
+                file.unlink()
+
+    def selected(self) -> Evaluation:
+        """The evaluation of the selected checkpoint."""
+        return choose(self.evaluations, self.tolerance)
+
+    def selected_tensors(self) -> dict[str, Tensor]:
+        """The weights of the selected checkpoint."""
+        return load_file(self._file(self.selected().step))
+
+    def finish(self) -> None:
+        """Delete the weights of all candidates."""
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def rows(self) -> list[CheckpointRow]:
+        """The last, the selected and, with target labels, the best evaluation by target labels."""
+        chosen = {"last": self.evaluations[-1], f"selected (label-free, {self.validator})": self.selected()}
+        labelled = [e for e in self.evaluations if e.target is not None]
+        if labelled:
+            chosen["oracle (target labels)"] = max(labelled, key=lambda e: (e.target, e.step))
+        return [CheckpointRow(name, e.step, e.source, e.target) for name, e in chosen.items()]
+
+    def state(self) -> list[dict[str, float | int | None]]:
+        """All evaluations as JSON values."""
+        return [{**vars(e), "score": e.score if math.isfinite(e.score) else None} for e in self.evaluations]
+
+    def restore(self, state: list[dict[str, float | int | None]]) -> None:
+        """Go on from what `state` gave."""
+        self.evaluations = [_from_json(values) for values in state]
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}.safetensors"
+
+
+def _from_json(values: dict) -> Evaluation:
+    return Evaluation(**{**values, "score": -math.inf if values["score"] is None else values["score"]})
