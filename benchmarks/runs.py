@@ -40,7 +40,7 @@ def pinned_run(
         pretrained: File of pretrained weights; where it lies does not identify the run.
 
     Returns:
-        The run's `summary.json` and the overrides.
+        The run's `summary.json`, its evaluations and the overrides.
     """
     path = RESULTS / f"{name}.json"
     if path.exists():
@@ -53,10 +53,12 @@ def pinned_run(
             places["model.pretrained"] = str(pretrained)
         config = load_config(config_file, {**overrides, **places})
         summary = asdict(adapt(config))
-    for key in ("output_dir", "notes"):
+        lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
+        evaluations = [line for line in lines if "evaluation" in line]
+    for key in ("output_dir", "notes", "evaluate_command"):
         summary.pop(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"config": config_file.name, "overrides": overrides, **summary}
+    found = {"config": config_file.name, "overrides": overrides, **summary, "evaluations": evaluations}
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
