@@ -23,8 +23,8 @@ class CORAL(AlignmentObjective):
 
         L = |C_s - C_t|_F^2 / (4 d^2)
 
-    It does not see a mere shift of the mean. The factor 1 / (4 d^2) makes it small for wide features: weights of 10 to
-    1,000 are usual there. Each domain needs 2 rows.
+    It does not see a mere shift of the mean. The factor 1 / (4 d^2) makes it small for wide features, so its weight
+    must grow with them. Each domain needs 2 rows.
 
     Source: Sun and Saenko, "Deep CORAL: Correlation Alignment for Deep Domain Adaptation", ECCV Workshops 2016,
     section 3.1; the paper aligns the logits.

@@ -43,7 +43,8 @@ class GVB(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
-        toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
+        toalign: Align the predictions of the source's task-oriented features (ToAlign) instead of the plain ones; the
+            penalty of z stays on the plain features.
     """
 
     def __init__(

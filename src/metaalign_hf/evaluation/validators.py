@@ -185,7 +185,8 @@ def entropy(outputs: CachedOutputs) -> float:
     Falls for confident collapse: a model that gives every target image the same class with certainty has 0, the best
     value; and for objectives that minimise it, such as mcc.
 
-    Source: Morerio et al., "Minimal-Entropy Correlation Alignment", ICLR 2018, section 3.3.
+    Source: Morerio et al., "Minimal-Entropy Correlation Alignment for Unsupervised Deep Domain Adaptation", ICLR
+    2018, which chooses its hyper-parameters by it.
     """
     return float(_entropy(outputs.target_logits.log_softmax(1)).mean())
 
