@@ -1,0 +1,114 @@
+"""The record of a run, read back from its folder: all that a model card may state.
+
+Everything a record holds may be published: paths of the machine are shortened to their last part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+__all__ = ["RunRecord", "read_record", "without_local_paths"]
+
+# An absolute path of at least two parts (`/home/ann/art`, `~/art`, `C:\\Users\\ann`), wherever it stands in a text.
+_ABSOLUTE = re.compile(r"(?<![\w:/.~])(?:~?/[^\s\"'<>,;:()/]+(?:/[^\s\"'<>,;:()/]+)+/?|~/[^\s\"'<>,;:()/]+/?)|"
+                       r"\b[A-Za-z]:\\[^\s\"'<>,;()]+")  # fmt: skip
+# Entries of a configuration that may name a file or folder, absolute or not.
+_PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
+_PLACES |= {"backbone_name", "_name_or_path", "name"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint's folder tells about its origin.
+
+    Attributes:
+        model: The model's `config.json`.
+        training: `training_config.yaml`; empty for a model that was saved without a run.
+        summary: `summary.json`; empty as long as the run goes on.
+        metrics: The lines of `metrics.jsonl`.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines with measured accuracies, in order."""
+        return [line for line in self.metrics if "evaluation" in line]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names in the order of the logits."""
+        named = {int(index): name for index, name in self.model.get("id2label", {}).items()}
+        return [named[index] for index in sorted(named)]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the record of a checkpoint's folder.
+
+    Args:
+        folder: A run's folder, a saved model, or a downloaded snapshot.
+
+    Raises:
+        UserError: If `config.json` is missing or a file is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"checkpoint {folder}: it holds no config.json, so no model was saved here")
+    try:
+        model = json.loads((folder / "config.json").read_text())
+        training = _load(folder / "training_config.yaml", yaml.safe_load)
+        summary = _load(folder / "summary.json", json.loads)
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
+        metrics = [json.loads(line) for line in lines]
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
+    return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics)))
+
+
+def without_local_paths(value: Any, key: str = "") -> Any:
+    """The same JSON value with every path of this machine shortened to its last part.
+
+    Absolute paths are found anywhere in a text, except in class names; relative ones only in entries that name a
+    place, and there only when the file or folder exists (`org/name` may be a Hub id as well as a folder).
+
+    Args:
+        value: Any JSON value.
+        key: The entry that it is the value of.
+    """
+    if isinstance(value, dict):
+        kept = ("id2label", "label2id", "label_names")
+        return {k: v if k in kept else without_local_paths(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in _PLACES and ("/" in value or "\\" in value) and _is_local(value):
+        return _last_part(value)
+    return _ABSOLUTE.sub(lambda found: _last_part(found[0]), value)
+
+
+def _is_local(text: str) -> bool:
+    if text.startswith(("/", "~", "./", "../", ".\\")) or re.match(r"[A-Za-z]:\\", text):
+        return True
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
+
+
+def _last_part(text: str) -> str:
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _load(path: Path, parse: Any) -> dict[str, Any]:
+    return (parse(path.read_text()) or {}) if path.is_file() else {}
