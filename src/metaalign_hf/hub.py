@@ -2,8 +2,8 @@
 
 Pushed are weights (safetensors), configuration, image processor, model card, figures and the record of the run; nothing
 else in the folder is looked at, and paths of the machine are shortened to their last part. One push is one commit, so
-that a reader never sees half of it. A token comes from an argument, the environment (`HF_TOKEN`) or `hf auth login`, and
-is never written.
+that a reader never sees half of it. A token comes from an argument, the environment (`HF_TOKEN`) or `hf auth login`,
+and is never written.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import UserError
+from .progress import no_hub_progress_bars, no_model_progress_bars
 from .reports import RunRecord, card_is_generated, model_card, read_record, without_local_paths, write_figures
 
 __all__ = ["BackgroundPusher", "HubConfig", "HubError", "fetch", "load_checkpoint", "push"]
@@ -144,9 +145,10 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     folder = fetch(checkpoint, token)
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
-        model, info = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
+        with no_model_progress_bars():
+            model, info = AutoModelForImageClassification.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True
+            )
     except UserError:
         raise
     except Exception as error:  # damaged files make the libraries raise nearly anything
@@ -251,8 +253,8 @@ def write_card(folder: Path, repo_id: str | None = None, license: str | None = N
 class BackgroundPusher:
     """Pushes a run to the Hub: now and then while it goes on, and once at its end.
 
-    At most one push is in flight; what comes due meanwhile is left out, because a later one brings newer weights. A push
-    that fails is tried again with growing waits and then reported; it never stops the run. The final push waits.
+    At most one push is in flight; what comes due meanwhile is left out, because a later one brings newer weights. A
+    push that fails is tried again with growing waits and then reported; it never stops the run. The final push waits.
 
     Args:
         config: What to push to.
@@ -273,7 +275,6 @@ class BackgroundPusher:
         self.target = _Target(
             config.repo_id, config.private, config.revision, config.create_pr, config.overwrite, token
         )
-        self.evaluations = 0
         self.thread: threading.Thread | None = None
         self.stopping = threading.Event()
 
@@ -290,18 +291,16 @@ class BackgroundPusher:
                 raise
             self.report(f"{error}; the run goes on, and pushes are tried again")
 
-    def after_evaluation(self, step: int, save: Callable[[Path], None]) -> None:
-        """Push in the background if one is due and none is in flight.
+    def push_state(self, step: int, save: Callable[[Path], None]) -> None:
+        """Push in the background, if no push is in flight.
 
         Args:
             step: Steps taken so far.
             save: Writes model and image processor into a folder; it is called before this returns, so that training
                 may go on changing the weights.
         """
-        self.evaluations += 1
-        config = self.config
-        if config.create_pr or not config.push_every or self.evaluations % config.push_every:
-            return
+        if self.config.create_pr:
+            return  # one pull request, at the end
         if self.thread is not None and self.thread.is_alive():
             self.report(f"step {step} is not pushed: the push before it is still under way")
             return
@@ -346,9 +345,8 @@ class BackgroundPusher:
                 report=self.report,
             )
         except UserError as error:
-            raise HubError(
-                f"{error}. The run is finished and its folder complete; this pushes it: {push_command(self.folder, config)}"
-            ) from error
+            command = push_command(self.folder, config)
+            raise HubError(f"{error}. The run is finished and its folder complete; push it with: {command}") from error
 
     def _staged(self) -> Path:
         return self.folder / ".push"
@@ -366,7 +364,8 @@ class BackgroundPusher:
             self.target.commit(files, f"Push the state after step {step}")
 
         try:
-            _retry(once, config.attempts, config.retry_seconds, self.report, self.stopping)
+            with no_hub_progress_bars():
+                _retry(once, config.attempts, config.retry_seconds, self.report, self.stopping)
         except Exception as error:  # a thread has nobody else to tell
             self.report(f"step {step} was not pushed: {error}")
 
@@ -490,7 +489,8 @@ def _write_native(checkpoint: str, folder: Path) -> str:
     if not hasattr(model, "export_native"):
         raise UserError(f"push: checkpoint {checkpoint} is a native {type(model).__name__} already; leave out --native")
     native = model.export_native()
-    native.save_pretrained(folder)
+    with no_model_progress_bars():
+        native.save_pretrained(folder)
     processor.save_pretrained(folder)
     return type(native).__name__
 

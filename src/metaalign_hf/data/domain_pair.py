@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -59,6 +59,26 @@ class DomainPair:
     target_test_images: ImageSet
     target_evaluation: ImageSet | None
     notes: list[str] = field(default_factory=list)
+
+    def in_order(self, labels: list[str]) -> DomainPair:
+        """The same pair with its classes numbered as in `labels`.
+
+        Args:
+            labels: The same class names in any order.
+        """
+        if labels == self.labels:
+            return self
+
+        def renumber(images: ImageSet) -> ImageSet:
+            return _relabel(images, self.labels, labels)
+
+        return replace(
+            self,
+            labels=list(labels),
+            source_train=renumber(self.source_train),
+            source_test=renumber(self.source_test),
+            target_evaluation=None if self.target_evaluation is None else renumber(self.target_evaluation),
+        )
 
 
 def load_domain(config: DomainConfig | str) -> Domain:

@@ -17,10 +17,10 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
         folder: Where `training.png` goes; made when missing.
 
     Returns:
-        The files written; none where the run has fewer than two evaluations, which are no course.
+        The files written; none where the run has fewer than three evaluations, which are no course.
     """
     evaluations = record.evaluations
-    if len(evaluations) < 2:
+    if len(evaluations) < 3:
         return []
     # Imported on use: a run that draws nothing need not wait for it. The object interface needs no display.
     from matplotlib.figure import Figure

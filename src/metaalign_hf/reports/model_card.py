@@ -1,7 +1,7 @@
 """The model card of an adapted checkpoint.
 
-One template, filled from the run's record alone: a number that was not measured, or a fact that is not on record, has no
-way into the card.
+One template, filled from the run's record alone: a number that was not measured, or a fact that is not on record, has
+no way into the card.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AUTO_CLASSES = {
 _MEASURES = {
     "accuracy": ("accuracy", "accuracy", True),
     "class_mean": ("accuracy", "mean class accuracy", False),
-    "map50": ("mAP", "mAP@50", True),
+    "map_50": ("mAP", "mAP@50", True),
     "map": ("mAP", "mAP@50:95", False),
 }
 _CHECKPOINTS = {
@@ -44,8 +44,8 @@ _CHECKPOINTS = {
 _METHODS = {
     "metaalign": (
         "MetaAlign (Wei et al., CVPR 2021), first order: on every mini-batch one of the two losses, task and "
-        "alignment, plays meta-train and the other meta-test, taking turns. The step descends the loss of meta-train at "
-        "the weights, and that of meta-test after an inner step on meta-train, so that the two gradients come to agree.",
+        "alignment, plays meta-train and the other meta-test. The step descends the loss of meta-train at the weights, "
+        "and that of meta-test after an inner step on meta-train, so that the two gradients come to agree.",
         "theta' = theta - alpha * grad L_train(theta)\n"
         "gradient = grad L_train(theta) + grad L_test(theta')        (theta' held constant)",
     ),
@@ -146,7 +146,7 @@ class _Facts:
     def values(self) -> dict[str, Any]:
         alignment = [entry["name"] for entry in self.config.get("alignment") or []]
         method = self.training.get("coordination", {}).get("method") or self.summary.get("method")
-        words, equation = _METHODS.get(method, (None, None))
+        words, equation = _METHODS.get(str(method), ("", ""))
         used = alignment if method != "source_only" else []
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}

@@ -18,8 +18,10 @@ from ..errors import UserError
 __all__ = ["RunRecord", "read_record", "without_local_paths"]
 
 # An absolute path of at least two parts (`/home/ann/art`, `~/art`, `C:\\Users\\ann`), wherever it stands in a text.
-_ABSOLUTE = re.compile(r"(?<![\w:/.~])(?:~?/[^\s\"'<>,;:()/]+(?:/[^\s\"'<>,;:()/]+)+/?|~/[^\s\"'<>,;:()/]+/?)|"
-                       r"\b[A-Za-z]:\\[^\s\"'<>,;()]+")  # fmt: skip
+_PART = r"[^\s\"'<>,;:()/]+"
+_ABSOLUTE = re.compile(
+    rf"(?<![\w/.~])(?:file://)?(?:/{_PART}(?:/{_PART})+|~[\w.-]*(?:/{_PART})+)/?|\b[A-Za-z]:\\[^\s\"'<>,;()]+"
+)
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
 _PLACES |= {"backbone_name", "_name_or_path", "name"}

@@ -8,8 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..coordination import MetaAlign
 from ..data import DomainPair
 from ..errors import UserError
+from ..hub import BackgroundPusher, write_card
 from ..models import MetaAlignForImageClassification
+from ..progress import no_model_progress_bars
 from .batch_norm import freeze_batch_norm, resolve_batch_norm
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .classification import ClassificationTask
@@ -54,8 +54,8 @@ def adapt(
 ) -> Summary:
     """Adapt a classifier from a labelled source to an unlabelled target.
 
-    Writes the adapted model (safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`, `summary.json`
-    and, if asked, resumable checkpoints to `training.output_dir`.
+    Writes the adapted model (safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
+    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; pushes to the Hub as `config.hub` says.
 
     Args:
         config: The whole configuration.
@@ -67,6 +67,7 @@ def adapt(
 
     Raises:
         UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges.
+        HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
     return _Run(config, lambda: ClassificationTask(config, pair, model)).run()
 
@@ -84,6 +85,9 @@ class _Run:
         _check(config)
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)
+        self.pusher: BackgroundPusher | None = None
+        if config.hub.repo_id is not None and self.accelerator.is_main_process:
+            self.pusher = BackgroundPusher(config.hub, self.output_dir, self._report)
         checkpoint = check_output_dir(config)
         set_seed(training.seed)
         self.task = build_task()
@@ -102,6 +106,7 @@ class _Run:
         self.average = self._weight_average()
         self.step = 0
         self.evaluations: dict[str, dict[str, Scores]] = {}
+        self.evaluation_count = 0
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.step_seconds: list[float] = []
         if checkpoint is not None:
@@ -114,6 +119,8 @@ class _Run:
             self.accelerator.num_processes,
         )
         self._probe()
+        if self.pusher is not None:
+            self.pusher.prepare()
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -176,9 +183,12 @@ class _Run:
         summary = self._summary(time.perf_counter() - started)
         if self.accelerator.is_main_process:
             write_summary(summary)
+            write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
             print_summary(summary, self.console)
         if training.trackers:
             self.accelerator.end_training()
+        if self.pusher is not None:
+            self._report(f"Pushed: {self.pusher.finish()}")
         return summary
 
     def _take_step(self, adapting: bool) -> None:
@@ -246,6 +256,8 @@ class _Run:
         self._log({"evaluation": name, **{f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
+        if name != "after":
+            self._push_in_background()
 
     def _log(self, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -296,16 +308,36 @@ class _Run:
         self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
-        bare, state = self.bare, None
-        if self.average is not None:
-            bare = self.average.module
-        elif self.accelerator.distributed_type == DistributedType.FSDP:
-            state = self.accelerator.get_state_dict(self.model)  # every process takes part in gathering it
+        state = self._gathered()
         if self.accelerator.is_main_process:
-            with _no_progress_bars():
-                bare.save_pretrained(self.output_dir, state_dict=state)
-            self.task.processor.save_pretrained(self.output_dir)
+            self._write_model(self.output_dir, state)
         self.accelerator.wait_for_everyone()
+
+    def _gathered(self) -> dict[str, Tensor] | None:
+        """The sharded parameters as a whole, for which every process is needed; None where they are not sharded."""
+        if self.average is None and self.accelerator.distributed_type == DistributedType.FSDP:
+            state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+            return state
+        return None
+
+    def _write_model(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        bare = self.bare if self.average is None else self.average.module
+        with no_model_progress_bars():
+            bare.save_pretrained(folder, state_dict=state)
+        self.task.processor.save_pretrained(folder)
+
+    def _push_in_background(self) -> None:
+        """Push the model as it was just evaluated, at every `hub.push_every`-th evaluation before the last one."""
+        hub = self.config.hub
+        self.evaluation_count += 1
+        if hub.repo_id is None or not hub.push_every or self.evaluation_count % hub.push_every:
+            return
+        state = self._gathered()
+        if self.pusher is not None:
+            self.pusher.push_state(self.step, lambda folder: self._write_model(folder, state))
+
+    def _report(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _summary(self, seconds: float) -> Summary:
         training = self.config.training
@@ -404,18 +436,6 @@ def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:
         for key, value in values.items():
             flat[f"{section}.{key}"] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
     return flat
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Writing the one file of a model needs no bar of its own."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def _progress_bar(console: Console) -> Progress:
