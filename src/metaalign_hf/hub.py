@@ -546,12 +546,10 @@ def _explanation(error: Exception) -> tuple[str, bool] | None:
         return "access to it must be asked for on its page on the Hub first", False
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch, tag or commit", False
-    if status == 401 and "credential" in str(error).lower():
-        return f"the Hub does not know the access token; {login}", False
     if isinstance(error, RepositoryNotFoundError):
         return f"the Hub has no such repository, or your token may not see it; {login}", False
     if status == 401:
-        return f"the Hub asks for a valid access token; {login}", False
+        return f"the Hub does not know the access token; {login}", False
     if status == 403:
         return "your token may not write there; use your own namespace, or a token with write access to it", False
     if status == 412:

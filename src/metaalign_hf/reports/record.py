@@ -17,11 +17,15 @@ from ..errors import UserError
 
 __all__ = ["RunRecord", "read_record", "without_local_paths"]
 
-# An absolute path of at least two parts (`/home/ann/art`, `~/art`, `C:\\Users\\ann`), wherever it stands in a text.
+# An absolute path (`/home/ann/art`, `~/art`, `C:\\Users\\ann`) wherever it stands in a text; with blanks if in quotes.
 _PART = r"[^\s\"'<>,;:()/]+"
 _ABSOLUTE = re.compile(
-    rf"(?<![\w/.~])(?:file://)?(?:/{_PART}(?:/{_PART})+|~[\w.-]*(?:/{_PART})+)/?|\b[A-Za-z]:\\[^\s\"'<>,;()]+"
+    rf"(?<=')(?:[\w-]+:)?(?:/|~/)[^'\n]+(?=')|(?<=\")(?:[\w-]+:)?(?:/|~/)[^\"\n]+(?=\")"
+    rf"|(?<![\w/.~])(?:file://)?(?:/{_PART}(?:/{_PART})+|~[\w.-]*(?:/{_PART})+)/?"
+    r"|\b[A-Za-z]:\\[^\s\"'<>,;()]+"
 )
+# What serves on this machine only.
+_LOCAL = {"evaluate_command"}
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
 _PLACES |= {"backbone_name", "_name_or_path", "name"}
@@ -89,12 +93,13 @@ def without_local_paths(value: Any, key: str = "") -> Any:
     """
     if isinstance(value, dict):
         kept = ("id2label", "label2id", "label_names")
-        return {k: v if k in kept else without_local_paths(v, str(k)) for k, v in value.items()}
+        shared = {k: v for k, v in value.items() if k not in _LOCAL}
+        return {k: v if k in kept else without_local_paths(v, str(k)) for k, v in shared.items()}
     if isinstance(value, list | tuple):
         return [without_local_paths(item, key) for item in value]
     if not isinstance(value, str):
         return value
-    if key in _PLACES and ("/" in value or "\\" in value) and _is_local(value):
+    if value.startswith(("/", "~/")) or (key in _PLACES and ("/" in value or "\\" in value) and _is_local(value)):
         return _last_part(value)
     return _ABSOLUTE.sub(lambda found: _last_part(found[0]), value)
 

@@ -55,7 +55,8 @@ def adapt(
     """Adapt a classifier from a labelled source to an unlabelled target.
 
     Writes the adapted model (safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
-    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; pushes to the Hub as `config.hub` says.
+    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; pushes to the Hub as
+    `config.hub` says.
 
     Args:
         config: The whole configuration.
