@@ -149,8 +149,8 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
             model, info = AutoModelForImageClassification.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True
             )
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), checkpoint)) from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {lines[0]}") from error

@@ -262,8 +262,8 @@ def _checkpoint(place: str) -> MetaAlignForImageClassification:
     _check_kind(place, folder)
     try:
         return MetaAlignForImageClassification.from_pretrained(folder, dtype=torch.float32)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"model.{str(error).replace(str(folder), config.checkpoint)}") from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
