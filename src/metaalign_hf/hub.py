@@ -94,12 +94,13 @@ class HubError(UserError):
         self.temporary = temporary
 
 
-def fetch(checkpoint: str, token: str | None = None) -> Path:
+def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -> Path:
     """The folder of a checkpoint: as it is, or downloaded into the Hub's cache.
 
     Args:
         checkpoint: A folder, `org/name` or `org/name@revision` (branch, tag or commit).
         token: Access token; by default that of the environment or login.
+        what: What errors call it.
 
     Returns:
         The folder; it holds a configuration and safetensors weights.
@@ -111,16 +112,16 @@ def fetch(checkpoint: str, token: str | None = None) -> Path:
         folder = Path(checkpoint).expanduser()
     else:
         if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
-            raise UserError(f"checkpoint {checkpoint}: there is no such folder")
+            raise UserError(f"{what} {checkpoint}: there is no such folder")
         repo_id, _, revision = checkpoint.partition("@")
         patterns = [CARD, *RECORDS, *_PROCESSORS, "model*.safetensors", "model.safetensors.index.json", "figures/*.png"]
-        with _explained(f"checkpoint {checkpoint}"):
+        with _explained(f"{what} {checkpoint}"):
             folder = Path(snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns))
     if not (folder / "config.json").is_file():
-        raise UserError(f"checkpoint {checkpoint}: it holds no config.json, so it is no model of transformers")
+        raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is no model of transformers")
     if not any(_WEIGHTS.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(
-            f"checkpoint {checkpoint}: it holds no safetensors weights; pickled ones (.bin, .pt) are never loaded"
+            f"{what} {checkpoint}: it holds no safetensors weights; pickled ones (.bin, .pt) are never loaded"
         )
     return folder
 

@@ -277,7 +277,7 @@ class _Facts:
                 if after is None:
                     continue
                 count = self.summary.get(f"{domain}_test_images", "")
-                change = "" if before is None else f"{100 * (after - before):+.1f}"
+                change = "" if before is None else f"{100 * (after - before):+.2f}"
                 name = f"{domain} {self._domain(domain)}, {heading}"
                 rows.append([name, "" if before is None else _percent(before), _percent(after), change, str(count)])
                 if indexed:

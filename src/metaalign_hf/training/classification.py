@@ -258,12 +258,12 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
 
 
 def _checkpoint(place: str) -> MetaAlignForImageClassification:
-    folder = fetch(place)
+    folder = fetch(place, what="model.checkpoint:")
     _check_kind(place, folder)
     try:
         return MetaAlignForImageClassification.from_pretrained(folder, dtype=torch.float32)
     except UserError as error:
-        raise UserError(f"model.{str(error).replace(str(folder), config.checkpoint)}") from error
+        raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
