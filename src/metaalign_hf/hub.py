@@ -37,7 +37,15 @@ from huggingface_hub.errors import (
 
 from .errors import UserError
 from .progress import no_hub_progress_bars, no_model_progress_bars
-from .reports import RunRecord, card_is_generated, model_card, read_record, without_local_paths, write_figures
+from .reports import (
+    RunRecord,
+    card_is_generated,
+    model_card,
+    read_record,
+    record_folder,
+    without_local_paths,
+    write_figures,
+)
 
 __all__ = ["BackgroundPusher", "HubConfig", "HubError", "fetch", "load_checkpoint", "push"]
 
@@ -139,17 +147,18 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     Raises:
         UserError: If it cannot be found or loaded, lacks a tensor, or is no vision model.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
 
     from . import models  # noqa: F401  (registers the Auto classes)
 
     folder = fetch(checkpoint, token)
     try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+        detects = names[0].endswith("ObjectDetection")
+        kind = AutoModelForObjectDetection if detects else AutoModelForImageClassification
         processor = AutoImageProcessor.from_pretrained(folder)
         with no_model_progress_bars():
-            model, info = AutoModelForImageClassification.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True
-            )
+            model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except UserError as error:
         raise UserError(str(error).replace(str(folder), checkpoint)) from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
@@ -213,7 +222,7 @@ def push(
         def once() -> str:
             target = _Target(repo_id, private, revision, create_pr, overwrite, token)
             target.prepare()
-            figures = _figures(record, folder, Path(scratch) / "figures")
+            figures = _figures(record, record_folder(folder), Path(scratch) / "figures")
             names = [f"figures/{path.name}" for path in figures]
             card = model_card(
                 record,
@@ -225,7 +234,11 @@ def push(
             )
             if not native and not _may_write_card(folder):
                 card = (folder / CARD).read_text()
-            files = _public_files(place, folder) | dict(zip(names, figures, strict=True)) | {CARD: card.encode()}
+            files = (
+                _public_files(place, record_folder(folder))
+                | dict(zip(names, figures, strict=True))
+                | {CARD: card.encode()}
+            )
             return target.commit(files, message)
 
         return _retry(once, attempts, retry_seconds, report)

@@ -103,8 +103,14 @@ def test_the_card_invents_nothing():
     text = model_card(record(summary=unlabelled))
     assert "| target" not in text and "whether adaptation helped on it was not measured" in text
 
-    oracle = model_card(record(summary={**SUMMARY, "checkpoint": "oracle"}))
-    assert "TEST LABELS" in oracle and "upper bound" in oracle
+    few = model_card(record(training={**TRAINING, "data": {**TRAINING["data"], "target_labeled": HUB_DOMAIN}}))
+    assert "semi-supervised" in few and "no label was used" not in few
+    several = {**TRAINING["data"], "source": [{**HUB_DOMAIN, "domain": name} for name in ("Art", "Product")]}
+    text = model_card(record(training={**TRAINING, "data": several}))
+    assert "office-home/Art (labelled)" in text and "office-home/Product (labelled)" in text
+    second = {"method": "metaalign", "order": 2, "roles": "task"}
+    text = model_card(record(training={**TRAINING, "coordination": second}))
+    assert "second order" in text and "task is always meta-train" in text and "J_train" in text
 
     baseline = {**TRAINING, "coordination": {"method": "source_only"}}
     text = model_card(record(training=baseline))
@@ -124,6 +130,27 @@ def test_the_card_invents_nothing():
 def test_the_base_model_is_what_training_started_from(model, base):
     text = model_card(record(training={**TRAINING, "model": model}))
     assert ModelCard(text).data.base_model == base and "/home/ann" not in text
+
+
+def test_the_selected_checkpoint_has_its_own_numbers(tmp_path):
+    rows = [
+        {"checkpoint": "last", "step": 10, "source": 0.8765, "target": 0.51234},
+        {"checkpoint": "selected (label-free, bnm)", "step": 8, "source": 0.9, "target": 0.5},
+        {"checkpoint": "oracle (target labels)", "step": 6, "source": 0.8, "target": 0.6},
+    ]
+    (tmp_path / "selected").mkdir()
+    for folder in (tmp_path, tmp_path / "selected"):
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(TRAINING))
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "checkpoints": rows}))
+    last = model_card(read_record(tmp_path))
+    assert row(last, "oracle (target labels)")[1:] == ["6", "80.00 %", "60.00 %"] and "upper bound" in last
+    assert row(last, "target office-home/Clipart, accuracy")[2] == "51.23 %"
+    selected = model_card(read_record(tmp_path / "selected"))
+    assert row(selected, "target office-home/Clipart, accuracy")[1:3] == ["43.21 %", "50.00 %"]
+    assert row(selected, "source office-home/Art, accuracy")[2] == "90.00 %"
+    assert "without target labels selected" in selected and "4 steps of adaptation" in selected
+    assert {r.metric_value for r in ModelCard(selected).data.eval_results} == {0.9, 0.5}
 
 
 def test_the_native_card_needs_no_metaalign():

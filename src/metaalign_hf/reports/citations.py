@@ -26,6 +26,48 @@ CITATIONS = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2018}
 }""",
+    "coral": """\
+@inproceedings{sun2016deep,
+  title     = {Deep {CORAL}: Correlation Alignment for Deep Domain Adaptation},
+  author    = {Sun, Baochen and Saenko, Kate},
+  booktitle = {European Conference on Computer Vision Workshops},
+  year      = {2016}
+}""",
+    "jmmd": """\
+@inproceedings{long2017deep,
+  title     = {Deep Transfer Learning with Joint Adaptation Networks},
+  author    = {Long, Mingsheng and Zhu, Han and Wang, Jianmin and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2017}
+}""",
+    "mcc": """\
+@inproceedings{jin2020minimum,
+  title     = {Minimum Class Confusion for Versatile Domain Adaptation},
+  author    = {Jin, Ying and Wang, Ximei and Long, Mingsheng and Wang, Jianmin},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2020}
+}""",
+    "mdd": """\
+@inproceedings{zhang2019bridging,
+  title     = {Bridging Theory and Algorithm for Domain Adaptation},
+  author    = {Zhang, Yuchen and Liu, Tianle and Long, Mingsheng and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2019}
+}""",
+    "mmd": """\
+@inproceedings{long2015learning,
+  title     = {Learning Transferable Features with Deep Adaptation Networks},
+  author    = {Long, Mingsheng and Cao, Yue and Wang, Jianmin and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2015}
+}""",
+    "toalign": """\
+@inproceedings{wei2021toalign,
+  title     = {{ToAlign}: Task-oriented Alignment for Unsupervised Domain Adaptation},
+  author    = {Wei, Guoqiang and Lan, Cuiling and Zeng, Wenjun and Zhang, Zhizheng and Chen, Zhibo},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
     "gvb": """\
 @inproceedings{cui2020gradually,
   title     = {Gradually Vanishing Bridge for Adversarial Domain Adaptation},

@@ -32,32 +32,16 @@ _AUTO_CLASSES = {
 _MEASURES = {
     "accuracy": ("accuracy", "accuracy", True),
     "class_mean": ("accuracy", "mean class accuracy", False),
-    "map_50": ("mAP", "mAP@50", True),
+    "map50": ("mAP", "mAP@50", True),
+    "voc_11_point": ("mAP", "11-point mAP@50 of VOC 2007", False),
     "map": ("mAP", "mAP@50:95", False),
 }
 _CHECKPOINTS = {
     "last": "Numbers are of the last checkpoint of the run, whatever they turned out to be.",
-    "label_free": "Numbers are of the checkpoint that a validator without target labels chose.",
-    "oracle": "Numbers are of the checkpoint that is best on the target's TEST LABELS: an upper bound for "
-    "comparison, not a result that can be had without labels.",
+    "selected": "Numbers are of the checkpoint that a validator without target labels selected.",
 }
-_METHODS = {
-    "metaalign": (
-        "MetaAlign (Wei et al., CVPR 2021), first order: on every mini-batch one of the two losses, task and "
-        "alignment, plays meta-train and the other meta-test. The step descends the loss of meta-train at the weights, "
-        "and that of meta-test after an inner step on meta-train, so that the two gradients come to agree.",
-        "theta' = theta - alpha * grad L_train(theta)\n"
-        "gradient = grad L_train(theta) + grad L_test(theta')        (theta' held constant)",
-    ),
-    "joint": (
-        "Joint training: the plain sum of task and alignment loss.",
-        "gradient = grad L_task(theta) + grad L_align(theta)",
-    ),
-    "source_only": (
-        "Training on the source alone, without alignment: a baseline, not an adaptation.",
-        "gradient = grad L_task(theta)",
-    ),
-}
+_JOINT = "gradient = grad L_task(theta) + grad L_align(theta)"
+_SECOND_ORDER = " - alpha * J_train(theta)^T grad L_test(theta')"
 
 
 def model_card(
@@ -146,13 +130,16 @@ class _Facts:
     def values(self) -> dict[str, Any]:
         alignment = [entry["name"] for entry in self.config.get("alignment") or []]
         method = self.training.get("coordination", {}).get("method") or self.summary.get("method")
-        words, equation = _METHODS.get(str(method), ("", ""))
+        words, equation = _method(str(method), self.training.get("coordination", {}))
         used = alignment if method != "source_only" else []
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}
         results, index = self._results()
-        backbone = str(self.config.get("backbone_name") or self.config.get("model_type") or "model")
+        names = ("backbone_name", "detector_name", "model_type")
+        backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
+        options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
         cited = (["metaalign"] if method == "metaalign" else []) + [name for name in used if name in CITATIONS]
+        cited += ["toalign"] if "toalign" in options and used else []
         return {
             "name": f"{backbone.split('/')[-1]}: {domains['source'] or 'source'} to {domains['target'] or 'target'}",
             "native": self.native,
@@ -164,15 +151,22 @@ class _Facts:
             "target": domains["target"],
             "labels": self.record.labels,
             "adapted": method != "source_only",
+            "few_labels": bool(self.training.get("data", {}).get("target_labeled")),
             "intermediate": self._intermediate(),
             "results": results,
             "measured": self._measured(),
+            "checkpoints": self._checkpoints(),
             "notes": [str(note) for note in self.summary.get("notes", [])],
             "index": index,
             "method": {"words": words, "equation": equation} if words else None,
             "alignment": [f"{name}{_options(self.config['alignment'], name)}" for name in used],
             "settings": self._settings(),
-            "domains": [self._describe(name) for name in ("source", "target") if domains[name]],
+            "domains": [
+                self._describe(name, config)
+                for name in ("source", "target")
+                if domains[name]
+                for config in self._domain_configs(name) or [{}]
+            ],
             "limits": self._limits(),
             "base_model": base_model,
             "datasets": self._datasets(),
@@ -180,20 +174,20 @@ class _Facts:
             "citations": [CITATIONS[name] for name in cited],
         }
 
-    def _domain_config(self, name: str) -> dict[str, Any]:
-        return self.training.get("data", {}).get(name) or {}
+    def _domain_configs(self, name: str) -> list[dict[str, Any]]:
+        """The domain's configuration; several where there are several sources."""
+        found = self.training.get("data", {}).get(name) or []
+        return found if isinstance(found, list) else [found]
 
     def _domain(self, name: str) -> str | None:
         if name in self.summary:
             return str(self.summary[name])
-        config = self._domain_config(name)
-        base = config.get("name") or str(config.get("path") or "").rstrip("/").rsplit("/", 1)[-1]
-        return f"{base}/{config['domain']}" if base and config.get("domain") else base or None
+        return " + ".join(filter(None, map(_domain_name, self._domain_configs(name)))) or None
 
-    def _describe(self, name: str) -> str:
-        config = self._domain_config(name)
+    def _describe(self, name: str, config: dict[str, Any]) -> str:
         role = "labelled" if name == "source" else "its labels never reach training or selection"
-        words = f"**{name}** {self._domain(name)} ({role})"
+        alone = len(self._domain_configs(name)) < 2
+        words = f"**{name}** {self._domain(name) if alone else _domain_name(config)} ({role})"
         kinds = {
             "digits": "embedded digits of installed packages",
             "imagefolder": "a local folder of images",
@@ -215,12 +209,11 @@ class _Facts:
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
         count = self.summary.get(f"{name}_test_images")
-        return f"{words}; {count} labelled test images" if count else words
+        return f"{words}; {count} labelled test images" if count and alone else words
 
     def _datasets(self) -> list[str]:
         found = []
-        for name in ("source", "target"):
-            config = self._domain_config(name)
+        for config in [*self._domain_configs("source"), *self._domain_configs("target")]:
             path = str(config.get("path") or "")
             if config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) and path not in found:
                 found.append(path)
@@ -232,7 +225,7 @@ class _Facts:
         if model.get("checkpoint"):
             place = str(model["checkpoint"]).split("@")[0]
         elif model.get("pretrained") is True:
-            place = self._timm_id() or str(model.get("backbone"))
+            place = str(model.get("detector") or self._timm_id() or model.get("backbone"))
         elif isinstance(model.get("pretrained"), str):
             place = model["pretrained"]
         else:
@@ -286,7 +279,9 @@ class _Facts:
         return ({"columns": columns, "rows": rows} if rows else None), index
 
     def _eval_result(self, domain: str, metric: str, heading: str, value: float) -> EvalResult:
-        config, path = self._domain_config(domain), str(self._domain_config(domain).get("path") or "")
+        configs = self._domain_configs(domain)
+        config = configs[0] if len(configs) == 1 else {}
+        path = str(config.get("path") or "")
         on_hub = config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) is not None
         return EvalResult(
             task_type=self.task,
@@ -317,6 +312,18 @@ class _Facts:
             words.append("They were measured on the full checkpoint, whose outputs this model repeats bit by bit.")
         return " ".join(words)
 
+    def _checkpoints(self) -> list[list[str]]:
+        """Figures of the last, the selected and, as an upper bound, the best checkpoint by target labels."""
+        return [
+            [
+                row["checkpoint"],
+                str(row["step"]),
+                _percent(row["source"]),
+                "no labels" if row["target"] is None else _percent(row["target"]),
+            ]
+            for row in self.summary.get("checkpoints") or []
+        ]
+
     def _settings(self) -> list[tuple[str, Any]]:
         shown: list[tuple[str, Any]] = []
         for section in ("coordination", "optimizer"):
@@ -342,7 +349,12 @@ class _Facts:
             limits.append("The numbers come from one run with one seed; other seeds give other numbers.")
             if self.summary.get("target_test_images") == 0:
                 limits.append("The target has no labels, so whether adaptation helped on it was not measured.")
-        limits.append("It knows no class but those listed, and answers with one of them for every image.")
+        if self.task == "object-detection":
+            limits.append(
+                "It knows no class but those listed, and takes other objects for background or for one of them."
+            )
+        else:
+            limits.append("It knows no class but those listed, and answers with one of them for every image.")
         limits.append("It repeats whatever bias the source's labels and the base weights have; that was not examined.")
         return limits
 
@@ -355,3 +367,30 @@ def _options(alignment: list[dict[str, Any]], name: str) -> str:
     given = next(entry for entry in alignment if entry["name"] == name)
     shown = [f"{key} {value}" for key, value in given.items() if key != "name" and (key, value) != ("weight", 1.0)]
     return f" ({', '.join(shown)})" if shown else ""
+
+
+def _domain_name(config: dict[str, Any]) -> str:
+    base = str(config.get("name") or str(config.get("path") or "").rstrip("/").rsplit("/", 1)[-1])
+    return f"{base}/{config['domain']}" if base and config.get("domain") else base
+
+
+def _method(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    """The method in words, and its equation."""
+    if name == "joint":
+        return "Joint training: the plain sum of task and alignment loss.", _JOINT
+    if name == "source_only":
+        return "Training on the source alone: a baseline, not an adaptation.", "gradient = grad L_task(theta)"
+    if name != "metaalign":
+        return "", ""
+    second = settings.get("order", 1) == 2
+    roles = settings.get("roles", "alternate")
+    who = "the two swap roles" if roles == "alternate" else f"{roles} is always meta-train"
+    words = (
+        f"MetaAlign (Wei et al., CVPR 2021), {'second' if second else 'first'} order: on every mini-batch one of the "
+        f"two losses, task and alignment, is meta-train and the other meta-test; {who}. The step descends the loss of "
+        "meta-train at the weights, and that of meta-test after an inner step on meta-train, so that the two gradients "
+        "come to agree."
+    )
+    total = "gradient = grad L_train(theta) + grad L_test(theta')" + (_SECOND_ORDER if second else "")
+    held = "J_train: the Jacobian of grad L_train" if second else "theta' is held constant"
+    return words, f"theta' = theta - alpha * grad L_train(theta)\n{total}\n({held})"

@@ -15,7 +15,7 @@ import yaml
 
 from ..errors import UserError
 
-__all__ = ["RunRecord", "read_record", "without_local_paths"]
+__all__ = ["RunRecord", "read_record", "record_folder", "without_local_paths"]
 
 # An absolute path (`/home/ann/art`, `~/art`, `C:\\Users\\ann`) wherever it stands in a text; with blanks if in quotes.
 _PART = r"[^\s\"'<>,;:()/]+"
@@ -28,7 +28,9 @@ _ABSOLUTE = re.compile(
 _LOCAL = {"evaluate_command"}
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
-_PLACES |= {"backbone_name", "_name_or_path", "name"}
+_PLACES |= {"backbone_name", "detector", "detector_name", "_name_or_path", "name"}
+SELECTED_FOLDER = "selected"
+"""Where in a run's folder the checkpoint lies that a validator selected, if it is not the last one."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,38 @@ def read_record(folder: Path) -> RunRecord:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"checkpoint {folder}: it holds no config.json, so no model was saved here")
+    config_file, folder = folder / "config.json", record_folder(folder)
     try:
-        model = json.loads((folder / "config.json").read_text())
+        model = json.loads(config_file.read_text())
         training = _load(folder / "training_config.yaml", yaml.safe_load)
         summary = _load(folder / "summary.json", json.loads)
         lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
         metrics = [json.loads(line) for line in lines]
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
+    if config_file.parent != folder:
+        summary = _of_selected(summary)
     return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics)))
+
+
+def record_folder(folder: Path) -> Path:
+    """Where the record of the checkpoint in `folder` lies: there, or for a selected checkpoint in the run's folder."""
+    run = folder.resolve().parent
+    selected = folder.resolve().name == SELECTED_FOLDER and not (folder / "training_config.yaml").exists()
+    return run if selected and (run / "training_config.yaml").exists() else folder
+
+
+def _of_selected(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the figures of the selected checkpoint as those of "after"; others of "after" are dropped."""
+    row = next((r for r in summary.get("checkpoints") or [] if r["checkpoint"].startswith("selected")), None)
+    if row is None:
+        return {}
+    kept = {k: v for k, v in summary.items() if not k.endswith("_after") and "per_class" not in k}
+    for measure in ("accuracy", "map50"):
+        if f"source_{measure}" in summary:
+            kept |= {f"source_{measure}": row["source"], f"target_{measure}_after": row["target"]}
+    steps = row["step"] - summary.get("source_steps", 0)
+    return kept | {"checkpoint": "selected", "adaptation_steps": steps}
 
 
 def without_local_paths(value: Any, key: str = "") -> Any:
