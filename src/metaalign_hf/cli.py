@@ -148,6 +148,13 @@ def _export(arguments: list[str]) -> None:
     parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
     parser.add_argument("folder", type=Path, help="new folder for the native model")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked against torch")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the images that model.onnx takes; by default what the image processor hands on",
+    )
     options = parser.parse_args(arguments)
     _refuse_existing(options.folder)
     model, processor = load_checkpoint(options.checkpoint)
@@ -161,7 +168,8 @@ def _export(arguments: list[str]) -> None:
         if options.onnx:
             from .models.onnx_export import export_onnx
 
-            difference = export_onnx(native, _input_size(processor), Path(scratch) / "model.onnx")
+            size = tuple(options.image_size) if options.image_size else _input_size(processor)
+            difference = export_onnx(native, size, Path(scratch) / "model.onnx")
         with no_model_progress_bars():
             native.save_pretrained(scratch)
         processor.save_pretrained(scratch)
@@ -170,7 +178,7 @@ def _export(arguments: list[str]) -> None:
             shutil.move(file, options.folder / file.name)
     print(f"{type(native).__name__} with its image processor: {options.folder}")
     if difference is not None:
-        print(f"ONNX: {options.folder / 'model.onnx'}, logits within {difference:.1e} of torch's (relative)")
+        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {difference:.1e} of torch's (relative)")
 
 
 def _push(arguments: list[str]) -> None:
@@ -225,9 +233,10 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _input_size(processor: Any) -> tuple[int, int]:
-    """Height and width of the images that an image processor hands on."""
+    """Height and width of the images that an image processor hands on; a square where it keeps the images' shape."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return int(size["height"]), int(size["width"])
+    side = size.get("shortest_edge")
+    return int(size.get("height") or side), int(size.get("width") or side)
 
 
 if __name__ == "__main__":

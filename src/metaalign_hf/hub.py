@@ -412,10 +412,13 @@ class _Target:
             raise UserError(f"push: {repo_id!r} is no repository; write organisation/name")
         self.repo_id, self.private, self.revision = repo_id, private, revision
         self.create_pr, self.overwrite, self.token = create_pr, overwrite, token
+        self.ready = False
         self.api = HfApi(token=token, library_name="metaalign-hf", library_version=version("metaalign-hf"))
 
     def prepare(self) -> None:
-        """Check the token, and make repository and branch where they are missing."""
+        """Check the token, and make repository and branch where they are missing; once."""
+        if self.ready:
+            return
         with _explained(f"push to {self.repo_id}"):
             user = self.api.whoami()["name"]
             if "/" not in self.repo_id:
@@ -424,6 +427,7 @@ class _Target:
                 self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             if self.revision is not None:
                 self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+        self.ready = True
 
     def commit(self, files: dict[str, Path | bytes], message: str) -> str:
         """Commit the files on top of what was looked at, and remove weights that they replace."""

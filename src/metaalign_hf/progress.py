@@ -14,13 +14,15 @@ __all__ = ["no_hub_progress_bars", "no_model_progress_bars"]
 @contextmanager
 def no_model_progress_bars() -> Iterator[None]:
     """Reading or writing the one file of a model needs no bar of its own."""
-    shown = is_progress_bar_enabled()
+    shown, hidden_uploads = is_progress_bar_enabled(), are_progress_bars_disabled()
     disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            enable_progress_bar()
+            enable_progress_bar()  # which shows the bars of huggingface_hub as well
+        if hidden_uploads:
+            disable_progress_bars()
 
 
 @contextmanager

@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, BitImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    DetrConfig,
+    DetrForObjectDetection,
+    ResNetConfig,
+)
 
 from metaalign_hf import MetaAlignForImageClassification
 from metaalign_hf.cli import run
@@ -29,7 +35,7 @@ def checkpoint(folder, backbone, **options):
 def test_the_onnx_file_gives_the_logits_of_torch(backbone, options, tmp_path, capsys):
     adapted = checkpoint(tmp_path / "adapted", backbone, **options)
     assert run(["export", adapted, str(tmp_path / "native"), "--onnx"]) == 0
-    assert "logits within" in capsys.readouterr().out
+    assert "outputs within" in capsys.readouterr().out
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "native").eval()
     session = onnxruntime.InferenceSession(tmp_path / "native" / "model.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 5):
@@ -39,12 +45,40 @@ def test_the_onnx_file_gives_the_logits_of_torch(backbone, options, tmp_path, ca
             np.testing.assert_allclose(found, model(images).logits.numpy(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_detector_of_the_detr_family(tmp_path):
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    narrow = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = DetrConfig(
+        backbone_config=backbone,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        d_model=16,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        num_labels=3,
+        **narrow,
+    )
+    model = DetrForObjectDetection(config).eval()
+    assert onnx_export.export_onnx(model, (64, 96), tmp_path / "detr.onnx") < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "detr.onnx", providers=["CPUExecutionProvider"])
+    images = torch.randn(4, 3, 64, 96)
+    logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": images.numpy()})
+    with torch.no_grad():
+        expected = model(images)
+    np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(boxes, expected.pred_boxes.numpy(), rtol=1e-3, atol=1e-4)
+
+
 def test_a_native_checkpoint_is_exported_as_well_and_differences_are_refused(tmp_path, capsys, monkeypatch):
     adapted = checkpoint(tmp_path / "adapted", "vit", **VIT)
     assert run(["export", adapted, str(tmp_path / "native")]) == 0
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     assert run(["export", str(tmp_path / "native"), str(tmp_path / "other"), "--onnx"]) == 2
-    assert "gives other logits than torch" in capsys.readouterr().err
+    assert "gives other outputs than torch" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     monkeypatch.undo()
     assert run(["export", str(tmp_path / "native"), str(tmp_path / "other"), "--onnx"]) == 0

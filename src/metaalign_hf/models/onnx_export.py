@@ -22,29 +22,32 @@ TOLERANCE = 1e-3
 """Largest difference of an output, relative to the largest output of torch, that `export_onnx` accepts."""
 
 
-class _Logits(nn.Module):
+class _Outputs(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        detects = type(model).__name__.endswith("ObjectDetection")
+        self.names = ["logits", "pred_boxes"] if detects else ["logits"]
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Class scores `(B, K)`."""
-        return self.model(pixel_values=pixel_values).logits
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The outputs that `names` lists."""
+        output = self.model(pixel_values=pixel_values)
+        return tuple(output[name] for name in self.names)
 
 
 def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path) -> float:
-    """Write a native image classifier as ONNX, run it with ONNX Runtime, and compare its logits with torch's.
+    """Write a native model as ONNX, run it with ONNX Runtime, and compare its outputs with torch's.
 
     The file takes `pixel_values` `(B, 3, H, W)`, any B, normalised as the image processor does, and gives `logits`
-    `(B, K)`.
+    `(B, K)`; of a detector `logits` `(B, Q, K)` and `pred_boxes` `(B, Q, 4)` for whole images without padding.
 
     Args:
-        model: A plain image classifier of transformers; it is left in evaluation mode.
+        model: A plain image classifier or object detector of transformers; it is left in evaluation mode.
         image_size: Height H and width W, in pixels.
         path: File to write.
 
     Returns:
-        The largest difference of a logit on random images of batch sizes 1 and 3, relative to the largest logit.
+        The largest difference of an output on random images of batch sizes 1 and 3, relative to its largest value.
 
     Raises:
         UserError: If the packages are missing, the model cannot be exported, or its outputs differ by more than
@@ -53,7 +56,7 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f'export: ONNX needs {", ".join(missing)}: pip install "metaalign-hf[onnx]"')
-    wrapped = _Logits(model.float().cpu()).eval()
+    wrapped = _Outputs(model.float().cpu()).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, *image_size, generator=generator)
     try:
@@ -64,7 +67,7 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
                 path,
                 dynamo=True,
                 input_names=["pixel_values"],
-                output_names=["logits"],
+                output_names=wrapped.names,
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
                 external_data=False,
                 verbose=False,
@@ -77,20 +80,20 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
     if not difference <= TOLERANCE:
         path.unlink()
         raise UserError(
-            f"export: the ONNX form of {type(model).__name__} gives other logits than torch (relative difference "
+            f"export: the ONNX form of {type(model).__name__} gives other outputs than torch (relative difference "
             f"{difference:.1e}); it was not kept"
         )
     return difference
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, images: Tensor, path: Path) -> float:
+def _difference(model: _Outputs, images: Tensor, path: Path) -> float:
     import onnxruntime
 
-    expected = model(images)
     session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"pixel_values": images.numpy()})
-    return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
+    found = session.run(model.names, {"pixel_values": images.numpy()})
+    pairs = zip(map(torch.from_numpy, found), model(images), strict=True)
+    return max(float((value - expected).abs().max() / expected.abs().max()) for value, expected in pairs)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.utils import ModelEmaV3
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from ..coordination import MetaAlign
 from ..data import DomainPair
 from ..errors import UserError
-from ..hub import BackgroundPusher, write_card
+from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification
 from ..progress import no_model_progress_bars
 from .batch_norm import freeze_batch_norm, resolve_batch_norm
@@ -87,8 +87,9 @@ class _Run:
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)
         self.pusher: BackgroundPusher | None = None
-        if config.hub.repo_id is not None and self.accelerator.is_main_process:
-            self.pusher = BackgroundPusher(config.hub, self.output_dir, self._report)
+        if config.hub.repo_id is not None:
+            pusher = BackgroundPusher(config.hub, self.output_dir, self._report)
+            self.pusher = pusher if self.accelerator.is_main_process else None
         checkpoint = check_output_dir(config)
         set_seed(training.seed)
         self.task = build_task()
@@ -120,8 +121,7 @@ class _Run:
             self.accelerator.num_processes,
         )
         self._probe()
-        if self.pusher is not None:
-            self.pusher.prepare()
+        self._prepare_hub()
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -326,6 +326,19 @@ class _Run:
         with no_model_progress_bars():
             bare.save_pretrained(folder, state_dict=state)
         self.task.processor.save_pretrained(folder)
+
+    def _prepare_hub(self) -> None:
+        """The main process asks the Hub; all stop where it refuses."""
+        refusal: list[str | None] = [None]
+        if self.pusher is not None:
+            try:
+                self.pusher.prepare()
+            except HubError as error:
+                refusal = [str(error)]
+        if self.config.hub.repo_id is not None:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise HubError(refusal[0])
 
     def _push_in_background(self) -> None:
         """Push the model as it was just evaluated, at every `hub.push_every`-th evaluation before the last one."""
