@@ -1,4 +1,4 @@
-"""`metaalign train | evaluate | predict | export`."""
+"""`metaalign train | evaluate | predict | export | push`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +23,10 @@ USAGE = """usage: metaalign COMMAND ...
   train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help lists every key)
   evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy on a labelled domain
   predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE.csv]  classify images
-  export    CHECKPOINT FOLDER                                 the plain transformers model, for use without metaalign-hf
+  export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
+  push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
 
+CHECKPOINT is a folder, a Hub id (org/name) or an id at a branch, tag or commit (org/name@revision).
 DOMAIN is mnist, uci_digits, mnist_m, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf.cli train --config FILE ...
 """
@@ -52,6 +56,7 @@ def run(arguments: list[str]) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "export": _export,
+        "push": _push,
     }
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
@@ -79,6 +84,7 @@ def _train(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from .data import evaluation_batches, load_labelled_view
     from .evaluation import evaluate_classifier
+    from .hub import load_checkpoint
     from .training import parse_domain
 
     parser = _parser("evaluate", "Accuracy of an adapted checkpoint on a labelled domain.")
@@ -93,7 +99,7 @@ def _evaluate(arguments: list[str]) -> None:
     if options.output is not None:
         _refuse_existing(options.output)
     domain = parse_domain(options.data, refined)
-    model, processor = _load(options.checkpoint)
+    model, processor = load_checkpoint(options.checkpoint)
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     view = load_labelled_view(domain, labels, options.split)
     found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size), len(labels))
@@ -109,6 +115,7 @@ def _evaluate(arguments: list[str]) -> None:
 def _predict(arguments: list[str]) -> None:
     from .data import evaluation_batches, image_files
     from .evaluation import predict_probabilities
+    from .hub import load_checkpoint
 
     parser = _parser("predict", "Classify images with an adapted or native checkpoint.")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
@@ -118,7 +125,7 @@ def _predict(arguments: list[str]) -> None:
     if options.output is not None:
         _refuse_existing(options.output)
     files = image_files(options.images)
-    model, processor = _load(options.checkpoint)
+    model, processor = load_checkpoint(options.checkpoint)
     probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size))
     best = probabilities.max(1)
     names = [model.config.id2label[index] for index in best.indices.tolist()]
@@ -135,17 +142,64 @@ def _predict(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
+    from .hub import load_checkpoint
+    from .progress import no_model_progress_bars
+
     parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
     parser.add_argument("folder", type=Path, help="new folder for the native model")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked against torch")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the images that model.onnx takes; by default what the image processor hands on",
+    )
     options = parser.parse_args(arguments)
     _refuse_existing(options.folder)
-    model, processor = _load(options.checkpoint)
-    if not hasattr(model, "export_native"):
+    model, processor = load_checkpoint(options.checkpoint)
+    is_native = not hasattr(model, "export_native")
+    if is_native and not options.onnx:
         raise UserError(f"checkpoint {options.checkpoint} is a native {type(model).__name__} already")
-    native = model.export_native()
-    native.save_pretrained(options.folder)
-    processor.save_pretrained(options.folder)
+    native = model if is_native else model.export_native()
+    # What may be refused comes first: then a refused command leaves no folder behind.
+    with tempfile.TemporaryDirectory() as scratch:
+        difference = None
+        if options.onnx:
+            from .models.onnx_export import export_onnx
+
+            size = tuple(options.image_size) if options.image_size else _input_size(processor)
+            difference = export_onnx(native, size, Path(scratch) / "model.onnx")
+        with no_model_progress_bars():
+            native.save_pretrained(scratch)
+        processor.save_pretrained(scratch)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(scratch).iterdir():
+            shutil.move(file, options.folder / file.name)
     print(f"{type(native).__name__} with its image processor: {options.folder}")
+    if difference is not None:
+        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {difference:.1e} of torch's (relative)")
+
+
+def _push(arguments: list[str]) -> None:
+    from .hub import push
+
+    parser = _parser("push", "Push a checkpoint to the Hub, with a model card, in one commit.")
+    parser.add_argument("repo_id", help="organisation/name, or name in your own namespace; made when missing")
+    parser.add_argument("--native", action="store_true", help="push the plain transformers model instead")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to, made when missing")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request on an existing repository")
+    parser.add_argument("--commit-message", help="message of the commit")
+    parser.add_argument("--license", help="licence for the model card, such as apache-2.0")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is not of metaalign-hf")
+    parser.add_argument("--token", help="access token; by default HF_TOKEN or that of hf auth login")
+    values = vars(parser.parse_args(arguments))
+
+    def report(line: str) -> None:
+        print(f"metaalign: {line}", file=sys.stderr)
+
+    print(f"Pushed: {push(values.pop('checkpoint'), values.pop('repo_id'), report=report, **values)}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -155,7 +209,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"metaalign {command}", description=description)
-    parser.add_argument("checkpoint", help="folder or Hub id of a checkpoint")
+    parser.add_argument("checkpoint", help="folder, Hub id or id@revision of a checkpoint")
     return parser
 
 
@@ -178,23 +232,11 @@ def _refuse_existing(path: Path) -> None:
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
-    """A checkpoint, adapted or native, and its image processor."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    from . import models  # noqa: F401  (registers the Auto classes)
-
-    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().is_dir():
-        raise UserError(f"checkpoint {checkpoint}: there is no such folder")
-    try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint)
-        model = AutoModelForImageClassification.from_pretrained(checkpoint, use_safetensors=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
-    return model.eval(), processor
+def _input_size(processor: Any) -> tuple[int, int]:
+    """Height and width of the images that an image processor hands on; a square where it keeps the images' shape."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    side = size.get("shortest_edge")
+    return int(size.get("height") or side), int(size.get("width") or side)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_the_summary_is_what_the_loaded_checkpoint_measures(finished):
 def test_the_folder_holds_no_pickle_and_the_metrics_are_complete(finished):
     output, summary = finished
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".safetensors", ".yaml"}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml"}
     steps = [line for line in lines(output) if "phase" in line]
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert [line["phase"] for line in steps] == ["source"] * 4 + ["adaptation"] * 6
@@ -155,6 +155,41 @@ def test_batch_norm_settings_do_what_they_say(tmp_path):
         found[setting] = {k: v for k, v in weights(tmp_path / setting).items() if "num_batches_tracked" in k}
     counts = {setting: {int(v) for v in values.values()} for setting, values in found.items()}
     assert counts == {"train": {12}, "mixed": {6}, "frozen": {0}}, "passes of 6 steps that moved the statistics"
+
+
+def test_a_checkpoint_goes_on_with_classes_matched_by_name(finished, tmp_path, capsys):
+    """Data that number the same classes in another order change nothing; data with another class are refused."""
+    pair = load_domain_pair("uci_digits", "mnist")
+    rows = []
+    for index in range(60):
+        name = f"{index}.png"
+        Image.fromarray(pair.source_test[index].permute(1, 2, 0).numpy()).save(tmp_path / name)
+        rows.append((name, pair.source_test.labels[index]))
+    digits = "0123456789"
+    for names in (digits, digits[::-1], digits[:9] + "x"):
+        (tmp_path / f"{names}.names").write_text("\n".join(names))
+        labelled = [f"{name} {digits[label] if digits[label] in names else 'x'}\n" for name, label in rows]
+        (tmp_path / f"{names}.txt").write_text("".join(labelled))
+
+    def options(names):
+        place = ["--data.source", f"list:{tmp_path}/{names}.txt", "--data.source.labels_file"]
+        place += [f"{tmp_path}/{names}.names", "--data.source.test_path", f"{tmp_path}/{names}.txt"]
+        frozen = ["--optimizer.lr", "0", "--training.source_steps", "0", "--training.batch_norm", "frozen"]
+        return [*place, *frozen, "--model.checkpoint", str(finished[0])]
+
+    plain = train(tmp_path / "plain", *options(digits))
+    turned = train(tmp_path / "turned", *options(digits[::-1]))
+    for key in ("source_accuracy", "target_accuracy_after"):
+        assert plain[key] == turned[key]
+    assert plain["target_accuracy_after"] == finished[1]["target_accuracy_after"]
+    before, after = weights(finished[0]), weights(tmp_path / "turned")
+    assert all(torch.equal(before[name], after[name]) for name in before), "lr 0 keeps every head of the checkpoint"
+    command = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "refused")]
+    more = ["--data.target", f"list:{tmp_path}/0.txt"]
+    (tmp_path / "0.txt").write_text("".join(f"{name}\n" for name, _ in rows))
+    assert run([*command, *options(digits[:9] + "x"), *more]) == 2
+    error = capsys.readouterr().err
+    assert "only the model has 9" in error and "only the data has x" in error
 
 
 def test_a_run_continues_from_a_checkpoint(finished, tmp_path):

@@ -62,6 +62,27 @@ class DomainPair:
     target_labeled: ImageSet | None = None
     notes: list[str] = field(default_factory=list)
 
+    def in_order(self, labels: list[str]) -> DomainPair:
+        """The same pair with its classes numbered as in `labels`.
+
+        Args:
+            labels: The same class names in any order.
+        """
+        if labels == self.labels:
+            return self
+
+        def renumber(images: ImageSet) -> ImageSet:
+            return _relabel(images, self.labels, labels)
+
+        return replace(
+            self,
+            labels=list(labels),
+            source_train=renumber(self.source_train),
+            source_test=renumber(self.source_test),
+            target_evaluation=None if self.target_evaluation is None else renumber(self.target_evaluation),
+            target_labeled=None if self.target_labeled is None else renumber(self.target_labeled),
+        )
+
 
 def load_domain(config: DomainConfig | str) -> Domain:
     """Read a domain and split it.

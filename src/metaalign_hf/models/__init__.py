@@ -16,4 +16,4 @@ __all__ = [
 
 AutoConfig.register(MetaAlignConfig.model_type, MetaAlignConfig, exist_ok=True)
 AutoModelForImageClassification.register(MetaAlignConfig, MetaAlignForImageClassification, exist_ok=True)
-AutoImageProcessor.register(MetaAlignConfig, BitImageProcessor, exist_ok=True)
+AutoImageProcessor.register(MetaAlignConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)

@@ -40,6 +40,11 @@ __all__ = [
     "use_attention",
 ]
 
+# Image classifiers of transformers whose forward is another than from images to logits.
+_UNSUITED = {
+    "pp_lcnet": "it returns no logits",
+    "siglip2": "it takes cut patches and their positions, not images (siglip takes images)",
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -155,7 +160,12 @@ def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:
         feature_dim = _timm_feature_dim(config)
         return TimmWrapperModel(config), feature_dim
     config.num_labels = 1
-    model = AutoModelForImageClassification.from_config(config)
+    if config.architectures is None:
+        config.architectures = []  # where a type has several classifiers, transformers looks for its own in here
+    try:
+        model = AutoModelForImageClassification.from_config(config)
+    except ImportError as error:
+        raise UserError(f"backbone: {config.model_type} cannot be built: {' '.join(str(error).split())}") from error
     return model, _remove_classifier(model)
 
 
@@ -245,6 +255,11 @@ def classifier_name(model: nn.Module) -> str:
         head = head[-1]
     if isinstance(head, nn.Linear):
         return next(name for name, module in model.named_modules() if module is head)
+    if isinstance(head, tuple | list):
+        raise UserError(
+            f"backbone: {kind} cannot be adapted: it averages {len(head)} classifiers, each on a feature of its own, "
+            "where alignment needs one feature"
+        )
     raise UserError(
         f"backbone: {kind} cannot be adapted: its classifier is {type(head).__name__}, not one linear layer on a "
         "pooled feature"
@@ -284,6 +299,14 @@ def _timm_feature_dim(config: TimmWrapperConfig) -> int:
         classifier = classifier_name(whole)
     except UserError as error:
         raise UserError(f"{error} (timm {name})") from error
+    names = [key for key, _ in whole.named_parameters(remove_duplicate=False)]
+    unique = {key for key, _ in whole.named_parameters()}
+    if len(names) > len(unique):
+        twice = next(key for key in names if key not in unique)
+        raise UserError(
+            f"backbone: timm {name} cannot be adapted: one of its layers has several names (e.g. {twice}), which "
+            "safetensors cannot save"
+        )
     kept = {key for key in whole.state_dict() if not key.startswith(f"{classifier}.")}
     if kept != set(headless.state_dict()):
         raise UserError(
@@ -336,6 +359,8 @@ def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrain
 
 
 def _checked(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    if config.model_type in _UNSUITED:
+        raise UserError(f"backbone: {name!r} cannot be adapted: {_UNSUITED[config.model_type]}")
     if isinstance(config, TimmWrapperConfig) or config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return config
     raise UserError(

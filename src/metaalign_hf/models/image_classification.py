@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -126,9 +127,13 @@ class MetaAlignForImageClassification(PreTrainedModel):
         if len(labels) < 2 or len(set(labels)) != len(labels):
             raise UserError(f"labels: at least two different class names are needed, got {labels!r}")
         source = resolve_backbone(name, pretrained, **backbone_options)
+        backbone_name = source.name
+        if Path(backbone_name).is_dir():
+            # A folder means nothing elsewhere, and configurations are published.
+            backbone_name = source.config._name_or_path = Path(backbone_name).resolve().name
         config = MetaAlignConfig(
             backbone_config=source.config,
-            backbone_name=source.name,
+            backbone_name=backbone_name,
             bottleneck_dim=bottleneck_dim,
             alignment=alignment,
             image_mean=list(source.image_mean),

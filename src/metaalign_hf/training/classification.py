@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +35,7 @@ from ..evaluation import (
     gather_rows,
     get_validator,
 )
+from ..hub import fetch
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
@@ -83,6 +86,7 @@ class ClassificationSummary(Summary):
             self.evaluate_command,
             quoted("metaalign", "predict", folder) + " IMAGE_OR_FOLDER",
             quoted("metaalign", "export", folder, f"{folder}-native"),
+            quoted("metaalign", "push", folder) + " ORGANISATION/NAME",
         ]
 
 
@@ -113,8 +117,8 @@ class ClassificationTask:
             )
         self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
         self.model = model or build_model(config.model, self.pair.labels)
-        if self.model.config.labels != self.pair.labels:
-            raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
+        _check_labels(self.model.config.labels, self.pair.labels)
+        self.pair = self.pair.in_order(self.model.config.labels)
         self._check_sources()
         self.processor = build_image_processor(
             data.image_size, data.resize_size, self.model.config.image_mean, self.model.config.image_std
@@ -319,9 +323,9 @@ def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClas
     """The model that the configuration describes: from a backbone, or from a metaalign checkpoint.
 
     Raises:
-        UserError: If the backbone or checkpoint cannot be loaded, or the checkpoint has other labels.
+        UserError: If the backbone or checkpoint cannot be loaded.
     """
-    model = _checkpoint(config.checkpoint, labels) if config.checkpoint is not None else _from_backbone(config, labels)
+    model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_backbone(config, labels)
     if config.attention is not None:
         use_attention(model.backbone, config.attention)
     return model
@@ -338,14 +342,43 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
     )
 
 
-def _checkpoint(place: str, labels: list[str]) -> MetaAlignForImageClassification:
+def _checkpoint(place: str) -> MetaAlignForImageClassification:
+    folder = fetch(place, what="model.checkpoint:")
+    _check_kind(place, folder)
     try:
-        model = MetaAlignForImageClassification.from_pretrained(place, dtype=torch.float32)
-    except OSError as error:
-        raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if model.config.labels != labels:
-        raise UserError(f"model.checkpoint: {place} knows other labels ({model.config.labels[:5]} ...) than the data")
-    return model
+        return MetaAlignForImageClassification.from_pretrained(folder, dtype=torch.float32)
+    except UserError as error:
+        raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
+    except Exception as error:  # damaged files make the libraries raise nearly anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
+
+
+def _check_kind(checkpoint: str, folder: Path) -> None:
+    """Refuse a checkpoint that is no classifier of ours, and say how to use it all the same."""
+    own = MetaAlignForImageClassification.__name__
+    try:
+        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["a model"]
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"model.checkpoint: {checkpoint} has a damaged config.json") from error
+    if architectures[0] != own:
+        raise UserError(
+            f"model.checkpoint: {checkpoint} holds {architectures[0]}, not {own}; to start from its backbone "
+            f"with a new classifier, use model.backbone: {checkpoint}"
+        )
+
+
+def _check_labels(known: list[str], found: list[str]) -> None:
+    """The classes of model and data must be the same names; their order may differ."""
+    lacking = [name for name in found if name not in known]
+    unused = [name for name in known if name not in found]
+    if lacking or unused:
+        parts = [
+            f"only {who} has {', '.join(names[:5])}"
+            for who, names in (("the model", unused), ("the data", lacking))
+            if names
+        ]
+        raise UserError(f"model: its classes are not those of the data: {'; '.join(parts)}")
 
 
 def mix(source: Batch, target: Batch) -> Batch:

@@ -1,11 +1,12 @@
-"""The typed configuration of a training run: five dataclasses, one YAML file."""
+"""The typed configuration of a training run: six dataclasses, one YAML file."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..data.configuration import DataConfig
+from ..hub import HubConfig
 
-__all__ = ["Config", "CoordinationConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
+__all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
 
 
 @dataclass
@@ -18,8 +19,8 @@ class ModelConfig:
         backbone_options: Entries of the backbone's configuration, or arguments of timm.create_model.
         bottleneck_dim: Width of a linear bottleneck before the classifier; null has none.
         alignment: Alignment objective: a name, a mapping with name, weight and options, a list of those, or null.
-        checkpoint: A metaalign checkpoint (folder or Hub id) to go on adapting; backbone and alignment are then its
-            own.
+        checkpoint: A metaalign checkpoint (folder, Hub id or id@revision) to go on adapting; backbone and alignment
+            heads are then its own, and its classes must be those of the data.
         attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
             switch between eager and their fused kernel.
     """
@@ -175,6 +176,7 @@ class Config:
         coordination: How task and alignment share a step.
         optimizer: The optimiser.
         training: The course of the run.
+        hub: Pushing to the Hub.
     """
 
     data: DataConfig
@@ -182,3 +184,4 @@ class Config:
     coordination: CoordinationConfig = field(default_factory=CoordinationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)

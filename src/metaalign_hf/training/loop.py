@@ -8,8 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,20 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..coordination import MetaAlign
 from ..data import DomainPair
 from ..errors import UserError
 from ..evaluation import get_validator
+from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification
+from ..progress import no_model_progress_bars
 from .batch_norm import (
     freeze_batch_norm,
     recalibrate_batch_norm,
@@ -63,8 +63,8 @@ def adapt(
     """Adapt a classifier from a labelled source to an unlabelled target.
 
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
-    `summary.json` and, if asked, resumable checkpoints to `training.output_dir`; where `training.select_by` selects an
-    earlier model, that one to `selected/` in it.
+    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
+    `training.select_by` selects an earlier model, that one to `selected/` in it. Pushes to the Hub as `hub` says.
 
     Args:
         config: The whole configuration.
@@ -76,6 +76,7 @@ def adapt(
 
     Raises:
         UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges.
+        HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
     return _Run(config, lambda: ClassificationTask(config, pair, model)).run()
 
@@ -93,6 +94,10 @@ class _Run:
         _check(config)
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)
+        self.pusher: BackgroundPusher | None = None
+        if config.hub.repo_id is not None:
+            pusher = BackgroundPusher(config.hub, self.output_dir, self._report)
+            self.pusher = pusher if self.accelerator.is_main_process else None
         checkpoint = check_output_dir(config)
         set_seed(training.seed)
         self.task = build_task()
@@ -113,6 +118,7 @@ class _Run:
         self.average = self._weight_average()
         self.step = 0
         self.evaluations: dict[str, dict[str, Scores]] = {}
+        self.evaluation_count = 0
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
@@ -130,6 +136,7 @@ class _Run:
             self.accelerator.num_processes,
         )
         self._probe()
+        self._prepare_hub()
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -200,11 +207,14 @@ class _Run:
         summary = self._summary(time.perf_counter() - started)
         if self.accelerator.is_main_process:
             write_summary(summary)
+            write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
             print_summary(summary, self.console)
         if self.selection is not None:
             self.selection.finish()
         if training.trackers:
             self.accelerator.end_training()
+        if self.pusher is not None:
+            self._report(f"Pushed: {self.pusher.finish()}")
         return summary
 
     def _take_step(self, adapting: bool) -> None:
@@ -293,6 +303,8 @@ class _Run:
         self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
+        if name != "after":
+            self._push_in_background()
 
     def _offer(self, found: dict[str, Scores]) -> dict[str, float]:
         """Offer the model as it is for selection; returns the values of all validators for the log."""
@@ -364,19 +376,50 @@ class _Run:
 
     def _save(self) -> None:
         """The last model into the run's folder and, where it is another one, the selected model into `selected/`."""
-        state = None
-        if self.average is None and self.accelerator.distributed_type == DistributedType.FSDP:
-            state = self.accelerator.get_state_dict(self.model)  # every process takes part in gathering it
+        state = self._gathered()
         if self.accelerator.is_main_process:
             self._write_model(self.output_dir, state)
             if self.selection is not None and self.selection.selected().step != self.step:
                 self._write_model(self.output_dir / SELECTED_FOLDER, self.selection.selected_tensors())
         self.accelerator.wait_for_everyone()
 
+    def _gathered(self) -> dict[str, Tensor] | None:
+        """The sharded parameters as a whole, for which every process is needed; None where they are not sharded."""
+        if self.average is None and self.accelerator.distributed_type == DistributedType.FSDP:
+            state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+            return state
+        return None
+
     def _write_model(self, folder: Path, state: dict[str, Tensor] | None) -> None:
-        with _no_progress_bars():
+        with no_model_progress_bars():
             self._kept.save_pretrained(folder, state_dict=state)
         self.task.processor.save_pretrained(folder)
+
+    def _prepare_hub(self) -> None:
+        """The main process asks the Hub; all stop where it refuses."""
+        refusal: list[str | None] = [None]
+        if self.pusher is not None:
+            try:
+                self.pusher.prepare()
+            except HubError as error:
+                refusal = [str(error)]
+        if self.config.hub.repo_id is not None:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise HubError(refusal[0])
+
+    def _push_in_background(self) -> None:
+        """Push the model as it was just evaluated, at every `hub.push_every`-th evaluation before the last one."""
+        hub = self.config.hub
+        self.evaluation_count += 1
+        if hub.repo_id is None or not hub.push_every or self.evaluation_count % hub.push_every:
+            return
+        state = self._gathered()
+        if self.pusher is not None:
+            self.pusher.push_state(self.step, lambda folder: self._write_model(folder, state))
+
+    def _report(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _summary(self, seconds: float) -> Summary:
         training = self.config.training
@@ -490,18 +533,6 @@ def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:
         for key, value in values.items():
             flat[f"{section}.{key}"] = value if isinstance(value, int | float | str | bool) else json.dumps(value)
     return flat
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Writing the one file of a model needs no bar of its own."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def _progress_bar(console: Console) -> Progress:

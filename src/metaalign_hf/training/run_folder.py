@@ -49,7 +49,7 @@ def check_output_dir(config: Config) -> Path | None:
         )
     before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text())), _flat(asdict(config))
     for key in sorted({*before, *now} - _FREE):
-        if before.get(key) != now.get(key):
+        if before.get(key) != now.get(key) and not key.startswith("hub."):
             raise UserError(
                 f"training.resume: {folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "resume with the same configuration"

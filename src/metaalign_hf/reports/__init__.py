@@ -1,0 +1,15 @@
+"""What a run says about itself: its record, figures and model card."""
+
+from .figures import write_figures
+from .model_card import card_is_generated, model_card
+from .record import RunRecord, read_record, record_folder, without_local_paths
+
+__all__ = [
+    "RunRecord",
+    "card_is_generated",
+    "model_card",
+    "read_record",
+    "record_folder",
+    "without_local_paths",
+    "write_figures",
+]

@@ -1,0 +1,396 @@
+"""The model card of an adapted checkpoint.
+
+One template, filled from the run's record alone: a number that was not measured, or a fact that is not on record, has
+no way into the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from ..errors import UserError
+from .citations import CITATIONS
+from .record import RunRecord
+
+__all__ = ["card_is_generated", "model_card"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SIGNATURE = re.compile(r"\n<!-- metaalign-hf card ([0-9a-f]{12}) -->\n$")
+
+_AUTO_CLASSES = {
+    "image-classification": "AutoModelForImageClassification",
+    "object-detection": "AutoModelForObjectDetection",
+}
+# Measures of each task, by their name in the summary: Hub metric id, heading, and whether the model index shows it.
+_MEASURES = {
+    "accuracy": ("accuracy", "accuracy", True),
+    "class_mean": ("accuracy", "mean class accuracy", False),
+    "map50": ("mAP", "mAP@50", True),
+    "voc_11_point": ("mAP", "11-point mAP@50 of VOC 2007", False),
+    "map": ("mAP", "mAP@50:95", False),
+}
+_CHECKPOINTS = {
+    "last": "Numbers are of the last checkpoint of the run, whatever they turned out to be.",
+    "selected": "Numbers are of the checkpoint that a validator without target labels selected.",
+}
+_JOINT = "gradient = grad L_task(theta) + grad L_align(theta)"
+_SECOND_ORDER = " - alpha * J_train(theta)^T grad L_test(theta')"
+
+
+def model_card(
+    record: RunRecord,
+    *,
+    repo_id: str | None = None,
+    native: bool = False,
+    architecture: str | None = None,
+    figures: Sequence[str] = (),
+    license: str | None = None,
+) -> str:
+    """The text of a README.md.
+
+    Args:
+        record: The run's record.
+        repo_id: Where the model will be on the Hub; None for a folder.
+        native: Whether the card is for the plain transformers model.
+        architecture: Class of the plain model.
+        figures: Figures to show, as paths relative to the card.
+        license: Licence identifier, such as `apache-2.0`; None leaves it out.
+
+    Returns:
+        The card, signed so that `card_is_generated` can tell whether somebody has edited it.
+
+    Raises:
+        UserError: If huggingface_hub does not accept the metadata.
+    """
+    values = _Facts(record, native, architecture).values()
+    title = repo_id.split("/")[-1] if repo_id else values["name"]
+    template = files(__package__).joinpath("model_card_template.md").read_text()
+    environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    body = environment.from_string(template).render(
+        values,
+        title=title,
+        place=repo_id or "PATH/TO/THIS/FOLDER",
+        figures=list(figures),
+        license=license,
+    )
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=values["task"],
+        license=license,
+        base_model=values["base_model"],
+        datasets=values["datasets"] or None,
+        metrics=sorted({result.metric_type for result in values["index"]}) or None,
+        tags=values["tags"],
+        model_name=title,
+        eval_results=values["index"] or None,
+    )
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}\n"
+    _validate(text, data)
+    return f"{text}\n<!-- metaalign-hf card {_signature(text)} -->\n"
+
+
+def card_is_generated(text: str) -> bool:
+    """Whether a card is as `model_card` wrote it: such a card may be written anew, an edited one may not."""
+    found = _SIGNATURE.search(text)
+    return found is not None and found[1] == _signature(text[: found.start()])
+
+
+def _signature(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _validate(text: str, data: ModelCardData) -> None:
+    """What huggingface_hub reads from the card must be what went in."""
+    try:
+        read = ModelCard(text).data
+    except Exception as error:
+        raise UserError(f"model card: huggingface_hub refuses it: {' '.join(str(error).split())}") from error
+    if read.to_dict() != data.to_dict():
+        raise UserError("model card: huggingface_hub reads other metadata than were written")
+
+
+class _Facts:
+    """What the record says, in the card's words."""
+
+    def __init__(self, record: RunRecord, native: bool, architecture: str | None) -> None:
+        self.record, self.native = record, native
+        self.config, self.summary, self.training = record.model, record.summary, record.training
+        own = (self.config.get("architectures") or [""])[0]
+        self.architecture = architecture or own
+        self.task = "object-detection" if own.endswith("ObjectDetection") else "image-classification"
+
+    def values(self) -> dict[str, Any]:
+        alignment = [entry["name"] for entry in self.config.get("alignment") or []]
+        method = self.training.get("coordination", {}).get("method") or self.summary.get("method")
+        words, equation = _method(str(method), self.training.get("coordination", {}))
+        used = alignment if method != "source_only" else []
+        base_model = self._base_model()
+        domains = {name: self._domain(name) for name in ("source", "target")}
+        results, index = self._results()
+        names = ("backbone_name", "detector_name", "model_type")
+        backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
+        options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
+        cited = (["metaalign"] if method == "metaalign" else []) + [name for name in used if name in CITATIONS]
+        cited += ["toalign"] if "toalign" in options and used else []
+        return {
+            "name": f"{backbone.split('/')[-1]}: {domains['source'] or 'source'} to {domains['target'] or 'target'}",
+            "native": self.native,
+            "architecture": self.architecture,
+            "timm": "Timm" in self.architecture,
+            "task": self.task,
+            "auto_class": _AUTO_CLASSES[self.task],
+            "source": domains["source"],
+            "target": domains["target"],
+            "labels": self.record.labels,
+            "adapted": method != "source_only",
+            "few_labels": bool(self.training.get("data", {}).get("target_labeled")),
+            "intermediate": self._intermediate(),
+            "results": results,
+            "measured": self._measured(),
+            "checkpoints": self._checkpoints(),
+            "notes": [str(note) for note in self.summary.get("notes", [])],
+            "index": index,
+            "method": {"words": words, "equation": equation} if words else None,
+            "alignment": [f"{name}{_options(self.config['alignment'], name)}" for name in used],
+            "settings": self._settings(),
+            "domains": [
+                self._describe(name, config)
+                for name in ("source", "target")
+                if domains[name]
+                for config in self._domain_configs(name) or [{}]
+            ],
+            "limits": self._limits(),
+            "base_model": base_model,
+            "datasets": self._datasets(),
+            "tags": ["metaalign", "domain-adaptation", self.task, *([method] if method == "joint" else []), *used],
+            "citations": [CITATIONS[name] for name in cited],
+        }
+
+    def _domain_configs(self, name: str) -> list[dict[str, Any]]:
+        """The domain's configuration; several where there are several sources."""
+        found = self.training.get("data", {}).get(name) or []
+        return found if isinstance(found, list) else [found]
+
+    def _domain(self, name: str) -> str | None:
+        if name in self.summary:
+            return str(self.summary[name])
+        return " + ".join(filter(None, map(_domain_name, self._domain_configs(name)))) or None
+
+    def _describe(self, name: str, config: dict[str, Any]) -> str:
+        role = "labelled" if name == "source" else "its labels never reach training or selection"
+        alone = len(self._domain_configs(name)) < 2
+        words = f"**{name}** {self._domain(name) if alone else _domain_name(config)} ({role})"
+        kinds = {
+            "digits": "embedded digits of installed packages",
+            "imagefolder": "a local folder of images",
+            "list": "a local list of images",
+            "dataset": "data set",
+        }
+        if config:
+            place = kinds.get(config.get("kind", ""), str(config.get("kind")))
+            if config.get("kind") == "dataset":
+                place += f" {config.get('path')}"
+            if config.get("revision"):
+                place += f" at revision {config['revision']}"
+            if config.get("domain_column"):
+                place += f", rows with {config['domain_column']} = {config.get('domain')}"
+            words += f": {place}"
+            if config.get("test_path") and config.get("test_path") == config.get("path"):
+                words += "; tested on the training images"
+            elif not (config.get("test_path") or config.get("test_split")):
+                share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
+                words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
+        count = self.summary.get(f"{name}_test_images")
+        return f"{words}; {count} labelled test images" if count and alone else words
+
+    def _datasets(self) -> list[str]:
+        found = []
+        for config in [*self._domain_configs("source"), *self._domain_configs("target")]:
+            path = str(config.get("path") or "")
+            if config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) and path not in found:
+                found.append(path)
+        return found
+
+    def _base_model(self) -> str | None:
+        """The Hub id that training started from; None where it started from random or local weights."""
+        model = self.training.get("model", {})
+        if model.get("checkpoint"):
+            place = str(model["checkpoint"]).split("@")[0]
+        elif model.get("pretrained") is True:
+            place = str(model.get("detector") or self._timm_id() or model.get("backbone"))
+        elif isinstance(model.get("pretrained"), str):
+            place = model["pretrained"]
+        else:
+            return None
+        return place if _HUB_ID.fullmatch(place) else None
+
+    def _timm_id(self) -> str | None:
+        """The Hub id of a timm backbone, whose name may have come without its tag."""
+        backbone = self.config.get("backbone_config") or {}
+        if backbone.get("model_type") != "timm_wrapper" or "/" in str(self.training["model"].get("backbone")):
+            return None
+        tag = (backbone.get("pretrained_cfg") or {}).get("tag")
+        return f"timm/{backbone.get('architecture')}{f'.{tag}' if tag else ''}"
+
+    def _intermediate(self) -> dict[str, int] | None:
+        if self.summary or not self.training or not self.record.metrics:
+            return None
+        course = self.training.get("training", {})
+        total = course.get("source_steps", 0) + course.get("max_steps", 0)
+        return {"step": self.record.metrics[-1]["step"], "total": total}
+
+    def _results(self) -> tuple[dict[str, Any] | None, list[EvalResult]]:
+        if self.summary:
+            return self._final_results()
+        if not self.record.evaluations:
+            return None, []
+        last = self.record.evaluations[-1]
+        rows = [
+            [f"{domain}, {_MEASURES[measure][1]}", _percent(last[f"{domain}_{measure}"])]
+            for domain in ("source", "target")
+            for measure in _MEASURES
+            if f"{domain}_{measure}" in last
+        ]
+        return ({"columns": ["test images of", f"step {last['step']}"], "rows": rows} if rows else None), []
+
+    def _final_results(self) -> tuple[dict[str, Any] | None, list[EvalResult]]:
+        rows, index = [], []
+        for domain in ("source", "target"):
+            for measure, (metric, heading, indexed) in _MEASURES.items():
+                before = self.summary.get(f"{domain}_{measure}_before")
+                after = self.summary.get(f"{domain}_{measure}_after", self.summary.get(f"{domain}_{measure}"))
+                if after is None:
+                    continue
+                count = self.summary.get(f"{domain}_test_images", "")
+                change = "" if before is None else f"{100 * (after - before):+.2f}"
+                name = f"{domain} {self._domain(domain)}, {heading}"
+                rows.append([name, "" if before is None else _percent(before), _percent(after), change, str(count)])
+                if indexed:
+                    index.append(self._eval_result(domain, metric, heading, after))
+        columns = ["test images of", "before", "after", "change, points", "n"]
+        return ({"columns": columns, "rows": rows} if rows else None), index
+
+    def _eval_result(self, domain: str, metric: str, heading: str, value: float) -> EvalResult:
+        configs = self._domain_configs(domain)
+        config = configs[0] if len(configs) == 1 else {}
+        path = str(config.get("path") or "")
+        on_hub = config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) is not None
+        return EvalResult(
+            task_type=self.task,
+            task_name=self.task.replace("-", " ").capitalize(),
+            dataset_type=path if on_hub else "custom",
+            dataset_name=f"{self._domain(domain)} ({domain} domain)",
+            # Results of one data set and configuration are merged, and both domains may be of one data set.
+            dataset_config=f"{domain}: {self._domain(domain)}",
+            dataset_split=config.get("test_split") if on_hub else None,
+            dataset_revision=config.get("revision") if on_hub else None,
+            metric_type=metric,
+            metric_name=f"{domain} test {heading}",
+            metric_value=round(value, 4),
+        )
+
+    def _measured(self) -> str:
+        if not self.summary:
+            return "Measured during the run, on test images that are not trained on."
+        steps = self.summary.get("source_steps", 0)
+        before = (
+            f"after {steps} steps on the source alone" if steps else "the untrained classifier on the initial backbone"
+        )
+        words = [f"Before: {before}. After: {self.summary.get('adaptation_steps')} steps of adaptation."]
+        words.append(f"One run, seed {self.summary.get('seed')}; n is the number of labelled test images.")
+        checkpoint = self.summary.get("checkpoint")
+        words.append(_CHECKPOINTS.get(str(checkpoint), f"Numbers are of the checkpoint: {checkpoint}."))
+        if self.native:
+            words.append("They were measured on the full checkpoint, whose outputs this model repeats bit by bit.")
+        return " ".join(words)
+
+    def _checkpoints(self) -> list[list[str]]:
+        """Figures of the last, the selected and, as an upper bound, the best checkpoint by target labels."""
+        return [
+            [
+                row["checkpoint"],
+                str(row["step"]),
+                _percent(row["source"]),
+                "no labels" if row["target"] is None else _percent(row["target"]),
+            ]
+            for row in self.summary.get("checkpoints") or []
+        ]
+
+    def _settings(self) -> list[tuple[str, Any]]:
+        shown: list[tuple[str, Any]] = []
+        for section in ("coordination", "optimizer"):
+            shown += [(f"{section}.{key}", value) for key, value in self.training.get(section, {}).items()]
+        course = self.training.get("training", {})
+        names = ("source_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "mixed_precision", "seed")
+        shown += [(f"training.{name}", course[name]) for name in names if name in course]
+        if self.summary.get("batch_norm"):
+            shown.append(("batch normalisation", self.summary["batch_norm"]))
+        cosine = self.summary.get("gradient_cosine")
+        if cosine is not None:
+            shown.append(("measured: mean cosine of task and alignment gradients", f"{cosine:+.3f}"))
+        shown += [(f"version of {name}", value) for name, value in (self.summary.get("versions") or {}).items()]
+        return shown
+
+    def _limits(self) -> list[str]:
+        limits = []
+        if self._domain("target"):
+            limits.append(
+                f"It was adapted to {self._domain('target')} and is expected to be worse on images of other domains."
+            )
+        if self.summary:
+            limits.append("The numbers come from one run with one seed; other seeds give other numbers.")
+            if self.summary.get("target_test_images") == 0:
+                limits.append("The target has no labels, so whether adaptation helped on it was not measured.")
+        if self.task == "object-detection":
+            limits.append(
+                "It knows no class but those listed, and takes other objects for background or for one of them."
+            )
+        else:
+            limits.append("It knows no class but those listed, and answers with one of them for every image.")
+        limits.append("It repeats whatever bias the source's labels and the base weights have; that was not examined.")
+        return limits
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _options(alignment: list[dict[str, Any]], name: str) -> str:
+    given = next(entry for entry in alignment if entry["name"] == name)
+    shown = [f"{key} {value}" for key, value in given.items() if key != "name" and (key, value) != ("weight", 1.0)]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _domain_name(config: dict[str, Any]) -> str:
+    base = str(config.get("name") or str(config.get("path") or "").rstrip("/").rsplit("/", 1)[-1])
+    return f"{base}/{config['domain']}" if base and config.get("domain") else base
+
+
+def _method(name: str, settings: dict[str, Any]) -> tuple[str, str]:
+    """The method in words, and its equation."""
+    if name == "joint":
+        return "Joint training: the plain sum of task and alignment loss.", _JOINT
+    if name == "source_only":
+        return "Training on the source alone: a baseline, not an adaptation.", "gradient = grad L_task(theta)"
+    if name != "metaalign":
+        return "", ""
+    second = settings.get("order", 1) == 2
+    roles = settings.get("roles", "alternate")
+    who = "the two swap roles" if roles == "alternate" else f"{roles} is always meta-train"
+    words = (
+        f"MetaAlign (Wei et al., CVPR 2021), {'second' if second else 'first'} order: on every mini-batch one of the "
+        f"two losses, task and alignment, is meta-train and the other meta-test; {who}. The step descends the loss of "
+        "meta-train at the weights, and that of meta-test after an inner step on meta-train, so that the two gradients "
+        "come to agree."
+    )
+    total = "gradient = grad L_train(theta) + grad L_test(theta')" + (_SECOND_ORDER if second else "")
+    held = "J_train: the Jacobian of grad L_train" if second else "theta' is held constant"
+    return words, f"theta' = theta - alpha * grad L_train(theta)\n{total}\n({held})"

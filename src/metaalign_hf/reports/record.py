@@ -1,0 +1,146 @@
+"""The record of a run, read back from its folder: all that a model card may state.
+
+Everything a record holds may be published: paths of the machine are shortened to their last part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+__all__ = ["RunRecord", "read_record", "record_folder", "without_local_paths"]
+
+# An absolute path (`/home/ann/art`, `~/art`, `C:\\Users\\ann`) wherever it stands in a text; with blanks if in quotes.
+_PART = r"[^\s\"'<>,;:()/]+"
+_ABSOLUTE = re.compile(
+    rf"(?<=')(?:[\w-]+:)?(?:/|~/)[^'\n]+(?=')|(?<=\")(?:[\w-]+:)?(?:/|~/)[^\"\n]+(?=\")"
+    rf"|(?<![\w/.~])(?:file://)?(?:/{_PART}(?:/{_PART})+|~[\w.-]*(?:/{_PART})+)/?"
+    r"|\b[A-Za-z]:\\[^\s\"'<>,;()]+"
+)
+# What serves on this machine only.
+_LOCAL = {"evaluate_command"}
+# Entries of a configuration that may name a file or folder, absolute or not.
+_PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
+_PLACES |= {"backbone_name", "detector", "detector_name", "_name_or_path", "name"}
+SELECTED_FOLDER = "selected"
+"""Where in a run's folder the checkpoint lies that a validator selected, if it is not the last one."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint's folder tells about its origin.
+
+    Attributes:
+        model: The model's `config.json`.
+        training: `training_config.yaml`; empty for a model that was saved without a run.
+        summary: `summary.json`; empty as long as the run goes on.
+        metrics: The lines of `metrics.jsonl`.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines with measured accuracies, in order."""
+        return [line for line in self.metrics if "evaluation" in line]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names in the order of the logits."""
+        named = {int(index): name for index, name in self.model.get("id2label", {}).items()}
+        return [named[index] for index in sorted(named)]
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the record of a checkpoint's folder.
+
+    Args:
+        folder: A run's folder, a saved model, or a downloaded snapshot.
+
+    Raises:
+        UserError: If `config.json` is missing or a file is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"checkpoint {folder}: it holds no config.json, so no model was saved here")
+    config_file, folder = folder / "config.json", record_folder(folder)
+    try:
+        model = json.loads(config_file.read_text())
+        training = _load(folder / "training_config.yaml", yaml.safe_load)
+        summary = _load(folder / "summary.json", json.loads)
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
+        metrics = [json.loads(line) for line in lines]
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
+    if config_file.parent != folder:
+        summary = _of_selected(summary)
+    return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics)))
+
+
+def record_folder(folder: Path) -> Path:
+    """Where the record of the checkpoint in `folder` lies: there, or for a selected checkpoint in the run's folder."""
+    run = folder.resolve().parent
+    selected = folder.resolve().name == SELECTED_FOLDER and not (folder / "training_config.yaml").exists()
+    return run if selected and (run / "training_config.yaml").exists() else folder
+
+
+def _of_selected(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the figures of the selected checkpoint as those of "after"; others of "after" are dropped."""
+    row = next((r for r in summary.get("checkpoints") or [] if r["checkpoint"].startswith("selected")), None)
+    if row is None:
+        return {}
+    kept = {k: v for k, v in summary.items() if not k.endswith("_after") and "per_class" not in k}
+    for measure in ("accuracy", "map50"):
+        if f"source_{measure}" in summary:
+            kept |= {f"source_{measure}": row["source"], f"target_{measure}_after": row["target"]}
+    steps = row["step"] - summary.get("source_steps", 0)
+    return kept | {"checkpoint": "selected", "adaptation_steps": steps}
+
+
+def without_local_paths(value: Any, key: str = "") -> Any:
+    """The same JSON value with every path of this machine shortened to its last part.
+
+    Absolute paths are found anywhere in a text, except in class names; relative ones only in entries that name a
+    place, and there only when the file or folder exists (`org/name` may be a Hub id as well as a folder).
+
+    Args:
+        value: Any JSON value.
+        key: The entry that it is the value of.
+    """
+    if isinstance(value, dict):
+        kept = ("id2label", "label2id", "label_names")
+        shared = {k: v for k, v in value.items() if k not in _LOCAL}
+        return {k: v if k in kept else without_local_paths(v, str(k)) for k, v in shared.items()}
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~/")) or (key in _PLACES and ("/" in value or "\\" in value) and _is_local(value)):
+        return _last_part(value)
+    return _ABSOLUTE.sub(lambda found: _last_part(found[0]), value)
+
+
+def _is_local(text: str) -> bool:
+    if text.startswith(("/", "~", "./", "../", ".\\")) or re.match(r"[A-Za-z]:\\", text):
+        return True
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
+
+
+def _last_part(text: str) -> str:
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _load(path: Path, parse: Any) -> dict[str, Any]:
+    return (parse(path.read_text()) or {}) if path.is_file() else {}
