@@ -366,13 +366,14 @@ def test_a_run_pushes_in_the_background_and_at_its_end(hub, tmp_path):
     output = tmp_path / "run"
     command = [*TRAIN, "--training.output_dir", output, "--hub.repo_id", "lab/run", "--hub.private", "true"]
     # The first push takes its time: what comes due meanwhile is left out. Another fails once.
-    hub.faults = [Fault("POST", "/commit/", status=None, delay=1.0), Fault("POST", "/commit/", status=503)]
-    command += ["--hub.push_every", "1", "--hub.license", "mit", "--hub.commit_message", "Done"]
+    hub.faults = [Fault("POST", "/commit/", status=None, delay=8.0), Fault("POST", "/commit/", status=503)]
+    command += ["--hub.push_every", "2", "--hub.license", "mit", "--hub.commit_message", "Done"]
+    command += ["--training.source_steps", "0", "--training.evaluate_every", "1", "--training.recalibrate_bn", "target"]
     (answer,) = metaalign(hub, tmp_path / "home", command)
     assert answer[0] == 0, answer
     assert hub.repos["lab/run"].private
     history = hub.history("lab/run")
-    assert history == ["Done", "Push the state after step 2", "initial commit"]
+    assert history == ["Done", "Push the state after step 1", "initial commit"]
     assert "is not pushed: the push before it is still under way" in answer[1]
     assert "status 503" in answer[1] and f"Pushed: {hub.url}/lab/run/commit/" in answer[1]
     assert not (output / ".push").exists()
@@ -382,8 +383,13 @@ def test_a_run_pushes_in_the_background_and_at_its_end(hub, tmp_path):
     first = hub.repos["lab/run"].commits[hub.repos["lab/run"].branches["main"]].parent
     state = {path: content for path, (content, _) in hub.repos["lab/run"].commits[first].files.items()}
     card = state["README.md"].decode()
-    assert "after step 2 of 10" in card and "summary.json" not in state
+    assert "after step 1 of 6" in card and "summary.json" not in state
     assert state["model.safetensors"] != hub.files("lab/run")["model.safetensors"]
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(state[name])
+    assert run(["evaluate", str(tmp_path), "--data", "mnist", "--output", str(tmp_path / "figures.json")]) == 0
+    measured = 100 * json.loads((tmp_path / "figures.json").read_text())["accuracy"]
+    assert f"| target, accuracy | {measured:.2f} % |" in card, "the pushed model is the one that was evaluated"
     final = ModelCard(hub.files("lab/run")["README.md"].decode())
     assert final.data.license == "mit" and "license: mit" in (output / "README.md").read_text()
 

@@ -319,12 +319,16 @@ class BackgroundPusher:
             self.report(f"step {step} is not pushed: the push before it is still under way")
             return
         staged = self._staged()
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        save(staged)
-        for name in RECORDS[1:]:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, staged / name)
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            save(staged)
+            for name in RECORDS[1:]:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, staged / name)
+        except OSError as error:  # a full disk, for example
+            self.report(f"step {step} is not pushed: {error}")
+            return
         self.thread = threading.Thread(target=self._push_staged, args=(staged, step), daemon=True)
         self.thread.start()
 
@@ -358,7 +362,7 @@ class BackgroundPusher:
                 retry_seconds=config.retry_seconds,
                 report=self.report,
             )
-        except UserError as error:
+        except Exception as error:  # whatever it was, the run is safe and the user must know how to go on
             command = push_command(self.folder, config)
             raise HubError(f"{error}. The run is finished and its folder complete; push it with: {command}") from error
 

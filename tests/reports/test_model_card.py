@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from metaalign_hf import UserError
+from metaalign_hf.alignment import alignment_names
 from metaalign_hf.hub import write_card
 from metaalign_hf.reports import (
     RunRecord,
@@ -17,6 +18,7 @@ from metaalign_hf.reports import (
     without_local_paths,
     write_figures,
 )
+from metaalign_hf.reports.citations import CITATIONS
 
 CONFIG = {
     "architectures": ["MetaAlignForImageClassification"],
@@ -163,6 +165,10 @@ def test_the_native_card_needs_no_metaalign():
 def test_a_detector_has_its_own_tag_and_classes():
     text = model_card(record(model={**CONFIG, "architectures": ["MetaAlignForObjectDetection"]}))
     assert ModelCard(text).data.pipeline_tag == "object-detection" and "AutoModelForObjectDetection" in text
+
+
+def test_every_objective_is_cited():
+    assert set(alignment_names()) <= set(CITATIONS)
 
 
 def test_an_edited_card_is_kept(tmp_path):

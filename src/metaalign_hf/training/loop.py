@@ -297,14 +297,14 @@ class _Run:
             self.evaluations[name] = found
         metric = self.task.metric
         values = self._offer(found) if adapting or name == "before" else {}
-        if trained is not None and name != "after":
-            self._kept.load_state_dict(trained, strict=False)
         figures = {f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}
         self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
         if name != "after":
             self._push_in_background()
+            if trained is not None:
+                self._kept.load_state_dict(trained, strict=False)
 
     def _offer(self, found: dict[str, Scores]) -> dict[str, float]:
         """Offer the model as it is for selection; returns the values of all validators for the log."""

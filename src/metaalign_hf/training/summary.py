@@ -11,13 +11,11 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
+from ..reports.record import SELECTED_FOLDER
 from .run_folder import SUMMARY_FILE
 from .selection import CheckpointRow
 
 __all__ = ["SELECTED_FOLDER", "RunFacts", "Summary", "print_summary", "write_summary"]
-
-SELECTED_FOLDER = "selected"
-"""Where in the run's folder the selected model lies, if it is not the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
