@@ -3,7 +3,7 @@
     python benchmarks/model_selection.py
 
 Joint DANN and GVB on three embedded pairs, three seeds, evaluated every 50 of 500 adaptation steps. It chose the
-default of `training.select_by`.
+default of `training.select_by`; so its own row is in-sample, with target labels, and optimistic.
 """
 
 from __future__ import annotations
