@@ -7,7 +7,14 @@ imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models import MetaAlignConfig, MetaAlignForImageClassification, MetaAlignOutput
+from .models import (
+    MetaAlignConfig,
+    MetaAlignDetectionConfig,
+    MetaAlignDetectionOutput,
+    MetaAlignForImageClassification,
+    MetaAlignForObjectDetection,
+    MetaAlignOutput,
+)
 
 if TYPE_CHECKING:
     from .coordination import Joint, MetaAlign, StepReport
@@ -52,7 +59,10 @@ __all__ = [
     "Joint",
     "MetaAlign",
     "MetaAlignConfig",
+    "MetaAlignDetectionConfig",
+    "MetaAlignDetectionOutput",
     "MetaAlignForImageClassification",
+    "MetaAlignForObjectDetection",
     "MetaAlignOutput",
     "ModelConfig",
     "OptimizerConfig",
