@@ -18,7 +18,15 @@ from .models import (
 
 if TYPE_CHECKING:
     from .coordination import Joint, MetaAlign, StepReport
-    from .data import DataConfig, DomainConfig, DomainPair, load_domain, load_domain_pair
+    from .data import (
+        DataConfig,
+        DetectionPair,
+        DomainConfig,
+        DomainPair,
+        load_detection_pair,
+        load_domain,
+        load_domain_pair,
+    )
     from .errors import UserError
     from .training import (
         Config,
@@ -34,7 +42,15 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "coordination": ("Joint", "MetaAlign", "StepReport"),
-    "data": ("DataConfig", "DomainConfig", "DomainPair", "load_domain", "load_domain_pair"),
+    "data": (
+        "DataConfig",
+        "DetectionPair",
+        "DomainConfig",
+        "DomainPair",
+        "load_detection_pair",
+        "load_domain",
+        "load_domain_pair",
+    ),
     "errors": ("UserError",),
     "training": (
         "Config",
@@ -54,6 +70,7 @@ __all__ = [
     "Config",
     "CoordinationConfig",
     "DataConfig",
+    "DetectionPair",
     "DomainConfig",
     "DomainPair",
     "Joint",
@@ -72,6 +89,7 @@ __all__ = [
     "UserError",
     "adapt",
     "load_config",
+    "load_detection_pair",
     "load_domain",
     "load_domain_pair",
     "parse_config",

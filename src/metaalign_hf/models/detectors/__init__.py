@@ -1,13 +1,13 @@
 """Detector families: one small adapter each hands out maps, tokens, queries, logits, boxes and their masks."""
 
 from ...errors import UserError
-from .base import DetectorAdapter, DetectorFeatures
+from .base import DetectorAdapter, DetectorFeatures, Probabilities
 from .detr import ConditionalDetrAdapter, DabDetrAdapter, DeformableDetrAdapter, DetrAdapter
-from .lw_detr import LwDetrAdapter
+from .lw_detr import LwDetrAdapter, RfDetrAdapter
 from .rt_detr import Deimv2Adapter, RTDetrAdapter
 from .yolos import YolosAdapter
 
-__all__ = ["DetectorAdapter", "DetectorFeatures", "detector_adapter", "detector_types"]
+__all__ = ["DetectorAdapter", "DetectorFeatures", "Probabilities", "detector_adapter", "detector_types"]
 
 _ADAPTERS = {
     model_type: adapter
@@ -19,6 +19,7 @@ _ADAPTERS = {
         RTDetrAdapter,
         Deimv2Adapter,
         LwDetrAdapter,
+        RfDetrAdapter,
         YolosAdapter,
     )
     for adapter in (kind(),)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ...alignment.detection import DetectorWidths, Level
 
-__all__ = ["DetectorAdapter", "DetectorFeatures", "captured", "flattened", "resized_mask"]
+__all__ = ["DetectorAdapter", "DetectorFeatures", "Probabilities", "captured", "flattened", "resized_mask"]
 
 
 @dataclass
@@ -35,17 +35,39 @@ class DetectorFeatures:
     pred_boxes: Tensor
 
 
+@dataclass(frozen=True)
+class Probabilities:
+    """Class probabilities of a detector's logits.
+
+    Attributes:
+        scores: `softmax` with a last class "no object", or `sigmoid`.
+    """
+
+    scores: Literal["softmax", "sigmoid"]
+
+    @property
+    def one_class(self) -> bool:
+        """Whether each query says one class; else it may say several."""
+        return self.scores == "softmax"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Probabilities `(B, Q, number of classes)`, "no object" left out."""
+        return logits.softmax(-1)[..., :-1] if self.one_class else logits.sigmoid()
+
+
 class DetectorAdapter:
     """One family of detectors; a stateless object.
 
     Attributes:
         model_types: Model types of transformers that it serves.
         scores: How logits become class probabilities: `softmax` with a last class "no object", or `sigmoid`.
+        image_processor: Class of transformers that makes its pixel values, where a checkpoint names none.
         uses_mask: Whether the detector reads `pixel_mask`, so that its boxes are relative to the image in the canvas;
             else they are relative to the whole canvas, padding included.
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    image_processor: ClassVar[str]
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "sigmoid"
     uses_mask: ClassVar[bool] = False
 
@@ -75,9 +97,10 @@ class DetectorAdapter:
         mask = {"pixel_mask": pixel_mask} if pixel_mask is not None else {}
         return detector(pixel_values=pixel_values, **mask, **labels, return_dict=True)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities `(B, Q, number of classes)` of logits."""
-        return logits.softmax(-1)[..., :-1] if self.scores == "softmax" else logits.sigmoid()
+    @property
+    def probabilities(self) -> Probabilities:
+        """How its logits become class probabilities."""
+        return Probabilities(self.scores)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class DetrAdapter(DetectorAdapter):
     """Detr: maps and masks from the backbone, tokens of its last map from the encoder."""
 
     model_types = ("detr",)
+    image_processor = "DetrImageProcessor"
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "softmax"
     uses_mask = True
     width_name: ClassVar[str] = "d_model"
@@ -55,6 +56,7 @@ class ConditionalDetrAdapter(DetrAdapter):
     """Conditional DETR: as Detr, with a sigmoid per class."""
 
     model_types = ("conditional_detr",)
+    image_processor = "ConditionalDetrImageProcessor"
     scores = "sigmoid"
 
 
@@ -62,6 +64,7 @@ class DabDetrAdapter(DetrAdapter):
     """DAB-DETR: as Conditional DETR, with another name for its width."""
 
     model_types = ("dab-detr",)
+    image_processor = "ConditionalDetrImageProcessor"
     scores = "sigmoid"
     width_name = "hidden_size"
 
@@ -73,6 +76,7 @@ class DeformableDetrAdapter(DetrAdapter):
     """Deformable DETR: the encoder's tokens are those of all levels, one after another."""
 
     model_types = ("deformable_detr",)
+    image_processor = "DeformableDetrImageProcessor"
     scores = "sigmoid"
 
     def widths(self, detector: PreTrainedModel) -> DetectorWidths:

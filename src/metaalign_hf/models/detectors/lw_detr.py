@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...alignment.detection import DetectorWidths, Level
 from .base import DetectorAdapter, DetectorFeatures, captured, flattened, resized_mask
 
-__all__ = ["LwDetrAdapter"]
+__all__ = ["LwDetrAdapter", "RfDetrAdapter"]
 
 
 class LwDetrAdapter(DetectorAdapter):
-    """LW-DETR and RF-DETR.
+    """LW-DETR.
 
-    Their maps are those of the ViT; "encoder" tokens are what the decoder attends to, the projector's output. In
-    training they run `group_detr` groups of queries, of which only the first is handed out.
+    Its maps are those of the ViT; "encoder" tokens are what the decoder attends to, the projector's output. In
+    training it runs `group_detr` groups of queries, of which only the first is handed out.
     """
 
-    model_types = ("lw_detr", "rf_detr")
+    model_types: ClassVar[tuple[str, ...]] = ("lw_detr",)
+    image_processor = "DeformableDetrImageProcessor"
     uses_mask = True
 
     def backbone_name(self, detector: PreTrainedModel) -> str:
@@ -46,3 +49,10 @@ class LwDetrAdapter(DetectorAdapter):
             logits=output.logits[:, :count],
             pred_boxes=output.pred_boxes[:, :count],
         )
+
+
+class RfDetrAdapter(LwDetrAdapter):
+    """RF-DETR: as LW-DETR, with one projected map."""
+
+    model_types = ("rf_detr",)
+    image_processor = "RfDetrImageProcessor"

@@ -21,6 +21,7 @@ class YolosAdapter(DetectorAdapter):
     """
 
     model_types = ("yolos",)
+    image_processor = "YolosImageProcessor"
     scores = "softmax"
 
     def backbone_name(self, detector: PreTrainedModel) -> str:
