@@ -19,6 +19,11 @@ __all__ = ["objects_of_rows", "read_objects_dataset"]
 
 
 def read_objects_dataset(config: DomainConfig) -> RawDetectionDomain:
+    """A domain of a data set with images and objects; a target may lack the objects.
+
+    Raises:
+        UserError: If the data set, a split or a column is missing or malformed.
+    """
     name = config.describe()
     splits = load_splits(config, name)
     train = dataset_split(splits, config.train_split, config, name)
@@ -83,6 +88,11 @@ def _columns(row: Any, inner: Any, config: DomainConfig, name: str) -> tuple[lis
 def objects_of_rows(
     data: Any, config: DomainConfig, name: str, names: ClassNames | None, labels: list[str] | None, check: BoxCheck
 ) -> DetectionSet:
+    """Images and objects of a split; `labels` are the names by which the column numbers its categories.
+
+    Raises:
+        UserError: If a box is malformed, or bad and not to be dropped.
+    """
     images = ImageSet(
         name, len(data), DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)
     )

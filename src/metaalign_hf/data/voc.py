@@ -77,6 +77,7 @@ def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCh
 def _voc_objects(
     path: Path, image: Path, names: ClassNames, check: BoxCheck
 ) -> tuple[tuple[int, int], list[FoundObject]]:
+    """Size of the image, and its objects."""
     try:
         root: Element = parse(path).getroot()
     except OSError as error:
