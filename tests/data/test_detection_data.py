@@ -278,7 +278,7 @@ def test_digit_scenes_are_real_digits_from_a_seed(name):
     assert torch.equal(image, again[0]) and boxes == again[1] and classes == again[2]
     assert not torch.equal(image, draw_scene(name, "train", 3, seed=1)[0])
     data = load_digit_scenes(name, "test", count=4)
-    assert len(data) == 4 and data.features["objects"]["category"].feature.names == ["zero", "one", "two", "three"]
+    assert len(data) == 4 and data.features["objects"]["category"].feature.names == ["zero", "one", "two"]
     row = data[2]
     drawn = draw_scene(name, "test", 2)
     assert np.array_equal(np.asarray(row["image"]), drawn[0].permute(1, 2, 0).numpy())

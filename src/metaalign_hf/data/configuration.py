@@ -102,7 +102,9 @@ class DomainConfig:
 
     def short_form(self) -> str:
         """The text that `parse` reads, without what refines it."""
-        return str(self.name) if self.kind == "digits" else f"{self.kind}:{self.path}"
+        if self.kind in ("digits", "digit_scenes"):
+            return str(self.name)
+        return f"{self.kind}:{self.annotations if self.kind == 'coco' else self.path}"
 
     def describe(self) -> str:
         """A short name of the domain for tables."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from .objects import DetectionSet, Objects
@@ -28,6 +29,7 @@ from .streams import batch_indices
 
 __all__ = ["DETECTION_AUGMENTATIONS", "augment_objects", "detection_batch", "detection_batches", "detection_stream"]
 
+_TRIES = 10
 DETECTION_AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "crop_flip_color")
 
 
@@ -85,10 +87,10 @@ def augment_objects(
 ) -> tuple[Tensor, Objects | None]:
     """An image and its objects, augmented for training.
 
-    `flip` mirrors half of the images. `crop` crops at random, keeping the objects whose centre stays inside (the crop
-    of SSD). `crop_flip` does both, and `crop_flip_color` also shrinks half of the images onto a larger grey canvas and
-    distorts brightness, contrast, saturation and hue. An image without known objects is cropped as one whose only
-    object fills it: the same transforms for both domains, and nothing about the target's objects is used.
+    `flip` mirrors half of the images. `crop` takes a window of half to all of each side and keeps the objects whose
+    centre stays inside, of which there must be one where there are any. `crop_flip` does both, and `crop_flip_color`
+    also shrinks half of the images onto a larger grey canvas and distorts brightness, contrast, saturation and hue. On
+    an image without known objects any window will do: nothing about the target's objects is used.
 
     Args:
         image: The image `(3, H, W)`, uint8.
@@ -118,7 +120,13 @@ def augment_objects(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sample = _TRANSFORMS[augmentation](sample)
+        if "color" in augmentation:
+            sample = _DISTORT(sample)
+        if "crop" in augmentation:
+            sample = _crop(sample, known)
+        if "flip" in augmentation:
+            sample = _FLIP(sample)
+        sample = _CLEAN(sample)
     if objects is None:
         return sample["image"].as_subclass(Tensor), None
     if not known:
@@ -128,21 +136,36 @@ def augment_objects(
     return sample["image"].as_subclass(Tensor), kept
 
 
-def _index_of(sample: dict[str, Any]) -> Tensor:
-    return sample["index"]
+_DISTORT = v2.Compose([v2.RandomPhotometricDistort(p=0.8), v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
+_FLIP = v2.RandomHorizontalFlip(0.5)
+_CLEAN = v2.Compose(
+    [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=lambda sample: sample["index"])]
+)
 
 
-_FLIP: list[v2.Transform] = [v2.RandomHorizontalFlip(0.5)]
-_CLEAN: list[v2.Transform] = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=_index_of)]
-_CROP: list[v2.Transform] = [v2.RandomIoUCrop(min_scale=0.5, sampler_options=[0.3, 0.5, 0.7, 0.9, 1.0])]
-_COLOR: list[v2.Transform] = [v2.RandomPhotometricDistort(p=0.8)]
-_JITTER: list[v2.Transform] = [v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)]
-_TRANSFORMS = {
-    "crop": v2.Compose([*_CROP, *_CLEAN]),
-    "flip": v2.Compose([*_FLIP, *_CLEAN]),
-    "crop_flip": v2.Compose([*_CROP, *_FLIP, *_CLEAN]),
-    "crop_flip_color": v2.Compose([*_COLOR, *_JITTER, *_CROP, *_FLIP, *_CLEAN]),
-}
+def _crop(sample: dict[str, Any], known: bool) -> dict[str, Any]:
+    """A random window; with known objects one that holds the centre of at least one, or else the whole image.
+
+    Not `v2.RandomIoUCrop`, whose search takes as long for one image as everything else for the batch.
+    """
+    height, width = sample["image"].shape[-2:]
+    boxes = sample["boxes"].as_subclass(Tensor)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for scale_y, scale_x, down, right in torch.rand(_TRIES, 4).tolist():
+        tall, wide = round(height * (0.5 + 0.5 * scale_y)), round(width * (0.5 + 0.5 * scale_x))
+        top, left = round((height - tall) * down), round((width - wide) * right)
+        low, high = torch.tensor([left, top]), torch.tensor([left + wide, top + tall])
+        inside = ((centres >= low) & (centres < high)).all(1)
+        if known and not bool(inside.any()):
+            continue
+        kept = inside if known else torch.ones_like(inside)
+        found = tv_tensors.wrap(boxes[kept], like=sample["boxes"])
+        return {
+            "image": F.crop(sample["image"], top, left, tall, wide),
+            "boxes": F.crop(found, top, left, tall, wide),
+            "index": sample["index"][kept],
+        }
+    return sample
 
 
 @dataclass(frozen=True)

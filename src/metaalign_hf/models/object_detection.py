@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment.detection import DetectionAlignmentBatch, build_levels
+from ..coordination import frozen_running_statistics
 from ..errors import UserError
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
@@ -175,7 +177,9 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         output = MetaAlignDetectionOutput()
         if train:
             assert labels is not None
-            output.task_loss, output.logits, output.pred_boxes = self._task(pixel_values, pixel_mask, labels)
+            # With both losses the running statistics move once, by the pass on both domains.
+            with frozen_running_statistics(self) if align else nullcontext():
+                output.task_loss, output.logits, output.pred_boxes = self._task(pixel_values, pixel_mask, labels)
         if align:
             assert domain_labels is not None
             features = self.adapter.features(self.detector, pixel_values, pixel_mask)

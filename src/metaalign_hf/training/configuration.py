@@ -18,9 +18,13 @@ class ModelConfig:
         pretrained: true, false (random weights, no network for timm names and model types), or where the weights are.
         backbone_options: Entries of the backbone's configuration, or arguments of timm.create_model.
         bottleneck_dim: Width of a linear bottleneck before the classifier; null has none.
-        alignment: Alignment objective: a name, a mapping with name, weight and options, a list of those, or null.
-        checkpoint: A metaalign checkpoint (folder, Hub id or id@revision) to go on adapting; backbone and alignment
-            heads are then its own, and its classes must be those of the data.
+        alignment: Alignment objective, or for detectors level or preset: a name, a mapping with name, weight and
+            options, a list of those, or null. auto: gvb for classifiers, detr for detectors.
+        detector: For object detection, in the backbone's place: Hub id, local folder, model type of transformers
+            (d_fine, rt_detr, detr ...), or a configuration with model_type.
+        detector_options: Entries of the detector's configuration.
+        checkpoint: A metaalign checkpoint (folder, Hub id or id@revision) to go on adapting; backbone (or
+            detector) and alignment heads are then its own, and its classes must be those of the data.
         attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
             switch between eager and their fused kernel.
     """
@@ -29,7 +33,9 @@ class ModelConfig:
     pretrained: bool | str = True
     backbone_options: dict[str, Any] = field(default_factory=dict)
     bottleneck_dim: int | None = None
-    alignment: Any = "gvb"
+    alignment: Any = "auto"
+    detector: str | dict[str, Any] | None = None
+    detector_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     attention: str | None = None
 
