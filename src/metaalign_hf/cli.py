@@ -22,7 +22,7 @@ USAGE = """usage: metaalign COMMAND ...
 
   train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help lists every key)
   evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy, or average precision, on a labelled domain
-  predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images (csv), or find objects (json, --draw FOLDER)
+  predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
 
@@ -91,12 +91,10 @@ def _evaluate(arguments: list[str]) -> None:
 
     parser = _parser("evaluate", "Accuracy of a classifier, or average precision of a detector, on a labelled domain.")
     parser.add_argument(
-        "--data",
-        required=True,
-        help="the domain: mnist, imagefolder:FOLDER, list:FILE, dataset:ORG/NAME, coco:FILE, ...",
+        "--data", required=True, help="the domain: mnist, imagefolder:FOLDER, list:FILE, coco:FILE.json, ..."
     )
     parser.add_argument("--split", choices=("test", "train", "all"), default="test", help="part of the domain")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     arguments, refined = _split_off(arguments, "--data.")
     options = parser.parse_args(arguments)
@@ -105,13 +103,13 @@ def _evaluate(arguments: list[str]) -> None:
     domain = parse_domain(options.data, refined)
     model, processor = load_checkpoint(options.checkpoint)
     if is_detector(model):
-        figures = evaluate_detection(model, processor, domain, options.split, options.batch_size)
+        figures = evaluate_detection(model, processor, domain, options.split, options.batch_size or 8)
         print(f"{options.checkpoint} on {figures['n']} images ({options.split}) of {options.data}")
         _write_figures(options.output, figures)
         return
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     view = load_labelled_view(domain, labels, options.split)
-    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size), len(labels))
+    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size or 64), len(labels))
     print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:")
     print(f"accuracy {100 * found.accuracy:.2f} %, mean over classes {100 * found.class_mean:.2f} %")
     per_class = {k: None if math.isnan(v) else v for k, v in zip(labels, found.per_class, strict=True)}
@@ -134,7 +132,7 @@ def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Classify images, or find objects in them, with an adapted or native checkpoint.")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
     parser.add_argument("--output", type=Path, help="write the answers to this CSV file (classifier) or COCO json file")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
     parser.add_argument("--draw", type=Path, help="detectors: new folder for pictures with boxes")
     parser.add_argument("--threshold", type=float, default=0.5, help="detectors: least score of an object")
     options = parser.parse_args(arguments)
@@ -144,12 +142,12 @@ def _predict(arguments: list[str]) -> None:
     files = image_files(options.images)
     model, processor = load_checkpoint(options.checkpoint)
     if is_detector(model):
-        batch_size = options.batch_size
+        batch_size = options.batch_size or 8
         predict_detection(model, processor, files, options.threshold, batch_size, options.output, options.draw)
         return
     if options.draw is not None:
         raise UserError(f"--draw is for detectors; {options.checkpoint} is a classifier")
-    probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size))
+    probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size or 64))
     best = probabilities.max(1)
     names = [model.config.id2label[index] for index in best.indices.tolist()]
     rows = list(zip(map(str, files.paths), names, best.values.tolist(), strict=True))
