@@ -89,8 +89,8 @@ def test_the_same_seed_gives_the_same_weights_and_resume_is_never_stopped(finish
 
     save = loop.save_checkpoint
 
-    def save_and_die(folder, step, *arguments):
-        save(folder, step, *arguments)
+    def save_and_die(folder, step, *arguments, **options):
+        save(folder, step, *arguments, **options)
         if step == 4:
             raise Killed
 
