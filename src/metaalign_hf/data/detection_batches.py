@@ -27,7 +27,14 @@ from ..errors import UserError
 from .objects import DetectionSet, Objects
 from .streams import batch_indices
 
-__all__ = ["DETECTION_AUGMENTATIONS", "augment_objects", "detection_batch", "detection_batches", "detection_stream"]
+__all__ = [
+    "DETECTION_AUGMENTATIONS",
+    "augment_objects",
+    "detection_batch",
+    "detection_batches",
+    "detection_stream",
+    "distort_color",
+]
 
 _TRIES = 10
 DETECTION_AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "crop_flip_color")
@@ -137,10 +144,18 @@ def augment_objects(
 
 
 _DISTORT = v2.Compose([v2.RandomPhotometricDistort(p=0.8), v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
+_COLOR = v2.RandomPhotometricDistort(p=1.0)
 _FLIP = v2.RandomHorizontalFlip(0.5)
 _CLEAN = v2.Compose(
     [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=lambda sample: sample["index"])]
 )
+
+
+def distort_color(image: Tensor, seed: int) -> Tensor:
+    """The image `(3, H, W)`, uint8, with other brightness, contrast, saturation and hue; objects stay in place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _COLOR(image)
 
 
 def _crop(sample: dict[str, Any], known: bool) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class ClassificationTask:
 
     metric = "accuracy"
     title = ClassificationSummary.title
+    validator = "bnm"
 
     def __init__(
         self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
@@ -111,7 +112,7 @@ class ClassificationTask:
         data = config.data
         self.config = config
         select_by = config.training.select_by
-        if select_by is not None and data.augmentation == "none" and get_validator(select_by).needs_augmented:
+        if select_by not in (None, "auto") and data.augmentation == "none" and get_validator(select_by).needs_augmented:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )

@@ -133,10 +133,10 @@ class TrainingConfig:
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
             of the adaptation phase, at least 100 steps apart.
-        select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy) that
+            select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy) that
             selects among the models evaluated from the end of the source phase on, without target labels; null selects
-            none. The last model is saved in output_dir, a selected earlier one in output_dir/selected.
-        select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
+            none; auto: bnm, or agreement for detectors, which have agreement and entropy. The last model is saved in output_dir, a selected earlier one in output_dir/selected.
+            select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: At most so many held-out source images and target training images serve the validators.
         log_every: Steps between lines of metrics.jsonl.
         checkpoint_every: Steps between resumable checkpoints; 0 writes none.
@@ -161,7 +161,7 @@ class TrainingConfig:
     ema_decay: float | None = None
     seed: int = 0
     evaluate_every: int | None = None
-    select_by: str | None = "bnm"
+    select_by: str | None = "auto"
     select_tolerance: float = 0.05
     selection_images: int = 512
     log_every: int = 20

@@ -9,17 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..coordination import frozen_running_statistics
-from ..data import DetectionPair, detection_batches, detection_stream, load_detection_pair
+from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
+from ..data.detection_batches import distort_color
 from ..errors import UserError
 from ..evaluation import Detections, evaluate_detector, predict_objects
+from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
 from ..models import MetaAlignForObjectDetection
 from ..models.detectors.processors import build_detector_processor
 from ..reports.detections import draw_before_after
+from .classification import RECALIBRATION_IMAGES
 from .configuration import Config, ModelConfig
 from .domain_options import evaluate_command
 from .summary import RunFacts, Summary, quoted
@@ -94,11 +98,20 @@ class DetectionTask:
 
     metric = "map50"
     title = DetectionSummary.title
+    validator = "agreement"
 
     def __init__(
         self, config: Config, pair: DetectionPair | None = None, model: MetaAlignForObjectDetection | None = None
     ) -> None:
-        data = config.data
+        data, select_by = config.data, config.training.select_by
+        if isinstance(data.source, list):
+            raise UserError("data.source: a detector takes one source, not a list")
+        if data.target_labeled is not None:
+            raise UserError("data.target_labeled: labelled target images are for classifiers")
+        if select_by not in (None, "auto", *DETECTION_VALIDATORS):
+            raise UserError(
+                f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"
+            )
         self.config = config
         self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
         self.model = model or build_detector(config.model, self.pair.labels)
@@ -181,6 +194,38 @@ class DetectionTask:
         model.train(was_training)
         found["source"]["examples"] = [{key: value.tolist() for key, value in vars(d).items()} for d in examples]
         return found
+
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Agreement and entropy of what is found in target training images, without labels."""
+        order = np.random.default_rng([self.config.training.seed, 3]).permutation(len(self.pair.target_train))
+        chosen = order[: self.config.training.selection_images].tolist()
+        was_training = model.training
+        # The same distorted views at every evaluation, so that models are compared on equal terms.
+        plain = self._found(model, chosen, None)
+        distorted = self._found(model, chosen, self.config.training.seed)
+        model.train(was_training)
+        return {"agreement": detection_agreement(plain, distorted), "entropy": detection_entropy(plain)}
+
+    def _found(self, model: nn.Module, indices: list[int], seed: int | None) -> list[Detections]:
+        """What is found in target training images, as they are or distorted in colour; on each process all of them."""
+        relative, size = self.model.boxes_relative_to_image, self.config.training.evaluation_batch_size
+        found: list[Detections] = []
+        for start in range(0, len(indices), size):
+            images = [self.pair.target_train[index] for index in indices[start : start + size]]
+            if seed is not None:
+                images = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(images)]
+            batch = {**detection_batch(images, None, self.processor, relative), "index": list(range(len(images)))}
+            found += [d for _, d, _ in predict_objects(model, self.model.adapter.probabilities, [batch], most=30)]
+        return found
+
+    def target_images(self) -> Iterator[Tensor]:
+        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+        training, view = self.config.training, self.pair.target_train
+        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        size = min(training.evaluation_batch_size, len(view))
+        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
+            images = [view[index] for index in order[start : start + size]]
+            yield detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)["pixel_values"]
 
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> DetectionSummary:
         """The summary of a finished run."""

@@ -63,10 +63,10 @@ def adapt(
     """Adapt a classifier or a detector from a labelled source to an unlabelled target.
 
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
-    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
+        `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
     `training.select_by` selects an earlier model, that one to `selected/` in it. For a detector also
     `detections.png`, target images with the boxes found before and after. Pushes to the Hub as `hub` says.
-
+    
     Args:
         config: The whole configuration.
         pair: The domain pair; by default the one that `config.data` describes.
@@ -124,8 +124,9 @@ class _Run:
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
         if training.select_by is not None:
+            select_by = self.task.validator if training.select_by == "auto" else training.select_by
             self.selection = Selection(
-                self.output_dir, training.select_by, training.select_tolerance, self.accelerator.is_main_process
+                self.output_dir, select_by, training.select_tolerance, self.accelerator.is_main_process
             )
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -474,7 +475,7 @@ def _check(config: Config) -> None:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
     if not 0 <= training.select_tolerance <= 1:
         raise UserError(f"training.select_tolerance is {training.select_tolerance}: it must lie in 0..1")
-    if training.select_by is not None:
+    if training.select_by not in (None, "auto"):
         try:
             get_validator(training.select_by)
         except UserError as error:

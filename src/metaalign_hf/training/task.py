@@ -45,6 +45,7 @@ class Task(Protocol):
         title: What that figure is called in tables, such as `test accuracy`.
         model: The bare model.
         processor: The image processor that is saved beside it.
+        validator: Name of the validator that selects checkpoints by default.
         names: Names of the source and of the target.
         notes: Plain statements about the data.
     """
@@ -53,6 +54,7 @@ class Task(Protocol):
     title: str
     model: PreTrainedModel
     processor: Any
+    validator: str
 
     @property
     def model_name(self) -> str:

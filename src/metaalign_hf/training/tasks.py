@@ -27,8 +27,9 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
     Raises:
         UserError: If the data or the model cannot be loaded, or they do not fit.
     """
-    kind = DetectionTask if is_detection(config, model) else ClassificationTask
-    return kind(config, pair, model)
+    if is_detection(config, model):
+        return DetectionTask(config, pair, model)
+    return ClassificationTask(config, pair, model)
 
 
 def is_detection(config: Config, model: Any = None) -> bool:
