@@ -118,20 +118,6 @@ def test_a_checkpoint_is_selected_without_target_labels(finished, pair, tmp_path
     assert chosen["step"] in {line["step"] for line in found} and len(found) == 5
 
 
-def test_a_checkpoint_is_selected_without_target_labels(finished, pair, tmp_path):
-    output, _ = finished
-    rows = json.loads((output / "summary.json").read_text())["checkpoints"]
-    names = [row["checkpoint"] for row in rows]
-    assert names == ["last", "selected (label-free, agreement)", "oracle (target labels)"]
-    evaluations = [line for line in lines(output) if "evaluation" in line]
-    assert all({"validator_agreement", "validator_entropy"} <= set(line) for line in evaluations)
-    options = {"training.select_by": "entropy", "training.evaluate_every": 1, "training.select_tolerance": 1.0}
-    train(pair, tmp_path / "run", **options)
-    found = [line for line in lines(tmp_path / "run") if "validator_entropy" in line]
-    chosen = json.loads((tmp_path / "run" / "summary.json").read_text())["checkpoints"][1]
-    assert chosen["step"] in {line["step"] for line in found} and len(found) == 5
-
-
 def test_target_objects_change_nothing_but_the_reported_precision(finished, pair, tmp_path):
     output, summary = finished
     wrong = tuple(Objects.of([[0, 0, 5, 5]], [0]) for _ in range(len(pair.target_evaluation)))
