@@ -133,10 +133,11 @@ class TrainingConfig:
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
             of the adaptation phase, at least 100 steps apart.
-            select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy) that
-            selects among the models evaluated from the end of the source phase on, without target labels; null selects
-            none; auto: bnm, or agreement for detectors, which have agreement and entropy. The last model is saved in output_dir, a selected earlier one in output_dir/selected.
-            select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
+        select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy; for
+            detectors agreement or entropy) that selects among the models evaluated from the end of the source phase on,
+            without target labels; auto: bnm, and agreement for detectors; null selects none. The last model is saved in
+            output_dir, a selected earlier one in output_dir/selected.
+        select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: At most so many held-out source images and target training images serve the validators.
         log_every: Steps between lines of metrics.jsonl.
         checkpoint_every: Steps between resumable checkpoints; 0 writes none.

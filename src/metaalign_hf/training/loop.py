@@ -66,7 +66,7 @@ def adapt(
         `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
     `training.select_by` selects an earlier model, that one to `selected/` in it. For a detector also
     `detections.png`, target images with the boxes found before and after. Pushes to the Hub as `hub` says.
-    
+
     Args:
         config: The whole configuration.
         pair: The domain pair; by default the one that `config.data` describes.
