@@ -10,7 +10,7 @@ __all__ = ["write_figures"]
 
 
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw the course of a run: test accuracy (or mAP@50) of both domains, the two losses, and the cosine of their gradients.
+    """Draw the course of a run: test accuracy or mAP@50 of both domains, the two losses, the cosine of their gradients.
 
     Args:
         record: The run's record.
