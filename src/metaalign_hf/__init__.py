@@ -7,11 +7,26 @@ imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models import MetaAlignConfig, MetaAlignForImageClassification, MetaAlignOutput
+from .models import (
+    MetaAlignConfig,
+    MetaAlignDetectionConfig,
+    MetaAlignDetectionOutput,
+    MetaAlignForImageClassification,
+    MetaAlignForObjectDetection,
+    MetaAlignOutput,
+)
 
 if TYPE_CHECKING:
     from .coordination import Joint, MetaAlign, StepReport
-    from .data import DataConfig, DomainConfig, DomainPair, load_domain, load_domain_pair
+    from .data import (
+        DataConfig,
+        DetectionPair,
+        DomainConfig,
+        DomainPair,
+        load_detection_pair,
+        load_domain,
+        load_domain_pair,
+    )
     from .errors import UserError
     from .training import (
         Config,
@@ -27,7 +42,15 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "coordination": ("Joint", "MetaAlign", "StepReport"),
-    "data": ("DataConfig", "DomainConfig", "DomainPair", "load_domain", "load_domain_pair"),
+    "data": (
+        "DataConfig",
+        "DetectionPair",
+        "DomainConfig",
+        "DomainPair",
+        "load_detection_pair",
+        "load_domain",
+        "load_domain_pair",
+    ),
     "errors": ("UserError",),
     "training": (
         "Config",
@@ -47,12 +70,16 @@ __all__ = [
     "Config",
     "CoordinationConfig",
     "DataConfig",
+    "DetectionPair",
     "DomainConfig",
     "DomainPair",
     "Joint",
     "MetaAlign",
     "MetaAlignConfig",
+    "MetaAlignDetectionConfig",
+    "MetaAlignDetectionOutput",
     "MetaAlignForImageClassification",
+    "MetaAlignForObjectDetection",
     "MetaAlignOutput",
     "ModelConfig",
     "OptimizerConfig",
@@ -62,6 +89,7 @@ __all__ = [
     "UserError",
     "adapt",
     "load_config",
+    "load_detection_pair",
     "load_domain",
     "load_domain_pair",
     "parse_config",

@@ -21,13 +21,14 @@ __all__ = ["main", "run"]
 USAGE = """usage: metaalign COMMAND ...
 
   train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help lists every key)
-  evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy on a labelled domain
-  predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE.csv]  classify images
+  evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy, or average precision, on a labelled domain
+  predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
 
 CHECKPOINT is a folder, a Hub id (org/name) or an id at a branch, tag or commit (org/name@revision).
-DOMAIN is mnist, uci_digits, mnist_m, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME; --data.KEY VALUE refines it.
+DOMAIN is mnist, uci_digits, mnist_m, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME, and for detectors scenes_plain,
+scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf.cli train --config FILE ...
 """
 
@@ -83,16 +84,17 @@ def _train(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     from .data import evaluation_batches, load_labelled_view
+    from .detection_commands import evaluate_detection, is_detector
     from .evaluation import evaluate_classifier
     from .hub import load_checkpoint
     from .training import parse_domain
 
-    parser = _parser("evaluate", "Accuracy of an adapted checkpoint on a labelled domain.")
+    parser = _parser("evaluate", "Accuracy of a classifier, or average precision of a detector, on a labelled domain.")
     parser.add_argument(
-        "--data", required=True, help="the domain: mnist, imagefolder:FOLDER, list:FILE, dataset:ORG/NAME"
+        "--data", required=True, help="the domain: mnist, imagefolder:FOLDER, list:FILE, coco:FILE.json, ..."
     )
     parser.add_argument("--split", choices=("test", "train", "all"), default="test", help="part of the domain")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     arguments, refined = _split_off(arguments, "--data.")
     options = parser.parse_args(arguments)
@@ -100,33 +102,52 @@ def _evaluate(arguments: list[str]) -> None:
         _refuse_existing(options.output)
     domain = parse_domain(options.data, refined)
     model, processor = load_checkpoint(options.checkpoint)
+    if is_detector(model):
+        figures = evaluate_detection(model, processor, domain, options.split, options.batch_size or 8)
+        print(f"{options.checkpoint} on {figures['n']} images ({options.split}) of {options.data}")
+        _write_figures(options.output, figures)
+        return
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     view = load_labelled_view(domain, labels, options.split)
-    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size), len(labels))
+    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size or 64), len(labels))
     print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:")
     print(f"accuracy {100 * found.accuracy:.2f} %, mean over classes {100 * found.class_mean:.2f} %")
-    if options.output is not None:
-        per_class = {k: None if math.isnan(v) else v for k, v in zip(labels, found.per_class, strict=True)}
-        figures = {"accuracy": found.accuracy, "class_mean": found.class_mean, "per_class": per_class, "n": found.n}
-        options.output.write_text(json.dumps(figures, indent=2) + "\n")
-        print(f"Figures: {options.output}")
+    per_class = {k: None if math.isnan(v) else v for k, v in zip(labels, found.per_class, strict=True)}
+    figures = {"accuracy": found.accuracy, "class_mean": found.class_mean, "per_class": per_class, "n": found.n}
+    _write_figures(options.output, figures)
+
+
+def _write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+        print(f"Figures: {path}")
 
 
 def _predict(arguments: list[str]) -> None:
     from .data import evaluation_batches, image_files
+    from .detection_commands import is_detector, predict_detection
     from .evaluation import predict_probabilities
     from .hub import load_checkpoint
 
-    parser = _parser("predict", "Classify images with an adapted or native checkpoint.")
+    parser = _parser("predict", "Classify images, or find objects in them, with an adapted or native checkpoint.")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
-    parser.add_argument("--output", type=Path, help="write file, label and probability of every image to this CSV file")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--output", type=Path, help="write the answers to this CSV file (classifier) or COCO json file")
+    parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
+    parser.add_argument("--draw", type=Path, help="detectors: new folder for pictures with boxes")
+    parser.add_argument("--threshold", type=float, default=0.5, help="detectors: least score of an object")
     options = parser.parse_args(arguments)
-    if options.output is not None:
-        _refuse_existing(options.output)
+    for path in (options.output, options.draw):
+        if path is not None:
+            _refuse_existing(path)
     files = image_files(options.images)
     model, processor = load_checkpoint(options.checkpoint)
-    probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size))
+    if is_detector(model):
+        batch_size = options.batch_size or 8
+        predict_detection(model, processor, files, options.threshold, batch_size, options.output, options.draw)
+        return
+    if options.draw is not None:
+        raise UserError(f"--draw is for detectors; {options.checkpoint} is a classifier")
+    probabilities = predict_probabilities(model, evaluation_batches(files, processor, options.batch_size or 64))
     best = probabilities.max(1)
     names = [model.config.id2label[index] for index in best.indices.tolist()]
     rows = list(zip(map(str, files.paths), names, best.values.tolist(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "alignment_options",
     "build_alignment",
     "normalise_alignment",
+    "normalise_specs",
     "register_alignment",
 ]
 
@@ -86,6 +87,23 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
         UserError: If a name or option is unknown, a weight is no finite number of 0 or more, `sources` no number of 1
             or more, or one name occurs twice.
     """
+    return normalise_specs(spec, alignment_names, alignment_options)
+
+
+def normalise_specs(
+    spec: Any,
+    names: Callable[[], list[str]],
+    options_of: Callable[[str], dict[str, Any]],
+    common: Sequence[str] = _COMMON,
+) -> list[dict[str, Any]]:
+    """As `normalise_alignment`, for any family of objectives.
+
+    Args:
+        spec: As `normalise_alignment` takes it.
+        names: Lists the known names.
+        options_of: Options of a name with their defaults; raises `UserError` where there is no such name.
+        common: Keys that every entry may have.
+    """
     if spec is None:
         return []
     entries = spec if isinstance(spec, list | tuple) else [spec]
@@ -93,7 +111,8 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
     for entry in entries:
         given = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            raise UserError(f"alignment: {entry!r} must be a name or a mapping with a name; names: {_names()}")
+            listed = ", ".join(names())
+            raise UserError(f"alignment: {entry!r} must be a name or a mapping with a name; names: {listed}")
         name, weight = given["name"], given.get("weight", 1.0)
         if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
             raise UserError(f"alignment {name}: weight is {weight!r}; it must be a finite number, 0 or more")
@@ -102,8 +121,8 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
         sources = given.get("sources", 1)
         if not isinstance(sources, int) or isinstance(sources, bool) or sources < 1:
             raise UserError(f"alignment {name}: sources is {sources!r}; it must be the number of sources, 1 or more")
-        known = alignment_options(name)
-        options = {key: value for key, value in given.items() if key not in _COMMON}
+        known = options_of(name)
+        options = {key: value for key, value in given.items() if key not in common}
         for key in options:
             if key not in known:
                 near = get_close_matches(key, known, n=1)

@@ -1,24 +1,38 @@
 """Domain pairs: where images come from, label agreement, preprocessing and endless streams."""
 
 from .configuration import DataConfig, DomainConfig
+from .detection_batches import augment_objects, detection_batch, detection_batches, detection_stream
+from .detection_pair import DetectionPair, load_detection_pair, load_detection_view
+from .digit_scenes import load_digit_scenes
 from .digits import load_digits_images
 from .domain_pair import Domain, DomainPair, load_domain, load_domain_pair, load_labelled_view
 from .images import ImageSet, image_files, read_image
+from .objects import DetectionSet, Objects
 from .streams import batch_indices, evaluation_batches, even_batch_indices, training_stream
 from .transforms import augment, build_image_processor, preprocess
 
 __all__ = [
     "DataConfig",
+    "DetectionPair",
+    "DetectionSet",
     "Domain",
     "DomainConfig",
     "DomainPair",
     "ImageSet",
+    "Objects",
     "augment",
+    "augment_objects",
     "batch_indices",
     "build_image_processor",
+    "detection_batch",
+    "detection_batches",
+    "detection_stream",
     "evaluation_batches",
     "even_batch_indices",
     "image_files",
+    "load_detection_pair",
+    "load_detection_view",
+    "load_digit_scenes",
     "load_digits_images",
     "load_domain",
     "load_domain_pair",

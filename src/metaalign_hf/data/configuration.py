@@ -6,10 +6,11 @@ from typing import Literal, get_args
 
 from ..errors import UserError
 
-__all__ = ["DIGITS", "DataConfig", "DomainConfig"]
+__all__ = ["DIGITS", "SCENES", "DataConfig", "DomainConfig"]
 
 DIGITS = ("mnist", "uci_digits", "mnist_m")
-Kind = Literal["digits", "imagefolder", "list", "dataset"]
+SCENES = ("scenes_plain", "scenes_photo")
+Kind = Literal["digits", "imagefolder", "list", "dataset", "digit_scenes", "coco", "voc"]
 
 
 @dataclass
@@ -18,19 +19,29 @@ class DomainConfig:
 
     Args:
         kind: digits (embedded), imagefolder (one folder per class), list (a file with lines `path label`) or dataset (a
-            data set of the Hub or a local one).
-        name: Name of an embedded domain (mnist, uci_digits, mnist_m); for other kinds a display name.
+            data set of the Hub or a local one); for detectors digit_scenes (embedded), coco (a json file and a folder
+            of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main) or dataset.
+        name: Name of an embedded domain (mnist, uci_digits, mnist_m; scenes_plain, scenes_photo); for other kinds a
+            display name.
         path: Folder of images, list file, or data set id or folder.
         root: Folder that the paths of a list start from; by default the list's own folder.
         labels_file: Class names of a list with integer labels, one a line.
         test_path: Folder or list of test images; the same as path tests on the training images, as published tables do.
+        annotations: The json file of a coco domain.
+        test_annotations: The json file of its test images.
         config_name: Configuration of the data set.
         revision: Revision of the data set.
         domain_column: Column of the data set that names the domain.
         domain: Value of that column to keep.
         image_column: Column with the images.
         label_column: Column with the labels.
-        train_split: Split with the training images.
+        objects_column: Column with the objects of a detection data set, a dict of lists or a list of dicts.
+        classes: Classes of a detection domain to keep, in the order of the model's class indices; by default all.
+        box_format: How its boxes are written: xywh (COCO) or xyxy, in pixels.
+        bad_boxes: What happens to boxes without area or outside the image, unknown categories and repeated ids: drop
+            (and count in the notes) or error.
+        train_split: Split with the training images; of a voc domain a list in ImageSets/Main, or several, with the
+            folder they are in: VOC2007/trainval,VOC2012/trainval.
         test_split: Split with the test images; by default a share of the training split.
         test_fraction: Share of the images that is held out as test images where there is no test path or split.
         split_seed: Seed of that choice, which never looks at labels.
@@ -42,12 +53,18 @@ class DomainConfig:
     root: str | None = None
     labels_file: str | None = None
     test_path: str | None = None
+    annotations: str | None = None
+    test_annotations: str | None = None
     config_name: str | None = None
     revision: str | None = None
     domain_column: str | None = None
     domain: str | None = None
     image_column: str = "image"
     label_column: str = "label"
+    objects_column: str = "objects"
+    classes: list[str] | None = None
+    box_format: Literal["xywh", "xyxy"] = "xywh"
+    bad_boxes: Literal["drop", "error"] = "drop"
     train_split: str = "train"
     test_split: str | None = None
     test_fraction: float = 0.2
@@ -58,7 +75,8 @@ class DomainConfig:
         """A domain from its short form.
 
         Args:
-            text: `mnist`, `uci_digits`, `mnist_m`, `imagefolder:FOLDER`, `list:FILE` or `dataset:ORG/NAME`.
+            text: `mnist`, `uci_digits`, `mnist_m`, `imagefolder:FOLDER`, `list:FILE` or `dataset:ORG/NAME`; for
+                detectors `scenes_plain`, `scenes_photo`, `coco:ANNOTATIONS.json`, `voc:FOLDER` or `dataset:ORG/NAME`.
 
         Returns:
             The domain.
@@ -69,21 +87,28 @@ class DomainConfig:
         kind, colon, path = text.partition(":")
         if not colon and text in DIGITS:
             return cls(kind="digits", name=text)
-        kinds = [k for k in get_args(Kind) if k != "digits"]
+        if not colon and text in SCENES:
+            return cls(kind="digit_scenes", name=text)
+        if kind == "coco" and path:
+            return cls(kind="coco", annotations=path)
+        kinds = [k for k in get_args(Kind) if k not in ("digits", "digit_scenes")]
         if colon and kind in kinds and path:
             return cls(kind=kind, path=path)  # type: ignore[arg-type]
-        near = get_close_matches(text, DIGITS, n=1)
+        near = get_close_matches(text, [*DIGITS, *SCENES], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        valid = ", ".join([*DIGITS, "imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME"])
+        forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]
+        valid = ", ".join([*DIGITS, *SCENES, *forms])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
 
     def short_form(self) -> str:
         """The text that `parse` reads, without what refines it."""
-        return str(self.name) if self.kind == "digits" else f"{self.kind}:{self.path}"
+        if self.kind in ("digits", "digit_scenes"):
+            return str(self.name)
+        return f"{self.kind}:{self.annotations if self.kind == 'coco' else self.path}"
 
     def describe(self) -> str:
         """A short name of the domain for tables."""
-        base = self.name or (self.path or "").rstrip("/").rsplit("/", 1)[-1] or self.kind
+        base = self.name or (self.path or self.annotations or "").rstrip("/").rsplit("/", 1)[-1] or self.kind
         return f"{base}/{self.domain}" if self.domain is not None else base
 
 
@@ -98,9 +123,13 @@ class DataConfig:
             (semi-supervised); they take no part in alignment or selection. Keep them out of the target's test images.
         source_sampling: Of several sources: even, the same number of images from each; or size, in proportion to it.
         label_policy: strict, both domains have the same class names; or shared, only the classes of both are kept.
-        image_size: Side of the square images that the model sees, in pixels.
+        image_size: Side of the square images that a classifier sees, in pixels.
+        detector_size: Size of the images that a detector sees, in pixels: a number for squares, or two for the shortest
+            and the longest edge; null keeps what the detector's own image processor does.
         resize_size: Side that images are resized to before cropping, in pixels.
         augmentation: Of training images: none (centre crop), crop (random crop), or crop_flip (and horizontal flip).
+            Detectors also have flip (nothing else) and crop_flip_color (and scale jitter and photometric distortion);
+            their crop keeps the objects whose centre stays inside.
         num_workers: Loader processes per domain; 0 loads in the main process.
     """
 
@@ -110,8 +139,9 @@ class DataConfig:
     source_sampling: Literal["even", "size"] = "even"
     label_policy: Literal["strict", "shared"] = "strict"
     image_size: int = 224
+    detector_size: int | list[int] | None = None
     resize_size: int = 256
-    augmentation: Literal["none", "crop", "crop_flip"] = "crop_flip"
+    augmentation: Literal["none", "crop", "crop_flip", "flip", "crop_flip_color"] = "crop_flip"
     num_workers: int = 0
 
     @property

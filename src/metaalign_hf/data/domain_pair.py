@@ -14,7 +14,7 @@ from .configuration import DomainConfig
 from .images import ImageSet
 from .readers import RawDomain, read_domain
 
-__all__ = ["Domain", "DomainPair", "load_domain", "load_domain_pair", "load_labelled_view"]
+__all__ = ["Domain", "DomainPair", "hold_out", "load_domain", "load_domain_pair", "load_labelled_view"]
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,16 @@ def load_labelled_view(
 def _split(raw: RawDomain, config: DomainConfig) -> Domain:
     if raw.test is not None:
         return Domain(raw.name, raw.labels, raw.train, raw.test)
-    train, test = raw.held_out or _hold_out(len(raw.train), raw.name, config)
+    train, test = raw.held_out or hold_out(len(raw.train), raw.name, config)
     return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test))
 
 
-def _hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:
+def hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:
+    """Indices to train and to test on: a random choice that depends on the number of images and `split_seed` alone.
+
+    Raises:
+        UserError: If `test_fraction` or the domain does not allow it.
+    """
     if not 0 < config.test_fraction < 1:
         raise UserError(f"domain {name}: test_fraction is {config.test_fraction}; it must lie between 0 and 1")
     count = max(1, round(size * config.test_fraction))

@@ -11,7 +11,7 @@ from .configuration import DomainConfig
 from .digits import load_digits_images, split_digits
 from .images import DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
 
-__all__ = ["RawDomain", "read_domain"]
+__all__ = ["RawDomain", "dataset_split", "load_splits", "read_domain", "required_path"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ def read_domain(config: DomainConfig) -> RawDomain:
     Raises:
         UserError: If something is missing, empty or malformed: one line that names the file, row or key.
     """
-    return {"digits": _digits, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}[config.kind](config)
+    readers = {"digits": _digits, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}
+    if config.kind not in readers:
+        raise UserError(f"domain {config.describe()}: kind {config.kind} is for detectors; valid: {', '.join(readers)}")
+    return readers[config.kind](config)
 
 
 def _digits(config: DomainConfig) -> RawDomain:
@@ -57,7 +60,7 @@ def _digits(config: DomainConfig) -> RawDomain:
 
 def _imagefolder(config: DomainConfig) -> RawDomain:
     name = config.describe()
-    classes, train = _read_folder(_required(config), name, None)
+    classes, train = _read_folder(required_path(config), name, None)
     if config.test_path is None:
         return RawDomain(name, classes, train)
     test_classes, test = _read_folder(config.test_path, name, classes)
@@ -95,7 +98,7 @@ def _read_folder(path: str, name: str, known: list[str] | None) -> tuple[list[st
 def _list(config: DomainConfig) -> RawDomain:
     name = config.describe()
     names = _label_names(config)
-    rows = _read_list(_required(config), config, name)
+    rows = _read_list(required_path(config), config, name)
     test_rows = _read_list(config.test_path, config, name) if config.test_path is not None else None
     texts = {row.label for row in [*rows, *(test_rows or [])]}
     if texts == {None}:
@@ -200,13 +203,13 @@ def _label_names(config: DomainConfig) -> list[str] | None:
 
 def _dataset(config: DomainConfig) -> RawDomain:
     name = config.describe()
-    splits = _load_splits(config, name)
-    train = _dataset_split(splits, config.train_split, config, name)
+    splits = load_splits(config, name)
+    train = dataset_split(splits, config.train_split, config, name)
     classes, labels, encoded = _dataset_labels(train, config, name)
     images = ImageSet(name, len(train), _images_only(train, config, name), labels)
     if config.test_split is None:
         return RawDomain(name, classes, images)
-    test = _dataset_split(splits, config.test_split, config, name)
+    test = dataset_split(splits, config.test_split, config, name)
     test_classes, test_labels, _ = _dataset_labels(test, config, name)
     if test_classes is not None and classes is not None and not encoded:
         # Plain values have no fixed order: number the test split's as the training split's.
@@ -217,10 +220,15 @@ def _dataset(config: DomainConfig) -> RawDomain:
     return RawDomain(name, classes, images, ImageSet(name, len(test), _images_only(test, config, name), test_labels))
 
 
-def _load_splits(config: DomainConfig, name: str) -> Any:
+def load_splits(config: DomainConfig, name: str) -> Any:
+    """All splits of a data set, of the Hub or saved to a folder.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
     import datasets
 
-    path = Path(_required(config)).expanduser()
+    path = Path(required_path(config)).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             found = datasets.load_from_disk(str(path))
@@ -231,8 +239,12 @@ def _load_splits(config: DomainConfig, name: str) -> Any:
         raise UserError(f"domain {name}: the data set {config.path} cannot be loaded: {reason[:300]}") from error
 
 
-def _dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:
-    """One split, reduced to the rows of the domain."""
+def dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:
+    """One split, reduced to the rows of the domain.
+
+    Raises:
+        UserError: If a split or column is missing, or no row is of the domain.
+    """
     if split not in splits:
         raise UserError(f"domain {name}: there is no split {split!r}; the data set has {', '.join(splits)}")
     data = splits[split]
@@ -283,7 +295,12 @@ def _images_only(data: Any, config: DomainConfig, name: str) -> DatasetLoader:
     return DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)
 
 
-def _required(config: DomainConfig) -> str:
+def required_path(config: DomainConfig) -> str:
+    """The domain's path.
+
+    Raises:
+        UserError: If it has none.
+    """
     if not config.path:
         raise UserError(f"a domain of kind {config.kind} needs a path")
     return config.path

@@ -18,7 +18,7 @@ from transformers import BitImageProcessor
 
 from ..errors import UserError
 from .images import ImageSet
-from .transforms import augment, preprocess
+from .transforms import AUGMENTATIONS, augment, preprocess
 
 __all__ = ["batch_indices", "evaluation_batches", "even_batch_indices", "training_stream"]
 
@@ -150,6 +150,8 @@ def training_stream(
             f"domain {images.name} has {len(images)} training images, fewer than a batch of {batch_size * world_size}; "
             "lower training.batch_size"
         )
+    if augmentation not in AUGMENTATIONS:
+        raise UserError(f"data.augmentation: {augmentation} is for detectors; use {', '.join(AUGMENTATIONS)}")
     batches = _Batches(images, processor, augmentation, batch_size, seed, rank, world_size, even)
     loader = DataLoader(
         batches,

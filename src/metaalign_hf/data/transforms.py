@@ -16,7 +16,9 @@ from transformers import BitImageProcessor
 
 from ..errors import UserError
 
-__all__ = ["augment", "build_image_processor", "preprocess"]
+__all__ = ["AUGMENTATIONS", "augment", "build_image_processor", "preprocess"]
+
+AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
 def build_image_processor(

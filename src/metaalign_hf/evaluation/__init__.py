@@ -1,5 +1,6 @@
 """Measuring a model: metrics with labels, validators without."""
 
+from .detection import Detections, Precision, average_precision, evaluate_detector, predict_objects, voc_precision
 from .metrics import Accuracy, evaluate_classifier, predict_probabilities
 from .outputs import collect_outputs, gather_rows
 from .validators import (
@@ -16,13 +17,19 @@ __all__ = [
     "FEWEST_IMAGES",
     "Accuracy",
     "CachedOutputs",
+    "Detections",
+    "Precision",
     "Validator",
+    "average_precision",
     "collect_outputs",
     "compute_validators",
     "evaluate_classifier",
+    "evaluate_detector",
     "gather_rows",
     "get_validator",
+    "predict_objects",
     "predict_probabilities",
     "register_validator",
     "validator_names",
+    "voc_precision",
 ]

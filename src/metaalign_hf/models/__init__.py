@@ -1,19 +1,39 @@
-"""Model classes: a backbone, a classifier and alignment objectives in one `PreTrainedModel`."""
+"""Model classes: a backbone and classifier, or a detector, with alignment objectives in one `PreTrainedModel`."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, BitImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    BitImageProcessor,
+    DetrImageProcessor,
+)
 
 from .configuration import MetaAlignConfig
+from .detection_configuration import MetaAlignDetectionConfig
+from .detectors import detector_types
 from .image_classification import IGNORED_LABEL, MetaAlignForImageClassification, MetaAlignOutput
 from .native_export import export_native
+from .object_detection import MetaAlignDetectionOutput, MetaAlignForObjectDetection
 
 __all__ = [
     "IGNORED_LABEL",
     "MetaAlignConfig",
+    "MetaAlignDetectionConfig",
+    "MetaAlignDetectionOutput",
     "MetaAlignForImageClassification",
+    "MetaAlignForObjectDetection",
     "MetaAlignOutput",
+    "detector_types",
     "export_native",
 ]
 
 AutoConfig.register(MetaAlignConfig.model_type, MetaAlignConfig, exist_ok=True)
 AutoModelForImageClassification.register(MetaAlignConfig, MetaAlignForImageClassification, exist_ok=True)
 AutoImageProcessor.register(MetaAlignConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
+
+AutoConfig.register(MetaAlignDetectionConfig.model_type, MetaAlignDetectionConfig, exist_ok=True)
+AutoModelForObjectDetection.register(MetaAlignDetectionConfig, MetaAlignForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(
+    MetaAlignDetectionConfig, image_processor_classes={"torchvision": DetrImageProcessor}, exist_ok=True
+)

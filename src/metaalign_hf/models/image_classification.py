@@ -18,6 +18,7 @@ from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .configuration import MetaAlignConfig
+from .memory import align_memory
 from .native_export import export_native
 
 __all__ = ["IGNORED_LABEL", "MetaAlignForImageClassification", "MetaAlignOutput"]
@@ -159,7 +160,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         if lost:
             place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             raise UserError(f"checkpoint {place}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
-        _align_memory(model)
+        align_memory(model)
         return (model, info) if output_loading_info else model
 
     def forward(
@@ -288,14 +289,3 @@ class MetaAlignForImageClassification(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module | None:
         """What the backbone says; None for most."""
         return self.backbone.get_input_embeddings()
-
-
-def _align_memory(model: nn.Module) -> None:
-    """Move tensors that lie anywhere in the mapped file to aligned memory.
-
-    Matrix products of unaligned and aligned memory may differ in the last bit, and a loaded model must give the very
-    logits that the saved one gave.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()

@@ -1,5 +1,6 @@
 """What a run says about itself: its record, figures and model card."""
 
+from .detections import draw_before_after, draw_objects
 from .figures import write_figures
 from .model_card import card_is_generated, model_card
 from .record import RunRecord, read_record, record_folder, without_local_paths
@@ -7,6 +8,8 @@ from .record import RunRecord, read_record, record_folder, without_local_paths
 __all__ = [
     "RunRecord",
     "card_is_generated",
+    "draw_before_after",
+    "draw_objects",
     "model_card",
     "read_record",
     "record_folder",

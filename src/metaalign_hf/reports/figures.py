@@ -10,7 +10,7 @@ __all__ = ["write_figures"]
 
 
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw the course of a run: test accuracy of both domains, the two losses, and the cosine of their gradients.
+    """Draw the course of a run: test accuracy or mAP@50 of both domains, the two losses, the cosine of their gradients.
 
     Args:
         record: The run's record.
@@ -30,14 +30,14 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     figure = Figure(figsize=(4.2 * (3 if separated else 2), 3.2), layout="constrained")
     panels = figure.subplots(1, 3 if separated else 2)
     colours = {"source": "tab:blue", "target": "tab:orange"}
+    measure, title = ("map50", "mAP@50") if "source_map50" in evaluations[0] else ("accuracy", "accuracy")
     for domain, colour in colours.items():
-        points = [
-            (line["step"], 100 * line[f"{domain}_accuracy"]) for line in evaluations if f"{domain}_accuracy" in line
-        ]
+        key = f"{domain}_{measure}"
+        points = [(line["step"], 100 * line[key]) for line in evaluations if key in line]
         if points:
             name = record.summary.get(domain)
             panels[0].plot(*zip(*points, strict=True), "o-", color=colour, label=f"{domain} {name}" if name else domain)
-    panels[0].set(title="test accuracy, %", xlabel="step")
+    panels[0].set(title=f"test {title}, %", xlabel="step")
     panels[0].legend()
     for name, colour in (("task_loss", "tab:blue"), ("alignment_loss", "tab:orange")):
         points = [(line["step"], line[name]) for line in steps if name in line]

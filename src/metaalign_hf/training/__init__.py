@@ -2,6 +2,7 @@
 
 from .classification import ClassificationSummary, build_model
 from .configuration import Config, CoordinationConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from .detection import DetectionSummary, build_detector
 from .loop import adapt
 from .parsing import build_parser, load_config, parse_config, parse_domain
 from .summary import Summary
@@ -10,11 +11,13 @@ __all__ = [
     "ClassificationSummary",
     "Config",
     "CoordinationConfig",
+    "DetectionSummary",
     "ModelConfig",
     "OptimizerConfig",
     "Summary",
     "TrainingConfig",
     "adapt",
+    "build_detector",
     "build_model",
     "build_parser",
     "load_config",

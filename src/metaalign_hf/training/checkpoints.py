@@ -120,7 +120,14 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, gathered from all processes under FSDP2 (a collective call)."""
     whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in whole.items()}
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in whole.items():
+        kept = tensor.detach().contiguous().cpu()
+        # Detectors tie some of their heads, and safetensors refuses what shares memory: written twice, loaded twice.
+        found[name] = kept.clone() if kept.data_ptr() in places else kept
+        places.add(kept.data_ptr())
+    return found
 
 
 def _sharded(value: Tensor, like: Tensor | None) -> Tensor:

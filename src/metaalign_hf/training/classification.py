@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..coordination import SharedPrefix, frozen_running_statistics
 from ..data import (
-    DomainConfig,
     DomainPair,
     ImageSet,
     augment,
@@ -39,6 +38,7 @@ from ..hub import fetch
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
+from .domain_options import evaluate_command
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
@@ -104,6 +104,7 @@ class ClassificationTask:
 
     metric = "accuracy"
     title = ClassificationSummary.title
+    validator = "bnm"
 
     def __init__(
         self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
@@ -111,7 +112,7 @@ class ClassificationTask:
         data = config.data
         self.config = config
         select_by = config.training.select_by
-        if select_by is not None and data.augmentation == "none" and get_validator(select_by).needs_augmented:
+        if select_by not in (None, "auto") and data.augmentation == "none" and get_validator(select_by).needs_augmented:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )
@@ -285,7 +286,7 @@ class ClassificationTask:
             target_class_mean_after=new.get("class_mean"),
             source_test_images=after["source"]["n"],
             target_test_images=new.get("n", 0),
-            evaluate_command=_evaluate_command(facts.output_dir, self.config.data.target),
+            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target),
         )
         assert isinstance(found, ClassificationSummary)
         return found
@@ -304,6 +305,15 @@ class ClassificationTask:
                     f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
                     f"data.source_sampling: even and training.batch_size: {2 * found} or more"
                 )
+
+    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+        """None."""
+        return []
+
+    @property
+    def model_name(self) -> str:
+        """The backbone's name."""
+        return self.model.config.backbone_name or ""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -335,7 +345,7 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
     return MetaAlignForImageClassification.from_backbone(
         config.backbone,
         labels,
-        config.alignment,
+        "gvb" if config.alignment == "auto" else config.alignment,
         pretrained=config.pretrained,
         bottleneck_dim=config.bottleneck_dim,
         **config.backbone_options,
@@ -404,13 +414,3 @@ def with_target_labels(source: Batch, few: Batch) -> Batch:
     if "source_index" in source:
         joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count_f,), -1)])
     return joined
-
-
-def _evaluate_command(folder: str, target: DomainConfig) -> str:
-    """The command that evaluates the checkpoint on the run's own target."""
-    options = []
-    defaults = asdict(DomainConfig.parse(target.short_form()))
-    for key, value in asdict(target).items():
-        if value != defaults[key] and value is not None:
-            options += [f"--data.{key}", str(value)]
-    return quoted("metaalign", "evaluate", folder, "--data", target.short_form(), *options)

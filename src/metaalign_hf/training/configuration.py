@@ -18,9 +18,13 @@ class ModelConfig:
         pretrained: true, false (random weights, no network for timm names and model types), or where the weights are.
         backbone_options: Entries of the backbone's configuration, or arguments of timm.create_model.
         bottleneck_dim: Width of a linear bottleneck before the classifier; null has none.
-        alignment: Alignment objective: a name, a mapping with name, weight and options, a list of those, or null.
-        checkpoint: A metaalign checkpoint (folder, Hub id or id@revision) to go on adapting; backbone and alignment
-            heads are then its own, and its classes must be those of the data.
+        alignment: Alignment objective, or for detectors level or preset: a name, a mapping with name, weight and
+            options, a list of those, or null. auto: gvb for classifiers, detr for detectors.
+        detector: For object detection, in the backbone's place: Hub id, local folder, model type of transformers
+            (d_fine, rt_detr, detr ...), or a configuration with model_type.
+        detector_options: Entries of the detector's configuration.
+        checkpoint: A metaalign checkpoint (folder, Hub id or id@revision) to go on adapting; backbone (or
+            detector) and alignment heads are then its own, and its classes must be those of the data.
         attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
             switch between eager and their fused kernel.
     """
@@ -29,7 +33,9 @@ class ModelConfig:
     pretrained: bool | str = True
     backbone_options: dict[str, Any] = field(default_factory=dict)
     bottleneck_dim: int | None = None
-    alignment: Any = "gvb"
+    alignment: Any = "auto"
+    detector: str | dict[str, Any] | None = None
+    detector_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     attention: str | None = None
 
@@ -127,9 +133,10 @@ class TrainingConfig:
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
             of the adaptation phase, at least 100 steps apart.
-        select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy) that
-            selects among the models evaluated from the end of the source phase on, without target labels; null selects
-            none. The last model is saved in output_dir, a selected earlier one in output_dir/selected.
+        select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy; for
+            detectors agreement or entropy) that selects among the models evaluated from the end of the source phase on,
+            without target labels; auto: bnm, and agreement for detectors; null selects none. The last model is saved in
+            output_dir, a selected earlier one in output_dir/selected.
         select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: At most so many held-out source images and target training images serve the validators.
         log_every: Steps between lines of metrics.jsonl.
@@ -155,7 +162,7 @@ class TrainingConfig:
     ema_decay: float | None = None
     seed: int = 0
     evaluate_every: int | None = None
-    select_by: str | None = "bnm"
+    select_by: str | None = "auto"
     select_tolerance: float = 0.05
     selection_images: int = 512
     log_every: int = 20

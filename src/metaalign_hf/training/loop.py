@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..coordination import MetaAlign
-from ..data import DomainPair
+from ..data import DetectionPair, DomainPair
 from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
-from ..models import MetaAlignForImageClassification
+from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from ..progress import no_model_progress_bars
 from .batch_norm import (
     freeze_batch_norm,
@@ -39,7 +39,6 @@ from .batch_norm import (
     running_statistics,
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
-from .classification import ClassificationTask
 from .configuration import Config
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
@@ -48,6 +47,7 @@ from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
 from .task import Scores, Task
+from .tasks import build_task
 
 __all__ = ["adapt"]
 
@@ -57,14 +57,15 @@ logger = logging.getLogger(__name__)
 def adapt(
     config: Config,
     *,
-    pair: DomainPair | None = None,
-    model: MetaAlignForImageClassification | None = None,
+    pair: DomainPair | DetectionPair | None = None,
+    model: MetaAlignForImageClassification | MetaAlignForObjectDetection | None = None,
 ) -> Summary:
-    """Adapt a classifier from a labelled source to an unlabelled target.
+    """Adapt a classifier or a detector from a labelled source to an unlabelled target.
 
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
-    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
-    `training.select_by` selects an earlier model, that one to `selected/` in it. Pushes to the Hub as `hub` says.
+        `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
+    `training.select_by` selects an earlier model, that one to `selected/` in it. For a detector also
+    `detections.png`, target images with the boxes found before and after. Pushes to the Hub as `hub` says.
 
     Args:
         config: The whole configuration.
@@ -78,7 +79,7 @@ def adapt(
         UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges.
         HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
-    return _Run(config, lambda: ClassificationTask(config, pair, model)).run()
+    return _Run(config, lambda: build_task(config, pair, model)).run()
 
 
 class _Run:
@@ -123,8 +124,9 @@ class _Run:
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
         if training.select_by is not None:
+            select_by = self.task.validator if training.select_by == "auto" else training.select_by
             self.selection = Selection(
-                self.output_dir, training.select_by, training.select_tolerance, self.accelerator.is_main_process
+                self.output_dir, select_by, training.select_tolerance, self.accelerator.is_main_process
             )
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -206,9 +208,10 @@ class _Run:
         self._save()
         summary = self._summary(time.perf_counter() - started)
         if self.accelerator.is_main_process:
+            files = self.task.write_files(self.output_dir, self.evaluations["before"], self.evaluations["after"])
             write_summary(summary)
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
-            print_summary(summary, self.console)
+            print_summary(summary, self.console, files)
         if self.selection is not None:
             self.selection.finish()
         if training.trackers:
@@ -429,7 +432,7 @@ class _Run:
             target=self.task.names[1],
             method=self.config.coordination.method,
             alignment=[entry["name"] for entry in self.bare.config.alignment],
-            backbone=self.bare.config.backbone_name or "",
+            backbone=self.task.model_name,
             seed=training.seed,
             source_steps=training.source_steps,
             adaptation_steps=training.max_steps,
@@ -472,7 +475,7 @@ def _check(config: Config) -> None:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
     if not 0 <= training.select_tolerance <= 1:
         raise UserError(f"training.select_tolerance is {training.select_tolerance}: it must lie in 0..1")
-    if training.select_by is not None:
+    if training.select_by not in (None, "auto"):
         try:
             get_validator(training.select_by)
         except UserError as error:

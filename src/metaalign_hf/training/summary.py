@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,8 +99,14 @@ def write_summary(summary: Summary) -> Path:
     return path
 
 
-def print_summary(summary: Summary, console: Console) -> None:
-    """Print the summary: the table, what it means, where the files are, and what to try next."""
+def print_summary(summary: Summary, console: Console, files: Sequence[str] = ()) -> None:
+    """Print the summary: the table, what it means, where the files are, and what to try next.
+
+    Args:
+        summary: The summary.
+        console: Where to.
+        files: Names of further files in the run's folder.
+    """
     title = (
         f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(summary.alignment) or 'no alignment'}"
     )
@@ -116,12 +123,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(table)
     if summary.checkpoints:
         console.print(_checkpoint_table(summary))
+    written = ["model", "image processor", "metrics.jsonl", "summary.json", *files]
     lines = [
         *_in_words(summary),
         *(f"Note: {note}" for note in summary.notes),
         "",
-        f"The adapted model (last checkpoint) is in {summary.output_dir}: model, image processor, metrics.jsonl, "
-        "summary.json.",
+        f"The adapted model (last checkpoint) is in {summary.output_dir}: {', '.join(written)}.",
         *_where_selected(summary),
         "Next, try:",
         *(f"  {command}" for command in summary.next_commands()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Task(Protocol):
         title: What that figure is called in tables, such as `test accuracy`.
         model: The bare model.
         processor: The image processor that is saved beside it.
+        validator: Name of the validator that selects checkpoints by default.
         names: Names of the source and of the target.
         notes: Plain statements about the data.
     """
@@ -52,6 +54,11 @@ class Task(Protocol):
     title: str
     model: PreTrainedModel
     processor: Any
+    validator: str
+
+    @property
+    def model_name(self) -> str:
+        """Name of the backbone or detector, for the summary and the model card."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -87,6 +94,9 @@ class Task(Protocol):
 
     def target_images(self) -> Iterator[Tensor]:
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+
+    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+        """Write what the task adds to a finished run's folder, such as a picture; returns the names of the files."""
 
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
         """The summary of a finished run."""

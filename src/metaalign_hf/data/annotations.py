@@ -1,0 +1,112 @@
+"""What the readers of every annotation format share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import UserError
+from .configuration import DomainConfig
+from .objects import DetectionSet, Objects
+
+__all__ = ["ClassNames", "FoundObject", "RawDetectionDomain", "corners", "header_size", "packed", "required_entry"]
+
+FoundObject = tuple[tuple[float, float, float, float], int, bool]
+"""Corners, class index, and whether it is to be ignored."""
+
+
+@dataclass(frozen=True)
+class RawDetectionDomain:
+    """A detection domain as it was read.
+
+    Attributes:
+        name: Display name.
+        labels: Class names in the order of the label indices; None without objects.
+        train: Training images, with objects where there are annotations.
+        test: Test images of their own; None where they are to be held out of `train`.
+        notes: What was clipped or dropped.
+    """
+
+    name: str
+    labels: list[str] | None
+    train: DetectionSet
+    test: DetectionSet | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class ClassNames:
+    """Class names, found on the way or given by `classes`."""
+
+    def __init__(self, config: DomainConfig, known: Sequence[str] = ()) -> None:
+        self.given = config.classes
+        if self.given is not None and (not self.given or len(set(self.given)) != len(self.given)):
+            raise UserError(f"domain {config.describe()}: classes must be different names, got {self.given!r}")
+        if self.given is not None and known:
+            absent = [name for name in self.given if name not in known]
+            if absent:
+                raise UserError(
+                    f"domain {config.describe()}: classes names {absent[0]!r}, which the domain does not have; it has "
+                    f"{', '.join(known[:20])}"
+                )
+        self.names = list(self.given or known)
+        self.fixed = self.given is not None or bool(known)
+
+    def index(self, name: str) -> int | None:
+        """Index of a class; None where it is not to be kept."""
+        if name in self.names:
+            return self.names.index(name)
+        if self.fixed:
+            return None
+        self.names.append(name)
+        return len(self.names) - 1
+
+
+def required_entry(entry: Any, key: str, where: str) -> Any:
+    """A value of a mapping.
+
+    Raises:
+        UserError: If it is missing.
+    """
+    if not isinstance(entry, dict) or entry.get(key) is None:
+        raise UserError(f"{where}: has no {key!r}")
+    return entry[key]
+
+
+def corners(box: Any, box_format: str, where: str) -> tuple[float, float, float, float]:
+    """A box as x_min, y_min, x_max, y_max.
+
+    Raises:
+        UserError: If it is not four numbers.
+    """
+    try:
+        a, b, c, d = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: a box must be four numbers, got {box!r}") from error
+    return (a, b, a + c, b + d) if box_format == "xywh" else (a, b, c, d)
+
+
+def packed(found: Sequence[Sequence[FoundObject]]) -> tuple[Objects, ...]:
+    """The objects of every image as tensors."""
+    return tuple(
+        Objects.of([box for box, _, _ in image], [label for _, label, _ in image], [flag for _, _, flag in image])
+        for image in found
+    )
+
+
+def header_size(path: Path, where: str) -> tuple[int, int]:
+    """Height and width of an image file, upright, without decoding it.
+
+    Raises:
+        UserError: If it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: image {path} cannot be read: {error}") from error
+    return (width, height) if turned else (height, width)

@@ -1,0 +1,124 @@
+"""COCO json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, header_size, packed, required_entry
+from .bad_boxes import BoxCheck
+from .configuration import DomainConfig
+from .images import FileLoader, ImageSet
+from .objects import DetectionSet
+
+__all__ = ["read_coco"]
+
+
+def read_coco(config: DomainConfig) -> RawDetectionDomain:
+    """A domain of `annotations` (json) and a folder of images; without `path` that of the json file.
+
+    Raises:
+        UserError: If the file or an image is missing or malformed.
+    """
+    name = config.describe()
+    if config.annotations is None:
+        raise UserError(f"domain {name}: kind coco needs annotations, the json file")
+    check = BoxCheck(name, config.bad_boxes)
+    document = _read_json(config.annotations, name)
+    names = ClassNames(config, _coco_categories(document, config.annotations)[1])
+    train = _coco_set(document, config.annotations, config.path, name, names, check)
+    test = None
+    if config.test_annotations is not None:
+        other = _read_json(config.test_annotations, name)
+        ClassNames(config, _coco_categories(other, config.test_annotations)[1])
+        test = _coco_set(other, config.test_annotations, config.test_path or config.path, name, names, check)
+    return RawDetectionDomain(name, names.names, train, test, check.notes())
+
+
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    place = Path(path).expanduser()
+    try:
+        document = json.loads(place.read_text())
+    except OSError as error:
+        raise UserError(f"domain {name}: annotations {place} cannot be read ({error.strerror})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"domain {name}: annotations {place} are no valid json ({error})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{place}: must be a COCO object with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise UserError(f"{place}: has no list {key!r}; a COCO file has images, annotations and categories")
+    return document
+
+
+def _coco_categories(document: dict[str, Any], file: str) -> tuple[dict[int, str], list[str]]:
+    """Name by category id, and the names in the order of the ids."""
+    by_id: dict[int, str] = {}
+    for row, entry in enumerate(document["categories"]):
+        number, name = required_entry(entry, "id", f"{file}, categories[{row}]"), required_entry(entry, "name", file)
+        if number in by_id:
+            raise UserError(f"{file}, categories[{row}]: id {number} occurs twice")
+        by_id[number] = str(name)
+    names = [by_id[number] for number in sorted(by_id)]
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"{file}: categories must have different names, got {names[:20]}")
+    return by_id, names
+
+
+def _coco_set(
+    document: dict[str, Any], file: str, root: str | None, name: str, names: ClassNames, check: BoxCheck
+) -> DetectionSet:
+    folder = Path(root).expanduser() if root is not None else Path(file).expanduser().parent
+    by_id, _ = _coco_categories(document, file)
+    rows: dict[int, int] = {}
+    paths, places, sizes = [], [], []
+    for row, entry in enumerate(document["images"]):
+        where = f"{file}, images[{row}]"
+        number = required_entry(entry, "id", where)
+        if number in rows:
+            raise UserError(f"{where}: id {number} is that of images[{rows[number]}] already; image ids must differ")
+        rows[number] = row
+        path = folder / str(required_entry(entry, "file_name", where))
+        if not path.is_file():
+            raise UserError(f"{where}: image {path} does not exist; set path to the folder that file names start from")
+        paths.append(path)
+        places.append(where)
+        sizes.append(_stated_size(entry, path, where))
+    if not paths:
+        raise UserError(f"{file}: has no images")
+    found: list[list[FoundObject]] = [[] for _ in paths]
+    seen: set[Any] = set()
+    for number, entry in enumerate(document["annotations"]):
+        where = f"{file}, annotations[{number}]"
+        identity = entry.get("id") if isinstance(entry, dict) else None
+        if identity is not None and identity in seen:
+            check.drop("second annotation with the same id", where)
+            continue
+        seen.add(identity)
+        image, category = required_entry(entry, "image_id", where), required_entry(entry, "category_id", where)
+        if image not in rows:
+            check.drop("annotation of an unknown image", where)
+            continue
+        if category not in by_id:
+            check.drop("unknown category", where)
+            continue
+        label = names.index(by_id[category])
+        if label is None:
+            continue  # a class that `classes` leaves out
+        box = check.clip(corners(required_entry(entry, "bbox", where), "xywh", where), sizes[rows[image]], where)
+        if box is not None:
+            found[rows[image]].append((box, label, bool(entry.get("iscrowd", 0))))
+    images = ImageSet(name, len(paths), FileLoader(tuple(paths), tuple(places)), None, tuple(paths))
+    return DetectionSet(images, packed(found), tuple(sizes))
+
+
+def _stated_size(entry: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
+    """Height and width as the annotations state them, else as the file's header does."""
+    height, width = entry.get("height"), entry.get("width")
+    if height is None or width is None:
+        return header_size(path, where)
+    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+        raise UserError(f"{where}: height {height!r} and width {width!r} must be whole numbers above 0")
+    return height, width

@@ -1,0 +1,73 @@
+"""From a domain's configuration to images with objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UserError
+from .annotations import ClassNames, RawDetectionDomain
+from .bad_boxes import BoxCheck
+from .coco import read_coco
+from .configuration import SCENES, DomainConfig
+from .digit_scenes import SCENE_LABELS, load_digit_scenes
+from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, find_images
+from .object_columns import objects_of_rows, read_objects_dataset
+from .objects import DetectionSet
+from .readers import required_path
+from .voc import read_voc
+
+__all__ = ["read_detection_domain"]
+
+
+def read_detection_domain(config: DomainConfig) -> RawDetectionDomain:
+    """Read a detection domain; images are decoded later.
+
+    Args:
+        config: Where it is.
+
+    Returns:
+        The images with their objects, if any.
+
+    Raises:
+        UserError: If something is missing, empty or malformed: one line that names the file, row or key.
+    """
+    readers = {
+        "coco": read_coco,
+        "voc": read_voc,
+        "dataset": read_objects_dataset,
+        "digit_scenes": _digit_scenes,
+        "imagefolder": _unlabelled_folder,
+    }
+    if config.kind not in readers:
+        raise UserError(
+            f"domain {config.describe()}: kind {config.kind} has no boxes; for a detector use {', '.join(readers)}"
+        )
+    return readers[config.kind](config)
+
+
+def _digit_scenes(config: DomainConfig) -> RawDetectionDomain:
+    name = config.name or ""
+    if name not in SCENES:
+        raise UserError(f"domain {name!r}: digit_scenes has {', '.join(SCENES)}; set name to one of them")
+    check = BoxCheck(name)
+    names = ClassNames(config, SCENE_LABELS)
+    parts = [load_digit_scenes(name, split) for split in ("train", "test")]
+    train, test = (objects_of_rows(data, config, name, names, list(SCENE_LABELS), check) for data in parts)
+    return RawDetectionDomain(name, names.names, train, test)
+
+
+def _unlabelled_folder(config: DomainConfig) -> RawDetectionDomain:
+    """A folder of images without annotations: a target without a way to evaluate."""
+    name = config.describe()
+
+    def folder(path: str) -> DetectionSet:
+        place = Path(path).expanduser()
+        if not place.is_dir():
+            raise UserError(f"domain {name}: the folder {place} does not exist")
+        files = tuple(find_images(place))
+        if not files:
+            raise UserError(f"domain {name}: the folder {place} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        return DetectionSet(ImageSet(name, len(files), FileLoader(files), None, files))
+
+    test = folder(config.test_path) if config.test_path is not None else None
+    return RawDetectionDomain(name, None, folder(required_path(config)), test)

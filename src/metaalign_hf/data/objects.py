@@ -1,0 +1,109 @@
+"""Objects in images: their boxes, and sets of images with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .images import ImageSet
+
+__all__ = ["DetectionSet", "Objects"]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image.
+
+    Attributes:
+        boxes: `(n, 4)`, float32, x_min, y_min, x_max, y_max in pixels.
+        labels: Class index `(n,)`, int64.
+        ignored: `(n,)`, boolean: crowds (COCO) and difficult objects (VOC). Not trained on, and in the evaluation
+            neither found nor missed.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+
+    @classmethod
+    def of(cls, boxes: Sequence[Sequence[float]], labels: Sequence[int], ignored: Sequence[bool] = ()) -> Objects:
+        """Objects from plain lists; without `ignored` none is."""
+        count = len(labels)
+        return cls(
+            torch.tensor(boxes, dtype=torch.float32).reshape(count, 4),
+            torch.tensor(labels, dtype=torch.int64),
+            torch.tensor(list(ignored) or [False] * count, dtype=torch.bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, kept: Tensor) -> Objects:
+        """The objects that a boolean mask `(n,)` keeps."""
+        return Objects(self.boxes[kept], self.labels[kept], self.ignored[kept])
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """Images of one domain, as uint8 tensors `(3, H, W)`, with or without their objects.
+
+    Attributes:
+        images: The images.
+        objects: The objects of every image, or None.
+        sizes: Height and width that the annotations state for every image, against which the file is checked when it is
+            read; None where they state none.
+    """
+
+    images: ImageSet
+    objects: tuple[Objects, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the domain, for errors."""
+        return self.images.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.images[index]
+        if self.sizes is not None and tuple(image.shape[1:]) != self.sizes[index]:
+            height, width = self.sizes[index]
+            where = self.images.paths[index] if self.images.paths else f"{self.name}: image {index}"
+            raise UserError(
+                f"{where} is {image.shape[2]}x{image.shape[1]} pixels, but its annotations are for {width}x{height}"
+            )
+        return image
+
+    def subset(self, indices: Sequence[int]) -> DetectionSet:
+        """The images with these indices, and their objects."""
+        pick = tuple(int(index) for index in indices)
+        return DetectionSet(
+            self.images.subset(pick),
+            None if self.objects is None else tuple(self.objects[i] for i in pick),
+            None if self.sizes is None else tuple(self.sizes[i] for i in pick),
+        )
+
+    def without_objects(self) -> DetectionSet:
+        """The same images with no way back to their objects."""
+        return DetectionSet(self.images.without_labels(), None, self.sizes)
+
+    def relabelled(self, names: Sequence[str], labels: Sequence[str]) -> DetectionSet:
+        """The same images with the objects whose class is among `labels`, numbered by it; no image is dropped.
+
+        Args:
+            names: Class names by which the objects are numbered now.
+            labels: Class names by which they are numbered then.
+        """
+        assert self.objects is not None
+        index = torch.tensor([labels.index(name) if name in labels else -1 for name in names] or [-1])
+        found = []
+        for entry in self.objects:
+            renumbered = Objects(entry.boxes, index[entry.labels], entry.ignored)
+            found.append(renumbered.where(renumbered.labels >= 0))
+        return DetectionSet(self.images, tuple(found), self.sizes)

@@ -1,0 +1,114 @@
+"""PASCAL VOC xml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse
+
+from ..errors import UserError
+from .annotations import ClassNames, FoundObject, RawDetectionDomain, header_size, packed
+from .bad_boxes import BoxCheck
+from .configuration import DomainConfig
+from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
+from .objects import DetectionSet
+from .readers import required_path
+
+__all__ = ["read_voc"]
+
+
+def read_voc(config: DomainConfig) -> RawDetectionDomain:
+    """A domain of a folder with `JPEGImages`, `Annotations` and `ImageSets/Main`, or of several below `path`.
+
+    Raises:
+        UserError: If a list, an image or an annotation is missing or malformed.
+    """
+    name = config.describe()
+    root = Path(required_path(config)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"domain {name}: the folder {root} does not exist")
+    check = BoxCheck(name, config.bad_boxes)
+    names = ClassNames(config)
+    train = _voc_set(root, config.train_split, name, names, check)
+    test = _voc_set(root, config.test_split, name, names, check) if config.test_split is not None else None
+    if names.fixed:
+        return RawDetectionDomain(name, names.names, train, test, check.notes())
+    if not names.names:
+        raise UserError(f"domain {name}: no annotation in {root} has an object; name the classes with classes")
+    # Found in the order of the files: sorted, the order depends on the names alone.
+    ordered = sorted(names.names)
+    train = train.relabelled(names.names, ordered)
+    test = test.relabelled(names.names, ordered) if test is not None else None
+    return RawDetectionDomain(name, ordered, train, test, check.notes())
+
+
+def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCheck) -> DetectionSet:
+    """The images of one or several lists `[folder/]split`."""
+    paths, places, sizes, found = [], [], [], []
+    for part in splits.split(","):
+        folder, _, split = part.strip().rpartition("/")
+        base = root / folder
+        listing = base / "ImageSets" / "Main" / f"{split}.txt"
+        try:
+            stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+        except OSError as error:
+            raise UserError(f"domain {name}: the list {listing} cannot be read ({error.strerror})") from error
+        if not stems:
+            raise UserError(f"domain {name}: the list {listing} is empty")
+        for row, stem in enumerate(stems, start=1):
+            where = f"{listing}, line {row}"
+            if stem in stems[: row - 1]:
+                raise UserError(f"{where}: {stem} is listed twice")
+            candidates = [base / "JPEGImages" / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+            image = next((path for path in candidates if path.is_file()), None)
+            if image is None:
+                raise UserError(f"{where}: there is no image {base / 'JPEGImages' / stem}.*")
+            size, objects = _voc_objects(base / "Annotations" / f"{stem}.xml", image, names, check)
+            paths.append(image)
+            places.append(where)
+            sizes.append(size)
+            found.append(objects)
+    images = ImageSet(name, len(paths), FileLoader(tuple(paths), tuple(places)), None, tuple(paths))
+    return DetectionSet(images, packed(found), tuple(sizes))
+
+
+def _voc_objects(
+    path: Path, image: Path, names: ClassNames, check: BoxCheck
+) -> tuple[tuple[int, int], list[FoundObject]]:
+    """Size of the image, and its objects."""
+    try:
+        root: Element = parse(path).getroot()
+    except OSError as error:
+        raise UserError(f"annotation {path} cannot be read ({error.strerror})") from error
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise UserError(f"annotation {path} is no valid VOC xml ({error})") from error
+    height, width = root.findtext("size/height"), root.findtext("size/width")
+    size = (
+        (int(height), int(width))
+        if height is not None and width is not None and height.strip().isdigit() and width.strip().isdigit()
+        else (0, 0)
+    )
+    if 0 in size:  # some tools leave the size out, or at 0
+        size = header_size(image, str(path))
+    found = []
+    for number, entry in enumerate(root.iter("object")):
+        where = f"{path}, object {number + 1}"
+        category = (entry.findtext("name") or "").strip()
+        if not category:
+            check.drop("unknown category", where)
+            continue
+        label = names.index(category)
+        if label is None:
+            continue  # a class that `classes` leaves out
+        texts = [entry.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            left, top, right, bottom = (float(text or "") for text in texts)
+        except ValueError as error:
+            raise UserError(f"{where}: bndbox must hold xmin, ymin, xmax and ymax as numbers, got {texts}") from error
+        # VOC counts pixels from 1 and includes the last one.
+        box = check.clip((left - 1, top - 1, right, bottom), size, where)
+        if box is not None:
+            found.append((box, label, (entry.findtext("difficult") or "0").strip() == "1"))
+    return size, found

@@ -1,0 +1,349 @@
+"""An object detector of the DETR family with domain-alignment heads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from ..alignment.detection import DetectionAlignmentBatch, build_levels
+from ..coordination import frozen_running_statistics
+from ..errors import UserError
+from .detection_configuration import MetaAlignDetectionConfig
+from .detectors import DetectorFeatures, detector_adapter, detector_types
+from .memory import align_memory
+
+__all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
+
+
+@dataclass
+class MetaAlignDetectionOutput(ModelOutput):
+    """Output of `MetaAlignForObjectDetection`.
+
+    Attributes:
+        loss: The losses that were asked for, summed; None where neither labels nor domain labels were given.
+        logits: Class scores of the queries `(B, Q, K)`, or `(B, Q, K + 1)` where the detector has a class "no object".
+        pred_boxes: Boxes of the queries `(B, Q, 4)`, cx, cy, w, h in 0..1.
+        task_loss: The detector's own loss on the labelled images; scalar.
+        alignment_loss: Weighted sum of the alignment levels; scalar.
+        parts: Named parts of the alignment loss, detached scalars.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    task_loss: Tensor | None = None
+    alignment_loss: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+
+
+class MetaAlignForObjectDetection(PreTrainedModel):
+    """A DETR-style detector of transformers, unchanged, with alignment heads on its inner features.
+
+    The detection loss is the detector's own and comes from a forward pass on the labelled images alone; the alignment
+    loss comes from a pass without labels on the images of both domains. They are two passes because denoising queries
+    exist only for labelled images: in one pass their count would tell the domain.
+
+    Args:
+        config: The configuration. Use `from_detector` to start from a detector, `from_pretrained` for a checkpoint.
+    """
+
+    config_class = MetaAlignDetectionConfig
+    base_model_prefix = "detector"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MetaAlignDetectionConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.detector_config, PreTrainedConfig)
+        self.adapter = detector_adapter(config.detector_config.model_type)
+        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        self.adapter.prepare(self.detector)
+        self.alignment = build_levels(config.alignment, self.adapter.widths(self.detector))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: constructors initialise the heads, and the detector is a `PreTrainedModel` that does so itself."""
+
+    @classmethod
+    def from_detector(
+        cls,
+        name: str | dict[str, Any] | PreTrainedConfig,
+        labels: Sequence[str] | dict[int, str],
+        alignment: Any = "detr",
+        *,
+        pretrained: bool | str = True,
+        **detector_options: Any,
+    ) -> MetaAlignForObjectDetection:
+        """A detector for `labels`, ready to adapt.
+
+        Args:
+            name: A Hub id or local folder (`PekingU/rtdetr_r50vd`), a model type (`d_fine`; random weights only), or a
+                configuration (object, or dict with `model_type`).
+            labels: Class names in the order of the class indices, or `id2label`.
+            alignment: A level, a preset (`swda`, `detr`), a dict with name, weight and options, a list of those, or
+                None.
+            pretrained: True, False (random weights; no network for model types and configurations), or where to load
+                the weights from.
+            **detector_options: Entries of the detector's configuration.
+
+        Returns:
+            The model. Class heads that do not fit the labels start anew, all other weights are those of the detector.
+
+        Raises:
+            UserError: If the detector, a level or an option is unknown, or the labels are not different names.
+        """
+        names = list(labels.values()) if isinstance(labels, dict) else list(labels)
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"labels: at least one class name is needed, all different, got {labels!r}")
+        detector_config, place = _resolve(name, pretrained, detector_options)
+        detector_adapter(detector_config.model_type)
+        id2label = dict(enumerate(names))
+        label2id = {label: index for index, label in enumerate(names)}
+        detector_config.id2label, detector_config.label2id = id2label, label2id
+        config = MetaAlignDetectionConfig(
+            detector_config=detector_config,
+            detector_name=name if isinstance(name, str) else detector_config.model_type,
+            alignment=alignment,
+            id2label=dict(id2label),
+            label2id=dict(label2id),
+        )
+        model = cls(config)
+        if place is not None:
+            # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
+            model.detector.load_state_dict(_load_weights(place, detector_config).state_dict())
+        return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but a checkpoint that lacks a tensor is refused.
+
+        Raises:
+            UserError: If tensors are missing or have another shape than the configuration says.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        lost = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+        if lost:
+            place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise UserError(f"checkpoint {place}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
+        align_memory(model)
+        return (model, info) if output_loading_info else model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: Sequence[dict[str, Tensor] | None] | None = None,
+        domain_labels: Tensor | None = None,
+        progress: float = 1.0,
+        objective: Literal["task", "alignment"] | None = None,
+        return_dict: bool | None = None,
+    ) -> MetaAlignDetectionOutput | tuple[Tensor, ...]:
+        """Logits and boxes, and the losses for which there are labels.
+
+        Args:
+            pixel_values: Images `(B, 3, H, W)`, normalised.
+            pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; None where nothing is padded.
+            labels: One entry for each image: `class_labels` `(n,)` and `boxes` `(n, 4)` as cx, cy, w, h in 0..1; None
+                for an image without labels (the target's), which is not the same as an image without objects.
+            domain_labels: `(B,)`, 0 for the source and 1.. for the target.
+            progress: Training progress in 0..1, which sets the strength of gradient reversal.
+            objective: Compute only this loss, with one forward pass. Without it two passes are made where both losses
+                are asked for.
+            return_dict: Whether to return a `MetaAlignDetectionOutput` (default) or a plain tuple.
+
+        Returns:
+            The output; without labels and domain labels it holds logits and boxes only. Where a loss was asked for,
+            logits and boxes are detached and come from the last pass: where that is the task's, they are those of the
+            labelled images, and in training mode those of the denoising queries come first.
+        """
+        align = domain_labels is not None and objective != "task" and self.alignment is not None
+        train = labels is not None and objective != "alignment"
+        if objective is not None and not (train or align):
+            needed = "labels" if objective == "task" else "domain_labels and an alignment level"
+            raise ValueError(f"objective={objective!r} needs {needed}")
+        output = MetaAlignDetectionOutput()
+        if train:
+            assert labels is not None
+            # With both losses the running statistics move once, by the pass on both domains.
+            with frozen_running_statistics(self) if align else nullcontext():
+                output.task_loss, output.logits, output.pred_boxes = self._task(pixel_values, pixel_mask, labels)
+        if align:
+            assert domain_labels is not None
+            features = self.adapter.features(self.detector, pixel_values, pixel_mask)
+            output.alignment_loss, output.parts = self._align(features, domain_labels, progress)
+            output.logits, output.pred_boxes = features.logits.detach(), features.pred_boxes.detach()
+        elif not train:
+            plain = self.adapter.predict(self.detector, pixel_values, pixel_mask)
+            output.logits, output.pred_boxes = plain.logits, plain.pred_boxes
+        losses = [value for value in (output.task_loss, output.alignment_loss) if value is not None]
+        output.loss = torch.stack(losses).sum() if losses else None
+        # Set again, so that the output lists its entries in their order.
+        output = MetaAlignDetectionOutput(**{key: getattr(output, key) for key in output.__dataclass_fields__})
+        return output if return_dict is not False else output.to_tuple()
+
+    def _task(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, labels: Sequence[dict[str, Tensor] | None]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The detector's own loss on the labelled images."""
+        if len(labels) != len(pixel_values):
+            raise ValueError(f"labels has {len(labels)} entries for {len(pixel_values)} images")
+        rows = [index for index, entry in enumerate(labels) if entry is not None]
+        if not rows:
+            return pixel_values.new_zeros((), requires_grad=True), None, None
+        if len(rows) < len(labels):
+            pixel_values = pixel_values[rows]
+            pixel_mask = None if pixel_mask is None else pixel_mask[rows]
+        known = [entry for entry in labels if entry is not None]
+        output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=known)
+        return output.loss, output.logits.detach(), output.pred_boxes.detach()
+
+    def _align(
+        self, features: DetectorFeatures, domain_labels: Tensor, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.alignment is not None
+        objectness = self.adapter.probabilities(features.logits.detach()).amax(-1)
+        aligned = self.alignment(
+            DetectionAlignmentBatch(
+                maps=features.maps,
+                encoder=features.encoder,
+                queries=features.queries,
+                objectness=objectness,
+                domain_labels=domain_labels,
+                progress=progress,
+            )
+        )
+        return aligned.loss, aligned.parts
+
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """Class probabilities `(B, Q, K)` of logits, "no object" left out."""
+        return self.adapter.probabilities(logits)
+
+    @property
+    def boxes_relative_to_image(self) -> bool:
+        """Whether boxes are relative to the image in the canvas (the detector reads masks), or to the whole canvas."""
+        return self.adapter.uses_mask
+
+    def parameter_roles(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Named parameters by role: `backbone`, `head` (the transformer and its heads) and `discriminator`.
+
+        Recipes of DETR train the backbone at a tenth of the rest's learning rate: the default multiplier of heads.
+        """
+        roles: dict[str, dict[str, nn.Parameter]] = {"backbone": {}, "head": {}, "discriminator": {}}
+        backbone = f"detector.{self.adapter.backbone_name(self.detector)}."
+        for name, parameter in self.named_parameters():
+            role = "discriminator" if name.startswith("alignment.") else "head"
+            if name.startswith(backbone):
+                role = "backbone"
+            if parameter.requires_grad:
+                roles[role][name] = parameter
+        return roles
+
+    def export_native(self) -> PreTrainedModel:
+        """The adapted detector as the plain transformers class: bit-identical logits and boxes, nothing shared."""
+        native = copy.deepcopy(self.detector)
+        native.config.architectures = [type(native).__name__]
+        return native
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Trade compute for memory in the detector."""
+        self.detector.gradient_checkpointing_enable(*args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self.detector.gradient_checkpointing_disable()
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """None: there are none."""
+        return None
+
+
+def _resolve(
+    name: str | dict[str, Any] | PreTrainedConfig, pretrained: bool | str, options: dict[str, Any]
+) -> tuple[PreTrainedConfig, str | None]:
+    """The detector's configuration, and where its weights are (None for random ones)."""
+    weights = pretrained if isinstance(pretrained, str) else None
+    if isinstance(name, dict):
+        given = dict(name)
+        model_type = given.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING_NAMES:
+            raise UserError(f"detector: a configuration needs a known model_type, not {model_type!r}")
+        detector_adapter(model_type)
+        name = _configured(model_type, given)
+    if isinstance(name, PreTrainedConfig):
+        if pretrained is True:
+            raise UserError("detector: a configuration has no weights; use pretrained=False or give the weights' path")
+        return _changed(copy.deepcopy(name), options), weights
+    if not Path(name).is_dir():
+        if name in CONFIG_MAPPING_NAMES:
+            detector_adapter(name)
+            if pretrained is True:
+                raise UserError(f"detector: {name!r} is a model type without weights; use pretrained=False or a Hub id")
+            return _configured(name, options), weights
+        if "/" not in name:
+            near = get_close_matches(name, detector_types(), n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"model types: {', '.join(detector_types())}"
+            raise UserError(f"detector: {name!r} is no model type, no local folder and no Hub id; {hint}")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"detector: {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return _changed(config, options), (weights or name) if pretrained else None
+
+
+def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration of a model type. Built at once, since what follows from the options is derived by its class."""
+    _check_options(AutoConfig.for_model(model_type), options)
+    given = {key: dict(value) if isinstance(value, dict) else value for key, value in options.items()}
+    try:
+        return AutoConfig.for_model(model_type, **given)
+    except Exception as error:
+        raise UserError(f"detector: {model_type} refuses the options: {' '.join(str(error).split())}") from error
+
+
+def _changed(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
+    _check_options(config, options)
+    for key, value in options.items():
+        setattr(config, key, value)
+    return config
+
+
+def _check_options(config: PreTrainedConfig, options: dict[str, Any]) -> None:
+    known = config.to_dict()
+    for key in options:
+        if key not in known:
+            near = get_close_matches(key, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
+            raise UserError(f"detector: a {config.model_type} has no option {key!r}; {hint}")
+
+
+def _load_weights(place: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The detector with pretrained weights; only tensors with a row for each class may start anew."""
+    if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
+        raise UserError(f"detector weights: the folder {place} does not exist")
+    try:
+        model, info = AutoModelForObjectDetection.from_pretrained(
+            place, config=config, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"detector weights: cannot load {place}: {reason}") from error
+    lost = sorted(info["missing_keys"])
+    for key, found, wanted in info["mismatched_keys"]:
+        if tuple(found)[1:] != tuple(wanted)[1:]:
+            lost.append(key)
+    if lost:
+        raise UserError(f"detector weights: {place} lacks {len(lost)} tensors of the detector, e.g. {lost[0]}")
+    return model

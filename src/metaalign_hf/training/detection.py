@@ -1,0 +1,336 @@
+"""Object detection as a task of the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..coordination import frozen_running_statistics
+from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
+from ..data.detection_batches import distort_color
+from ..errors import UserError
+from ..evaluation import Detections, evaluate_detector, predict_objects
+from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
+from ..models import MetaAlignForObjectDetection
+from ..models.detectors.processors import build_detector_processor
+from ..reports.detections import draw_before_after
+from .classification import RECALIBRATION_IMAGES
+from .configuration import Config, ModelConfig
+from .domain_options import evaluate_command
+from .summary import RunFacts, Summary, quoted
+from .task import Batch, Scores, StepClosures
+
+__all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector", "mix_detection"]
+
+EXAMPLES_FILE = "detections.png"
+"""Picture of target test images with the boxes found before and after."""
+
+_EXAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSummary(Summary):
+    """What a run achieved. Average precisions (AP) are shares of 0..1 on the test splits.
+
+    Attributes:
+        source_map50_before: Source mAP at IoU .50 at the end of the source phase.
+        source_map50: The same at the end.
+        target_map50_before: Target mAP at IoU .50 at the end of the source phase; None without target objects.
+        target_map50_after: The same at the end.
+        target_map_before: COCO's target mAP, over IoU .50 to .95, at the end of the source phase.
+        target_map_after: The same at the end.
+        target_voc_11_point_before: The 11-point mean AP of VOC 2007 at IoU .50, at the end of the source phase.
+        target_voc_11_point_after: The same at the end.
+        target_per_class50: Target AP of each class at IoU .50 at the end, by name; None where the class does not occur.
+        evaluate_command: Command that evaluates the checkpoint on the target.
+    """
+
+    title: ClassVar[str] = "test mAP@50"
+
+    source_map50_before: float
+    source_map50: float
+    target_map50_before: float | None
+    target_map50_after: float | None
+    target_map_before: float | None
+    target_map_after: float | None
+    target_voc_11_point_before: float | None
+    target_voc_11_point_after: float | None
+    target_per_class50: dict[str, float | None]
+    evaluate_command: str
+
+    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
+        """Source and target mAP at IoU .50."""
+        return [
+            (f"source {self.source}", self.source_map50_before, self.source_map50, self.source_test_images),
+            (f"target {self.target}", self.target_map50_before, self.target_map50_after, self.target_test_images),
+        ]
+
+    def next_commands(self) -> list[str]:
+        """Evaluate, predict, export."""
+        folder = self.output_dir
+        return [
+            self.evaluate_command,
+            quoted("metaalign", "predict", folder) + " IMAGE_OR_FOLDER --draw FOLDER",
+            quoted("metaalign", "export", folder, f"{folder}-native"),
+        ]
+
+
+class DetectionTask:
+    """A domain pair of images with objects and a detector; see `training.task.Task`.
+
+    Args:
+        config: The whole configuration.
+        pair: The domain pair; by default the one that `config.data` describes.
+        model: The model; by default the one that `config.model` describes.
+
+    Raises:
+        UserError: If the data or the model cannot be loaded, or their labels differ.
+    """
+
+    metric = "map50"
+    title = DetectionSummary.title
+    validator = "agreement"
+
+    def __init__(
+        self, config: Config, pair: DetectionPair | None = None, model: MetaAlignForObjectDetection | None = None
+    ) -> None:
+        data, select_by = config.data, config.training.select_by
+        if isinstance(data.source, list):
+            raise UserError("data.source: a detector takes one source, not a list")
+        if data.target_labeled is not None:
+            raise UserError("data.target_labeled: labelled target images are for classifiers")
+        if select_by not in (None, "auto", *DETECTION_VALIDATORS):
+            raise UserError(
+                f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"
+            )
+        self.config = config
+        self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
+        self.model = model or build_detector(config.model, self.pair.labels)
+        if self.model.config.labels != self.pair.labels:
+            raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
+        place = config.model.checkpoint or self.model.config.detector_name
+        model_type = self.model.config.detector_config.model_type
+        self.processor = build_detector_processor(model_type, place, data.detector_size)
+
+    def streams(
+        self, source_batch: int, target_batch: int, rank: int, world_size: int
+    ) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """Endless micro-batches of the source and of the target, from the given numbers on."""
+        training = self.config.training
+
+        def stream(images: Any, seed: int, start_batch: int) -> Iterator[Batch]:
+            return detection_stream(
+                images,
+                self.processor,
+                self.model.boxes_relative_to_image,
+                batch_size=training.batch_size,
+                seed=seed,
+                augmentation=self.config.data.augmentation,
+                start_batch=start_batch,
+                num_workers=self.config.data.num_workers,
+                rank=rank,
+                world_size=world_size,
+            )
+
+        return (
+            stream(self.pair.source_train, 2 * training.seed, source_batch),
+            stream(self.pair.target_train, 2 * training.seed + 1, target_batch),
+        )
+
+    def closures(
+        self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
+    ) -> StepClosures:
+        """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step."""
+        mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
+
+        def task(batch: Batch) -> Callable[[], Tensor]:
+            given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
+
+            def run() -> Tensor:
+                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext():
+                    return model(**given, objective="task").task_loss
+
+            return run
+
+        def alignment(batch: Batch) -> Callable[[], Tensor]:
+            given = {key: value for key, value in batch.items() if key != "labels"}
+            return lambda: model(**given, progress=progress, objective="alignment").alignment_loss
+
+        def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+            def run() -> tuple[Tensor, Tensor]:
+                output = model(**batch, progress=progress)
+                return output.task_loss, output.alignment_loss
+
+            return run
+
+        return StepClosures([task(b) for b in source], [alignment(b) for b in mixed], [both(b) for b in mixed])
+
+    def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
+        """Average precision on the source test images and, where it has objects, on the target's.
+
+        The source's scores also hold what is found in the first target images, for the picture.
+        """
+        size, relative = self.config.training.evaluation_batch_size, self.model.boxes_relative_to_image
+        probabilities = self.model.adapter.probabilities
+        found: dict[str, Scores] = {}
+        for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
+            if view is not None:
+                batches = detection_batches(view, self.processor, relative, size, rank=rank, world_size=world_size)
+                precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
+                found[domain] = {key: _json(value) for key, value in asdict(precision).items()}
+        shown = self.pair.target_test_images.subset(range(min(_EXAMPLES, len(self.pair.target_test_images))))
+        was_training = model.training
+        batches = detection_batches(shown, self.processor, relative, size)
+        examples = [detections for _, detections, _ in predict_objects(model, probabilities, batches, threshold=0.3)]
+        model.train(was_training)
+        found["source"]["examples"] = [{key: value.tolist() for key, value in vars(d).items()} for d in examples]
+        return found
+
+    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+        """Agreement and entropy of what is found in target training images, without labels."""
+        order = np.random.default_rng([self.config.training.seed, 3]).permutation(len(self.pair.target_train))
+        chosen = order[: self.config.training.selection_images].tolist()
+        was_training = model.training
+        # The same distorted views at every evaluation, so that models are compared on equal terms.
+        plain = self._found(model, chosen, None)
+        distorted = self._found(model, chosen, self.config.training.seed)
+        model.train(was_training)
+        return {"agreement": detection_agreement(plain, distorted), "entropy": detection_entropy(plain)}
+
+    def _found(self, model: nn.Module, indices: list[int], seed: int | None) -> list[Detections]:
+        """What is found in target training images, as they are or distorted in colour; on each process all of them."""
+        relative, size = self.model.boxes_relative_to_image, self.config.training.evaluation_batch_size
+        found: list[Detections] = []
+        for start in range(0, len(indices), size):
+            images = [self.pair.target_train[index] for index in indices[start : start + size]]
+            if seed is not None:
+                images = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(images)]
+            batch = {**detection_batch(images, None, self.processor, relative), "index": list(range(len(images)))}
+            found += [d for _, d, _ in predict_objects(model, self.model.adapter.probabilities, [batch], most=30)]
+        return found
+
+    def target_images(self) -> Iterator[Tensor]:
+        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+        training, view = self.config.training, self.pair.target_train
+        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        size = min(training.evaluation_batch_size, len(view))
+        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
+            images = [view[index] for index in order[start : start + size]]
+            yield detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)["pixel_values"]
+
+    def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> DetectionSummary:
+        """The summary of a finished run."""
+        old, new = before.get("target", {}), after.get("target", {})
+        per_class = new.get("per_class50", [])
+        found = DetectionSummary.of(
+            facts,
+            source_map50_before=before["source"]["map50"],
+            source_map50=after["source"]["map50"],
+            target_map50_before=old.get("map50"),
+            target_map50_after=new.get("map50"),
+            target_map_before=old.get("map"),
+            target_map_after=new.get("map"),
+            target_voc_11_point_before=old.get("voc_11_point"),
+            target_voc_11_point_after=new.get("voc_11_point"),
+            target_per_class50=dict(zip(self.pair.labels, per_class, strict=True)) if per_class else {},
+            source_test_images=after["source"]["n"],
+            target_test_images=new.get("n", 0),
+            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target),
+        )
+        assert isinstance(found, DetectionSummary)
+        return found
+
+    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+        """A picture of target test images with the boxes found before and after."""
+        old, new = (_examples(scores["source"]["examples"]) for scores in (before, after))
+        images = [self.pair.target_test_images[index] for index in range(len(old))]
+        draw_before_after(images, old, new, self.pair.labels).save(folder / EXAMPLES_FILE)
+        return [EXAMPLES_FILE]
+
+    @property
+    def model_name(self) -> str:
+        """The detector's name."""
+        return self.model.config.detector_name or ""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the source and of the target."""
+        return self.pair.source_name, self.pair.target_name
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain statements about the data."""
+        return list(self.pair.notes)
+
+
+def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObjectDetection:
+    """The detector that the configuration describes: of a family, or a metaalign checkpoint.
+
+    Raises:
+        UserError: If the detector or checkpoint cannot be loaded, or the checkpoint has other labels.
+    """
+    if config.checkpoint is None:
+        assert config.detector is not None
+        return MetaAlignForObjectDetection.from_detector(
+            config.detector,
+            labels,
+            "detr" if config.alignment == "auto" else config.alignment,
+            pretrained=config.pretrained,
+            **config.detector_options,
+        )
+    try:
+        model = MetaAlignForObjectDetection.from_pretrained(config.checkpoint, dtype=torch.float32)
+    except OSError as error:
+        raise UserError(
+            f"model.checkpoint: {config.checkpoint} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    if model.config.labels != labels:
+        raise UserError(
+            f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
+        )
+    return model
+
+
+def mix_detection(source: Batch, target: Batch) -> Batch:
+    """Source and target in one batch, on the smallest canvas that holds both; the target's images have labels None."""
+    parts = (source["pixel_values"], target["pixel_values"])
+    height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
+    device = parts[0].device
+    values = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
+    masks = []
+    for batch, part in zip((source, target), parts, strict=True):
+        mask = batch.get("pixel_mask")
+        mask = torch.ones_like(part[:, 0], dtype=torch.long) if mask is None else mask
+        masks.append(F.pad(mask, (0, width - part.shape[3], 0, height - part.shape[2])))
+    mixed: Batch = {
+        "pixel_values": torch.cat(values),
+        "labels": [*source["labels"], *[None] * len(parts[1])],
+        "domain_labels": torch.cat([torch.zeros(len(parts[0])), torch.ones(len(parts[1]))]).to(device, torch.long),
+    }
+    mask = torch.cat(masks)
+    if not bool(mask.bool().all()):
+        mixed["pixel_mask"] = mask
+    return mixed
+
+
+def _examples(entries: list[dict[str, list[Any]]]) -> list[Detections]:
+    return [
+        Detections(torch.tensor(e["boxes"]).reshape(-1, 4), torch.tensor(e["scores"]), torch.tensor(e["labels"]).long())
+        for e in entries
+    ]
+
+
+def _json(value: Any) -> Any:
+    """Not-a-number is no JSON: None."""
+    if isinstance(value, list):
+        return [_json(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

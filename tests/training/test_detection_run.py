@@ -1,0 +1,251 @@
+"""A detector's run from the command line to a checkpoint that loads: files, numbers, law 9, resume, the commands."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.utils import save_image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
+from metaalign_hf.cli import run
+from metaalign_hf.data import DetectionSet, Objects, detection_batches
+from metaalign_hf.data.detection_readers import read_detection_domain
+from metaalign_hf.evaluation import evaluate_detector
+from metaalign_hf.training.detection import mix_detection
+
+TINY = str(Path(__file__).parent / "tiny_detection.yaml")
+
+
+def small(view: DetectionSet | None, count: int = 24) -> DetectionSet | None:
+    return None if view is None else view.subset(range(count))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The embedded pair with few images, so that evaluation is quick."""
+    whole = load_detection_pair("scenes_plain", "scenes_photo")
+    views = ("source_train", "source_test", "target_train", "target_test_images", "target_evaluation")
+    return type(whole)(**{**vars(whole), **{name: small(getattr(whole, name)) for name in views}})
+
+
+def train(pair, output: Path, **overrides: object):
+    return adapt(load_config(TINY, {"training.output_dir": str(output), **overrides}), pair=pair)
+
+
+def lines(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(pair, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "detector"
+    return output, train(pair, output)
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_the_summary_is_what_the_loaded_checkpoint_measures(finished, pair):
+    output, summary = finished
+    written = json.loads((output / "summary.json").read_text())
+    assert written["target_map50_after"] == summary.target_map50_after and written["backbone"] == "d_fine"
+    assert {"target_map50_before", "target_map_after", "target_voc_11_point_after", "source_map50"} <= set(written)
+    assert -1 <= written["gradient_cosine"] <= 1
+    model = AutoModelForObjectDetection.from_pretrained(output)
+    processor = AutoImageProcessor.from_pretrained(output)
+    for view, key in ((pair.source_test, "source_map50"), (pair.target_evaluation, "target_map50_after")):
+        found = evaluate_detector(model, model.adapter.probabilities, detection_batches(view, processor, False, 100), 3)
+        assert found.map50 == written[key]
+
+
+def test_the_folder_holds_a_picture_and_no_pickle(finished):
+    output, _ = finished
+    suffixes = {p.suffix for p in output.rglob("*") if p.is_file()}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png"}
+    with Image.open(output / "detections.png") as picture:
+        assert picture.width > 6 * 240 and picture.height > 2 * 240
+    steps = [line for line in lines(output) if "phase" in line]
+    assert [line["phase"] for line in steps] == ["source"] * 3 + ["adaptation"] * 4
+    assert [line["first"] for line in steps[3:]] == ["task", "alignment"] * 2
+    assert {"task_loss", "alignment_loss", "cosine", "gradient_norm"} <= set(steps[-1])
+
+
+def test_the_same_seed_gives_the_same_weights_and_resume_is_never_stopped(finished, pair, tmp_path, monkeypatch):
+    output, _ = finished
+    options = {"training.checkpoint_every": 2}
+
+    class Killed(BaseException):
+        pass
+
+    from metaalign_hf.training import loop
+
+    save = loop.save_checkpoint
+
+    def save_and_die(folder, step, *arguments, **options):
+        save(folder, step, *arguments, **options)
+        if step == 4:
+            raise Killed
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        train(pair, tmp_path / "run", **options)
+    monkeypatch.undo()
+    train(pair, tmp_path / "run", **options, **{"training.resume": True})
+    assert_same_weights(output, tmp_path / "run")
+    assert lines(output) == lines(tmp_path / "run")
+    assert (output / "detections.png").read_bytes() == (tmp_path / "run" / "detections.png").read_bytes()
+
+
+def test_a_checkpoint_is_selected_without_target_labels(finished, pair, tmp_path):
+    output, _ = finished
+    rows = json.loads((output / "summary.json").read_text())["checkpoints"]
+    names = [row["checkpoint"] for row in rows]
+    assert names == ["last", "selected (label-free, agreement)", "oracle (target labels)"]
+    evaluations = [line for line in lines(output) if "evaluation" in line]
+    assert all({"validator_agreement", "validator_entropy"} <= set(line) for line in evaluations)
+    options = {"training.select_by": "entropy", "training.evaluate_every": 1, "training.select_tolerance": 1.0}
+    train(pair, tmp_path / "run", **options)
+    found = [line for line in lines(tmp_path / "run") if "validator_entropy" in line]
+    chosen = json.loads((tmp_path / "run" / "summary.json").read_text())["checkpoints"][1]
+    assert chosen["step"] in {line["step"] for line in found} and len(found) == 5
+
+
+def test_target_objects_change_nothing_but_the_reported_precision(finished, pair, tmp_path):
+    output, summary = finished
+    wrong = tuple(Objects.of([[0, 0, 5, 5]], [0]) for _ in range(len(pair.target_evaluation)))
+    shuffled = DetectionSet(pair.target_evaluation.images, wrong, pair.target_evaluation.sizes)
+    other = train(type(pair)(**{**vars(pair), "target_evaluation": shuffled}), tmp_path / "run")
+    assert_same_weights(output, tmp_path / "run")
+    assert other.source_map50 == summary.source_map50 and other.target_test_images == 24
+    blind = train(type(pair)(**{**vars(pair), "target_evaluation": None}), tmp_path / "blind")
+    assert blind.target_map50_after is None and (tmp_path / "blind" / "detections.png").exists()
+    assert_same_weights(output, tmp_path / "blind")
+
+
+@pytest.mark.parametrize("method", ["joint", "source_only"])
+def test_the_other_methods_run(method, pair, tmp_path):
+    summary = train(pair, tmp_path / "run", **{"coordination.method": method})
+    assert summary.method == method and summary.gradient_cosine is None
+
+
+def test_without_an_inner_step_metaalign_is_the_joint_step(pair):
+    """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
+    from metaalign_hf.coordination import Joint, MetaAlign
+    from metaalign_hf.training.tasks import build_task
+
+    config = load_config(TINY, {"model.alignment": "detr"})
+    config.model.detector_options["num_denoising"] = 0
+    torch.manual_seed(0)
+    task = build_task(config, pair)
+    model = task.model.eval()
+    source, target = (next(stream) for stream in task.streams(0, 0, 0, 1))
+    closures = task.closures(model, [source], [target], 0.5, False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients = []
+    for coordinator in (Joint(optimizer), MetaAlign(optimizer, inner_lr=0.0)):
+        if isinstance(coordinator, MetaAlign):
+            coordinator.backward(closures.task, closures.alignment)
+        else:
+            coordinator.backward(both=closures.both)
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_mixed_batches_share_a_canvas():
+    source = {"pixel_values": torch.ones(1, 3, 4, 6), "labels": [{}]}
+    target = {"pixel_values": torch.ones(2, 3, 5, 5), "pixel_mask": torch.ones(2, 5, 5, dtype=torch.long)}
+    target["pixel_mask"][1, 3:] = 0
+    mixed = mix_detection(source, target)
+    assert mixed["pixel_values"].shape == (3, 3, 5, 6) and mixed["labels"] == [{}, None, None]
+    assert mixed["pixel_mask"].sum((1, 2)).tolist() == [24, 25, 15]
+    assert mixed["domain_labels"].tolist() == [0, 1, 1]
+    same = mix_detection(source, {"pixel_values": torch.ones(1, 3, 4, 6)})
+    assert "pixel_mask" not in same
+
+
+def test_evaluate_and_predict_and_export(finished, tmp_path, capsys):
+    output, _ = finished
+    figures = tmp_path / "figures.json"
+    assert run(["evaluate", str(output), "--data", "scenes_photo", "--output", str(figures)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"mAP@50 .*COCO", text) and "11 points" in text and "on 200 images" in text
+    found = json.loads(figures.read_text())
+    assert set(found["per_class50"]) == {"zero", "one", "two"} and found["n"] == 200
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        save_image(torch.rand(3, 50, 70), photos / f"{index}.png")
+    command = ["predict", str(output), str(photos), "--threshold", "0.01"]
+    command += ["--output", str(tmp_path / "found.json"), "--draw", str(tmp_path / "drawn")]
+    assert run(command) == 0
+    assert "3 pictures" in capsys.readouterr().out and len(list((tmp_path / "drawn").glob("*.png"))) == 3
+    document = json.loads((tmp_path / "found.json").read_text())
+    assert len(document["images"]) == 3 and document["annotations"][0]["score"] >= 0.01
+    from metaalign_hf import DomainConfig
+
+    raw = read_detection_domain(DomainConfig.parse(f"coco:{tmp_path / 'found.json'}"))
+    assert raw.labels == ["zero", "one", "two"] and len(raw.train) == 3
+    assert run(command) == 2 and "exists" in capsys.readouterr().err
+    assert run(["predict", str(output), str(photos), "--threshold", "0.01"]) == 0
+    assert "0.png\t" in capsys.readouterr().out
+
+    native = tmp_path / "native"
+    assert run(["export", str(output), str(native)]) == 0
+    assert "metaalign" not in (native / "config.json").read_text()
+    assert run(["evaluate", str(native), "--data", "scenes_photo", "--output", str(tmp_path / "native.json")]) == 0
+    assert json.loads((tmp_path / "native.json").read_text()) == found
+
+
+def test_a_checkpoint_can_be_adapted_further(finished, pair, tmp_path):
+    output, _ = finished
+    summary = train(pair, tmp_path / "more", **{"model.checkpoint": str(output), "training.source_steps": 0})
+    assert summary.source_steps == 0
+    assert MetaAlignForObjectDetection.from_pretrained(tmp_path / "more").config.labels == pair.labels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.detector", "d_fien"], "did you mean d_fine"),
+        (["--model.detector", "resnet"], "known detectors"),
+        (["--model.alignment", "dann"], "unknown level 'dann'"),
+        (["--model.alignment", "null"], "needs an alignment objective"),
+        (["--model.detector_options", "{num_querys: 3}"], "num_queries"),
+        (["--data.source", "mnist"], "kind digits has no boxes"),
+        (["--data.source", "coco:/no/such.json"], "such.json cannot be read"),
+        (["--data.detector_size", "[64, 32]"], "detector_size"),
+        (["--model.checkpoint", "/no/such/folder"], "model.checkpoint"),
+        (["--training.batch_size", "1000"], "fewer than a batch of 1000"),
+        (["--training.select_by", "bnm"], "for detectors: agreement, entropy"),
+        (["--data.source", "[scenes_plain, scenes_photo]"], "takes one source"),
+        (["--training.select_by", "bnm"], "for detectors: agreement, entropy"),
+        (["--data.source", "[scenes_plain, scenes_photo]"], "takes one source"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_leaves_nothing(options, message, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(message, error) and "\n" not in error
+    assert not output.exists()
+
+
+def test_a_classifier_refuses_what_is_for_detectors(tmp_path):
+    config = load_config(
+        str(Path(TINY).with_name("tiny.yaml")),
+        {"data.augmentation": "crop_flip_color", "training.output_dir": str(tmp_path / "run")},
+    )
+    with pytest.raises(UserError, match="crop_flip_color is for detectors"):
+        adapt(config)
