@@ -14,7 +14,7 @@ demo-detection: $(VENV)/.installed
 	  scripts/train.py --config examples/digit_scenes.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
