@@ -112,6 +112,20 @@ NETWORKS = {
 FORMS = ("joint", "order 1", "order 1, groups", "last stage, shared", "order 2", "published")
 
 
+class Timed(MetaAlign):
+    """Knows how long it has measured: norms, inner products and cosines, overall and by group."""
+
+    spent = 0.0
+
+    def _measure(self, *gradients):  # type: ignore[no-untyped-def]
+        start = time.perf_counter()
+        found = super()._measure(*gradients)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.spent += time.perf_counter() - start
+        return found
+
+
 class Setting:
     """A network with its data, and one callable per form of the step."""
 
@@ -224,6 +238,26 @@ def measure_time(name: str, precision: str, rounds: int) -> dict[str, float]:
     return {form: statistics.median(values) for form, values in seconds.items()}
 
 
+def measure_report(name: str, precision: str, rounds: int) -> float:
+    """Share of a step of order 1 that its report by group costs, read out after every step."""
+    setting = Setting(name, precision)
+    meta = Timed(setting.optimizer, 1.0, groups="stage", module=setting.model)
+    whole = read = 0.0
+    for number in range(rounds + 2):
+        if number == 2:
+            meta.spent = whole = read = 0.0
+        _wait(setting.device)
+        start = time.perf_counter()
+        report = meta.backward([setting.task], [setting.alignment])
+        setting.optimizer.step()
+        _wait(setting.device)
+        middle = time.perf_counter()
+        report.to_dict()
+        read += time.perf_counter() - middle
+        whole += time.perf_counter() - start
+    return (meta.spent + read) / whole
+
+
 def measure_memory(name: str, precision: str, form: str) -> float:
     """Peak MiB of the model, its optimiser and two steps of one form."""
     before = _peak()
@@ -263,6 +297,7 @@ def main() -> None:
     for column in ("network", "form", "ms", "time x", "MiB", "memory x"):
         table.add_column(column)
     found: dict[str, object] = {"machine": machine(), "precision": options.precision, "rounds": options.rounds}
+    reports: list[str] = []
     for name in options.networks:
         seconds = measure_time(name, options.precision, options.rounds)
         memory = {}
@@ -278,7 +313,9 @@ def main() -> None:
             }
             for form in seconds
         }
-        found[name] = rows
+        share = measure_report(name, options.precision, options.rounds)
+        found[name] = {**rows, "report": share}
+        reports.append(f"{name} {100 * share:.1f} %")
         for form, row in rows.items():
             figures = (f"{1000 * row['seconds']:.0f}", row["time"], f"{row['MiB']:.0f}", row["memory"])
             batch = NETWORKS[name].batch
@@ -289,6 +326,7 @@ def main() -> None:
     path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"Share of a step that its report costs when read after every step: {', '.join(reports)}")
     print(f"Figures: {path}")
 
 
