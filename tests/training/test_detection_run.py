@@ -242,6 +242,12 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(options, message, tmp_
     assert not output.exists()
 
 
+def test_a_run_that_diverges_ends_with_one_line(pair, tmp_path):
+    with pytest.raises(UserError, match="diverge") as caught:
+        train(pair, tmp_path / "run", **{"optimizer.lr": 1e30, "training.max_grad_norm": None})
+    assert "\n" not in str(caught.value)
+
+
 def test_a_classifier_refuses_what_is_for_detectors(tmp_path):
     config = load_config(
         str(Path(TINY).with_name("tiny.yaml")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,7 +156,7 @@ class DetectionTask:
             given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
 
             def run() -> Tensor:
-                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext():
+                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext(), _divergence():
                     return model(**given, objective="task").task_loss
 
             return run
@@ -167,7 +167,8 @@ class DetectionTask:
 
         def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
             def run() -> tuple[Tensor, Tensor]:
-                output = model(**batch, progress=progress)
+                with _divergence():
+                    output = model(**batch, progress=progress)
                 return output.task_loss, output.alignment_loss
 
             return run
@@ -298,6 +299,17 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
             f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
         )
     return model
+
+
+@contextmanager
+def _divergence() -> Iterator[None]:
+    """The matching of boxes that are no numbers fails in various ways; to the loop it is a loss that is no number."""
+    try:
+        yield
+    except ValueError as error:
+        if "nan" in str(error) or "invalid numeric" in str(error):
+            raise FloatingPointError("the detector's boxes are not numbers any more") from error
+        raise
 
 
 def mix_detection(source: Batch, target: Batch) -> Batch:
