@@ -137,6 +137,21 @@ def test_the_other_methods_run(method, pair, tmp_path):
     assert summary.method == method and summary.gradient_cosine is None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coordination.order": 2, "model.attention": "eager"},
+        {"coordination.inner_scope": "last_stage", "coordination.groups": "stage"},
+        {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.05, "training.ema_decay": 0.9},
+        {"training.recalibrate_bn": "target"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_the_options_of_the_step_work_for_detectors(options, pair, tmp_path):
+    summary = train(pair, tmp_path / "run", **options)
+    assert summary.gradient_cosine is not None and summary.target_map50_after is not None
+
+
 def test_without_an_inner_step_metaalign_is_the_joint_step(pair):
     """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
     from metaalign_hf.coordination import Joint, MetaAlign

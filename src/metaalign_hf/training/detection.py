@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..evaluation import Detections, evaluate_detector, predict_objects
 from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
 from ..models import MetaAlignForObjectDetection
+from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
 from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
@@ -279,25 +280,30 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     Raises:
         UserError: If the detector or checkpoint cannot be loaded, or the checkpoint has other labels.
     """
-    if config.checkpoint is None:
-        assert config.detector is not None
-        return MetaAlignForObjectDetection.from_detector(
-            config.detector,
-            labels,
-            "detr" if config.alignment == "auto" else config.alignment,
-            pretrained=config.pretrained,
-            **config.detector_options,
-        )
+    model = _checkpoint(config.checkpoint, labels) if config.checkpoint is not None else _from_detector(config, labels)
+    if config.attention is not None:
+        use_attention(model.detector, config.attention)
+    return model
+
+
+def _from_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObjectDetection:
+    assert config.detector is not None
+    return MetaAlignForObjectDetection.from_detector(
+        config.detector,
+        labels,
+        "detr" if config.alignment == "auto" else config.alignment,
+        pretrained=config.pretrained,
+        **config.detector_options,
+    )
+
+
+def _checkpoint(place: str, labels: list[str]) -> MetaAlignForObjectDetection:
     try:
-        model = MetaAlignForObjectDetection.from_pretrained(config.checkpoint, dtype=torch.float32)
+        model = MetaAlignForObjectDetection.from_pretrained(place, dtype=torch.float32)
     except OSError as error:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
     if model.config.labels != labels:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
-        )
+        raise UserError(f"model.checkpoint: {place} knows other labels ({model.config.labels[:5]} ...) than the data")
     return model
 
 
