@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.cli import run
 from metaalign_hf.data import DetectionSet, Objects, detection_batches
+from metaalign_hf.data.detection_pair import renumbered
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.training.detection import mix_detection
@@ -228,6 +229,17 @@ def test_a_checkpoint_can_be_adapted_further(finished, pair, tmp_path):
     summary = train(pair, tmp_path / "more", **{"model.checkpoint": str(output), "training.source_steps": 0})
     assert summary.source_steps == 0
     assert MetaAlignForObjectDetection.from_pretrained(tmp_path / "more").config.labels == pair.labels
+
+
+def test_a_checkpoint_keeps_its_own_order_of_classes(finished, pair):
+    from metaalign_hf.training.tasks import build_task
+
+    output, _ = finished
+    turned = renumbered(pair, ["two", "zero", "one"])
+    task = build_task(load_config(TINY, {"model.checkpoint": str(output)}), turned)
+    assert task.pair.labels == ["zero", "one", "two"]
+    for a, b in zip(task.pair.source_train.objects, pair.source_train.objects, strict=True):
+        assert torch.equal(a.labels, b.labels)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from ..coordination import frozen_running_statistics
 from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
 from ..data.detection_batches import distort_color
+from ..data.detection_pair import renumbered
 from ..errors import UserError
 from ..evaluation import Detections, evaluate_detector, predict_objects
 from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
+from ..hub import fetch
 from ..models import MetaAlignForObjectDetection
 from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
@@ -116,8 +118,12 @@ class DetectionTask:
         self.config = config
         self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
         self.model = model or build_detector(config.model, self.pair.labels)
-        if self.model.config.labels != self.pair.labels:
-            raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
+        labels = self.model.config.labels
+        if sorted(labels) != sorted(self.pair.labels):
+            raise UserError(
+                f"model: its classes {labels[:5]} ... are not those of the data, {self.pair.labels[:5]} ..."
+            )
+        self.pair = renumbered(self.pair, labels)
         place = config.model.checkpoint or self.model.config.detector_name
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
@@ -278,9 +284,9 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     """The detector that the configuration describes: of a family, or a metaalign checkpoint.
 
     Raises:
-        UserError: If the detector or checkpoint cannot be loaded, or the checkpoint has other labels.
+        UserError: If the detector or checkpoint cannot be loaded.
     """
-    model = _checkpoint(config.checkpoint, labels) if config.checkpoint is not None else _from_detector(config, labels)
+    model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_detector(config, labels)
     if config.attention is not None:
         use_attention(model.detector, config.attention)
     return model
@@ -297,14 +303,12 @@ def _from_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     )
 
 
-def _checkpoint(place: str, labels: list[str]) -> MetaAlignForObjectDetection:
+def _checkpoint(place: str) -> MetaAlignForObjectDetection:
+    folder = fetch(place, what="model.checkpoint:")
     try:
-        model = MetaAlignForObjectDetection.from_pretrained(place, dtype=torch.float32)
+        return MetaAlignForObjectDetection.from_pretrained(folder, dtype=torch.float32)
     except OSError as error:
         raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if model.config.labels != labels:
-        raise UserError(f"model.checkpoint: {place} knows other labels ({model.config.labels[:5]} ...) than the data")
-    return model
 
 
 @contextmanager
