@@ -124,7 +124,9 @@ class DetectionTask:
                 f"model: its classes {labels[:5]} ... are not those of the data, {self.pair.labels[:5]} ..."
             )
         self.pair = renumbered(self.pair, labels)
-        place = config.model.checkpoint or self.model.config.detector_name
+        place = self.model.config.detector_name
+        if config.model.checkpoint is not None:
+            place = str(fetch(config.model.checkpoint, what="model.checkpoint:"))
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
 
