@@ -1,4 +1,7 @@
-"""The detection demo's promise: target mAP@50 rises from the end of the source phase, and a picture shows it."""
+"""The detection demo works end to end: it learns, target mAP@50 rises from the end of the source phase, it draws.
+
+The rise is no proof of alignment: as many more steps on the source alone raise it as much.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_detection_demo_gains_on_the_target(tmp_path):
+def test_the_detection_demo_learns_and_draws(tmp_path):
     output = tmp_path / "run"
     config = str(ROOT / "examples" / "digit_scenes.yaml")
     assert run(["train", "--config", config, "--training.output_dir", str(output)]) == 0
