@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.cli import run
 from metaalign_hf.data import DetectionSet, Objects, detection_batches
+from metaalign_hf.data.detection_pair import renumbered
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.training.detection import mix_detection
@@ -137,6 +138,21 @@ def test_the_other_methods_run(method, pair, tmp_path):
     assert summary.method == method and summary.gradient_cosine is None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coordination.order": 2, "model.attention": "eager"},
+        {"coordination.inner_scope": "last_stage", "coordination.groups": "stage"},
+        {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.05, "training.ema_decay": 0.9},
+        {"training.recalibrate_bn": "target"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_the_options_of_the_step_work_for_detectors(options, pair, tmp_path):
+    summary = train(pair, tmp_path / "run", **options)
+    assert summary.gradient_cosine is not None and summary.target_map50_after is not None
+
+
 def test_without_an_inner_step_metaalign_is_the_joint_step(pair):
     """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
     from metaalign_hf.coordination import Joint, MetaAlign
@@ -215,6 +231,17 @@ def test_a_checkpoint_can_be_adapted_further(finished, pair, tmp_path):
     assert MetaAlignForObjectDetection.from_pretrained(tmp_path / "more").config.labels == pair.labels
 
 
+def test_a_checkpoint_keeps_its_own_order_of_classes(finished, pair):
+    from metaalign_hf.training.tasks import build_task
+
+    output, _ = finished
+    turned = renumbered(pair, ["two", "zero", "one"])
+    task = build_task(load_config(TINY, {"model.checkpoint": str(output)}), turned)
+    assert task.pair.labels == ["zero", "one", "two"]
+    for a, b in zip(task.pair.source_train.objects, pair.source_train.objects, strict=True):
+        assert torch.equal(a.labels, b.labels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -240,6 +267,12 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(options, message, tmp_
     error = capsys.readouterr().err.strip()
     assert re.search(message, error) and "\n" not in error
     assert not output.exists()
+
+
+def test_a_run_that_diverges_ends_with_one_line(pair, tmp_path):
+    with pytest.raises(UserError, match="diverge") as caught:
+        train(pair, tmp_path / "run", **{"optimizer.lr": 1e30, "training.max_grad_norm": None})
+    assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_refuses_what_is_for_detectors(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -15,7 +15,7 @@ from .domain_pair import hold_out
 from .images import ImageSet
 from .objects import DetectionSet
 
-__all__ = ["DetectionPair", "load_detection_pair", "load_detection_view"]
+__all__ = ["DetectionPair", "load_detection_pair", "load_detection_view", "renumbered"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,15 @@ def load_detection_view(
     parts = {"test": [test], "train": [train], "all": [train, test]}[split]
     views = [part.relabelled(raw.labels, labels) for part in parts]
     return views[0] if len(views) == 1 else _join(*views)
+
+
+def renumbered(pair: DetectionPair, labels: Sequence[str]) -> DetectionPair:
+    """The pair with its classes, which must be these, numbered in this order."""
+    if pair.labels == list(labels):
+        return pair
+    views = {name: getattr(pair, name) for name in ("source_train", "source_test", "target_evaluation")}
+    changed = {name: view and view.relabelled(pair.labels, labels) for name, view in views.items()}
+    return replace(pair, labels=list(labels), **changed)
 
 
 def _read(config: DomainConfig | str) -> RawDetectionDomain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from ..coordination import frozen_running_statistics
 from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
 from ..data.detection_batches import distort_color
+from ..data.detection_pair import renumbered
 from ..errors import UserError
 from ..evaluation import Detections, evaluate_detector, predict_objects
 from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
+from ..hub import fetch
 from ..models import MetaAlignForObjectDetection
+from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
 from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
@@ -115,9 +118,15 @@ class DetectionTask:
         self.config = config
         self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
         self.model = model or build_detector(config.model, self.pair.labels)
-        if self.model.config.labels != self.pair.labels:
-            raise UserError(f"model: its labels {self.model.config.labels[:5]} ... are not those of the pair")
-        place = config.model.checkpoint or self.model.config.detector_name
+        labels = self.model.config.labels
+        if sorted(labels) != sorted(self.pair.labels):
+            raise UserError(
+                f"model: its classes {labels[:5]} ... are not those of the data, {self.pair.labels[:5]} ..."
+            )
+        self.pair = renumbered(self.pair, labels)
+        place = self.model.config.detector_name
+        if config.model.checkpoint is not None:
+            place = str(fetch(config.model.checkpoint, what="model.checkpoint:"))
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
 
@@ -156,7 +165,7 @@ class DetectionTask:
             given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
 
             def run() -> Tensor:
-                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext():
+                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext(), _divergence():
                     return model(**given, objective="task").task_loss
 
             return run
@@ -167,7 +176,8 @@ class DetectionTask:
 
         def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
             def run() -> tuple[Tensor, Tensor]:
-                output = model(**batch, progress=progress)
+                with _divergence():
+                    output = model(**batch, progress=progress)
                 return output.task_loss, output.alignment_loss
 
             return run
@@ -276,28 +286,42 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     """The detector that the configuration describes: of a family, or a metaalign checkpoint.
 
     Raises:
-        UserError: If the detector or checkpoint cannot be loaded, or the checkpoint has other labels.
+        UserError: If the detector or checkpoint cannot be loaded.
     """
-    if config.checkpoint is None:
-        assert config.detector is not None
-        return MetaAlignForObjectDetection.from_detector(
-            config.detector,
-            labels,
-            "detr" if config.alignment == "auto" else config.alignment,
-            pretrained=config.pretrained,
-            **config.detector_options,
-        )
-    try:
-        model = MetaAlignForObjectDetection.from_pretrained(config.checkpoint, dtype=torch.float32)
-    except OSError as error:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    if model.config.labels != labels:
-        raise UserError(
-            f"model.checkpoint: {config.checkpoint} knows other labels ({model.config.labels[:5]} ...) than the data"
-        )
+    model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_detector(config, labels)
+    if config.attention is not None:
+        use_attention(model.detector, config.attention)
     return model
+
+
+def _from_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObjectDetection:
+    assert config.detector is not None
+    return MetaAlignForObjectDetection.from_detector(
+        config.detector,
+        labels,
+        "detr" if config.alignment == "auto" else config.alignment,
+        pretrained=config.pretrained,
+        **config.detector_options,
+    )
+
+
+def _checkpoint(place: str) -> MetaAlignForObjectDetection:
+    folder = fetch(place, what="model.checkpoint:")
+    try:
+        return MetaAlignForObjectDetection.from_pretrained(folder, dtype=torch.float32)
+    except OSError as error:
+        raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _divergence() -> Iterator[None]:
+    """The matching of boxes that are no numbers fails in various ways; to the loop it is a loss that is no number."""
+    try:
+        yield
+    except ValueError as error:
+        if "nan" in str(error) or "invalid numeric" in str(error):
+            raise FloatingPointError("the detector's boxes are not numbers any more") from error
+        raise
 
 
 def mix_detection(source: Batch, target: Batch) -> Batch:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..errors import UserError
+from ..hub import fetch
 from ..models import MetaAlignDetectionConfig, MetaAlignForObjectDetection
 from .classification import ClassificationTask
 from .configuration import Config
@@ -42,8 +43,9 @@ def is_detection(config: Config, model: Any = None) -> bool:
         return isinstance(model, MetaAlignForObjectDetection)
     if config.model.checkpoint is None:
         return config.model.detector is not None
+    folder = fetch(config.model.checkpoint, what="model.checkpoint:")
     try:
-        found = AutoConfig.from_pretrained(config.model.checkpoint)
+        found = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.checkpoint: {config.model.checkpoint} cannot be loaded: {reason}") from error
