@@ -51,7 +51,6 @@ OBJECTIVES: dict[str, Any] = {
     "cdan": {"name": "cdan"},
     "gvb": {"name": "gvb"},
     "mmd": {"name": "mmd"},
-    "dann + mcc": [{"name": "dann"}, {"name": "mcc"}],
 }
 
 
