@@ -168,7 +168,8 @@ def test_a_detector_has_its_own_tag_and_classes():
 
 
 def test_every_objective_is_cited():
-    assert set(alignment_names()) <= set(CITATIONS)
+    # Other tests of the same process register objectives of their own.
+    assert {name for name in alignment_names() if not name.startswith("test_")} <= set(CITATIONS)
 
 
 def test_an_edited_card_is_kept(tmp_path):
