@@ -63,7 +63,7 @@ def adapt(
     """Adapt a classifier or a detector from a labelled source to an unlabelled target.
 
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
-        `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
+    `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
     `training.select_by` selects an earlier model, that one to `selected/` in it. For a detector also
     `detections.png`, target images with the boxes found before and after. Pushes to the Hub as `hub` says.
 

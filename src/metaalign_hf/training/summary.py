@@ -171,7 +171,9 @@ def _in_words(summary: Summary) -> list[str]:
     words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. After is the last checkpoint."]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:
-        words.append(f"Gain on the target: {100 * (after - before):+.1f} points of {summary.title}.")
+        words.append(
+            f"Gain on the target over the source phase: {100 * (after - before):+.1f} points of {summary.title}."
+        )
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
     return words
