@@ -185,12 +185,12 @@ def _export(arguments: list[str]) -> None:
     native = model if is_native else model.export_native()
     # What may be refused comes first: then a refused command leaves no folder behind.
     with tempfile.TemporaryDirectory() as scratch:
-        difference = None
+        written = None
         if options.onnx:
             from .models.onnx_export import export_onnx
 
             size = tuple(options.image_size) if options.image_size else _input_size(processor)
-            difference = export_onnx(native, size, Path(scratch) / "model.onnx")
+            written = export_onnx(native, size, Path(scratch) / "model.onnx")
         with no_model_progress_bars():
             native.save_pretrained(scratch)
         processor.save_pretrained(scratch)
@@ -198,8 +198,10 @@ def _export(arguments: list[str]) -> None:
         for file in Path(scratch).iterdir():
             shutil.move(file, options.folder / file.name)
     print(f"{type(native).__name__} with its image processor: {options.folder}")
-    if difference is not None:
-        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {difference:.1e} of torch's (relative)")
+    if written is not None:
+        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {written.difference:.1e} of torch's (relative)")
+        if written.batch_size is not None:
+            print("It takes one image at a time: the exporter could not keep the batch size of this model open")
 
 
 def _push(arguments: list[str]) -> None:
