@@ -131,7 +131,9 @@ def _predict(arguments: list[str]) -> None:
 
     parser = _parser("predict", "Classify images, or find objects in them, with an adapted or native checkpoint.")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
-    parser.add_argument("--output", type=Path, help="write the answers to this CSV file (classifier) or COCO json file")
+    parser.add_argument(
+        "--output", type=Path, help="write the answers to this CSV file, or of detectors COCO json file"
+    )
     parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
     parser.add_argument("--draw", type=Path, help="detectors: new folder for pictures with boxes")
     parser.add_argument("--threshold", type=float, default=0.5, help="detectors: least score of an object")

@@ -1,5 +1,6 @@
 """A detector's run from the command line to a checkpoint that loads: files, numbers, law 9, resume, the commands."""
 
+import csv
 import json
 import re
 import shutil
@@ -215,6 +216,15 @@ def test_evaluate_and_predict_and_export(finished, tmp_path, capsys):
     raw = read_detection_domain(DomainConfig.parse(f"coco:{tmp_path / 'found.json'}"))
     assert raw.labels == ["zero", "one", "two"] and len(raw.train) == 3
     assert run(command) == 2 and "exists" in capsys.readouterr().err
+    assert run([*command[:5], "--output", str(tmp_path / "found.csv")]) == 0
+    header, *rows = csv.reader((tmp_path / "found.csv").read_text().splitlines())
+    assert header == ["file", "label", "score", "x_min", "y_min", "x_max", "y_max"]
+    assert len(rows) == len(document["annotations"])
+    for row, entry in zip(rows, document["annotations"], strict=True):
+        assert row[:2] == [str(photos / f"{entry['image_id']}.png"), raw.labels[entry["category_id"]]]
+        left, top, width, height = entry["bbox"]
+        found_box = [float(value) for value in row[3:]]
+        assert found_box == pytest.approx([left, top, left + width, top + height], abs=0.01)
     assert run(["predict", str(output), str(photos), "--threshold", "0.01"]) == 0
     assert "0.png\t" in capsys.readouterr().out
 

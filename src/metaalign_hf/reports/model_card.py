@@ -200,6 +200,9 @@ class _Facts:
             "digits": "embedded digits of installed packages",
             "imagefolder": "a local folder of images",
             "list": "a local list of images",
+            "coco": "a local set of images with COCO annotations",
+            "voc": "a local folder of images with VOC annotations",
+            "digit_scenes": "scenes drawn by code with digits of installed packages",
             "dataset": "data set",
         }
         if config:
@@ -213,6 +216,8 @@ class _Facts:
             words += f": {place}"
             if config.get("test_path") and config.get("test_path") == config.get("path"):
                 words += "; tested on the training images"
+            elif config.get("kind") == "digit_scenes":
+                words += "; tested on scenes with other digits"
             elif not (config.get("test_path") or config.get("test_split")):
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"

@@ -305,7 +305,7 @@ def _checkpoint(place: str) -> MetaAlignForObjectDetection:
     def instead(found: str) -> str:
         if not found.endswith("ObjectDetection"):
             return ""
-        return f"; to start from it with new class heads, use model.detector: {place}"
+        return f"; to start from it with new alignment heads, use model.detector: {place}"
 
     return load_starting_point(place, MetaAlignForObjectDetection, instead)
 
