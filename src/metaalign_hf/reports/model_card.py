@@ -218,7 +218,7 @@ class _Facts:
                 words += "; tested on the training images"
             elif config.get("kind") == "digit_scenes":
                 words += "; tested on scenes with other digits"
-            elif not (config.get("test_path") or config.get("test_split")):
+            elif not any(config.get(key) for key in ("test_path", "test_split", "test_annotations")):
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
         count = self.summary.get(f"{name}_test_images")
