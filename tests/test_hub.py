@@ -20,8 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hub_server import Fault, HubServer
-from metaalign_hf import MetaAlignForImageClassification
+from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from metaalign_hf.cli import run
+from metaalign_hf.models.detectors.processors import build_detector_processor
+from tiny_detectors import detector_settings
 
 TINY = str(Path(__file__).parent / "training" / "tiny.yaml")
 FULL = {
@@ -180,6 +182,136 @@ def test_push_and_pull_both_forms_bit_equal(hub, trained, images_and_logits, tmp
         load_file(tmp_path / "exported" / "model.safetensors")["classifier.1.weight"],
         load_file(trained / "model.safetensors")["classifier.weight"],
     )
+
+
+PULL_DETECTOR = """
+import json, sys, torch
+import metaalign_hf
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
+expected = load_file(sys.argv[1])
+for place, revision in json.loads(sys.argv[2]):
+    arguments = {} if revision is None else {"revision": revision}
+    model = AutoModelForObjectDetection.from_pretrained(place, **arguments).eval()
+    assert type(model).__name__ == AutoConfig.from_pretrained(place, **arguments).architectures[0]
+    with torch.no_grad():
+        found = model(expected["images"])
+    assert torch.equal(found.logits, expected["logits"]), (place, revision)
+    assert torch.equal(found.pred_boxes, expected["pred_boxes"]), (place, revision)
+    assert AutoImageProcessor.from_pretrained(place, **arguments).size["height"] == 64
+answer = pipeline("object-detection", model=json.loads(sys.argv[2])[0][0])(sys.argv[3], threshold=0.0)
+print("ANSWER" + json.dumps(answer))
+"""
+PULL_NATIVE_DETECTOR = PULL_DETECTOR.replace("import metaalign_hf\n", "sys.modules['metaalign_hf'] = None\n")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector's folder, and a file with images and the logits and boxes that it gives for them.
+
+    Its classes are those of the embedded scenes in another order.
+    """
+    folder = tmp_path_factory.mktemp("detector")
+    torch.manual_seed(0)
+    settings = detector_settings()["d_fine"][1]
+    model = MetaAlignForObjectDetection.from_detector(
+        "d_fine", ["two", "zero", "one"], "detr", pretrained=False, **settings
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():  # class heads start at zero, where all queries score the same
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "adapted")
+    build_detector_processor("d_fine", size=64).save_pretrained(folder / "adapted")
+    images, threads = torch.randn(4, 3, 64, 64), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the subprocesses: sums in another order have other last bits
+    with torch.no_grad():
+        output = MetaAlignForObjectDetection.from_pretrained(folder / "adapted").eval()(images)
+    torch.set_num_threads(threads)
+    tensors = {"images": images, "logits": output.logits, "pred_boxes": output.pred_boxes}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "expected.safetensors")
+    return folder
+
+
+def test_push_and_pull_both_forms_of_a_detector_bit_equal(hub, detector, tmp_path):
+    adapted, expected, home = detector / "adapted", detector / "expected.safetensors", tmp_path / "home"
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / "one.png"
+    Image.new("RGB", (90, 60), (200, 100, 0)).save(picture)
+    done = metaalign(
+        hub,
+        home,
+        ["push", adapted, "lab/scenes", "--private"],
+        ["push", adapted, "scenes", "--revision", "trial"],
+        ["push", adapted, "lab/scenes-native", "--native"],
+    )
+    assert [code for code, _, _ in done] == [0, 0, 0], done
+    names = {".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(hub.files("lab/scenes")) == set(hub.files("lab/scenes-native")) == names
+    config = json.loads(hub.files("lab/scenes-native")["config.json"])
+    assert config["architectures"] == ["DFineForObjectDetection"] and "metaalign" not in str(config).lower()
+    for name in ("lab/scenes", "lab/scenes-native"):
+        card = ModelCard(hub.files(name)["README.md"].decode())
+        assert card.data.pipeline_tag == "object-detection" and "coco:TARGET.json" in card.text
+    assert "--model.detector lab/scenes-native" in card.text
+    hub.repos["lab/scenes"].tags["v1"] = hub.repos["lab/scenes"].branches["main"]
+
+    places = [("lab/scenes", None), ("lab/scenes", "v1"), ("alice/scenes", "trial"), (str(adapted), None)]
+    native = json.dumps([("lab/scenes-native", None)])
+    whole = client(hub, home, PULL_DETECTOR, expected, json.dumps(places), picture).rpartition("ANSWER")[2]
+    plain = client(hub, home, PULL_NATIVE_DETECTOR, expected, native, picture, token=None).rpartition("ANSWER")[2]
+    assert json.loads(whole) == json.loads(plain) and len(json.loads(plain)) == 7
+    assert {entry["label"] for entry in json.loads(plain)} <= {"zero", "one", "two"}
+
+    commands = []
+    for number, place in enumerate((adapted, "lab/scenes@v1", "lab/scenes-native")):
+        output = ["--threshold", "0", "--output", tmp_path / f"found-{number}.json"]
+        commands.append(["predict", place, tmp_path / "pictures", *output])
+        if number:
+            output = ["--output", tmp_path / f"figures-{number}.json"]
+            commands.append(["evaluate", place, "--data", "scenes_photo", "--batch-size", "50", *output])
+    done = metaalign(hub, home, *commands, ["evaluate", "lab/scenes@v2", "--data", "scenes_photo"])
+    assert [code for code, _, _ in done] == [0] * 5 + [2], done
+    assert "checkpoint lab/scenes@v2: the repository has no such branch, tag or commit" in refused(done[-1])
+    for name, count in (("found", 3), ("figures", 2)):
+        texts = [path.read_text() for path in sorted(tmp_path.glob(f"{name}-*.json"))]
+        assert len(texts) == count and len(set(texts)) == 1, name
+    figures = json.loads((tmp_path / "figures-1.json").read_text())
+    assert figures["n"] == 200 and list(figures["per_class50"]) == ["two", "zero", "one"]
+    found = json.loads((tmp_path / "found-0.json").read_text())
+    assert len(found["annotations"]) == 21 and found["images"][0]["file_name"] == str(picture)
+
+
+def test_a_pulled_detector_is_adapted_further(hub, detector, tmp_path):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        hub.put("lab/scenes", {name: (detector / "adapted" / name).read_bytes()})
+    hub.repos["lab/scenes"].tags["v1"] = hub.repos["lab/scenes"].branches["main"]
+    output = tmp_path / "further"
+    domains = ["--data.source", "scenes_plain", "--data.target", "scenes_photo"]
+    run_options = ["--training.output_dir", output, "--optimizer.lr", "0", "--training.batch_size", "4"]
+    run_options += ["--training.max_steps", "1", "--hub.repo_id", "lab/further", "--training.select_by", "null"]
+    answers = metaalign(
+        hub,
+        tmp_path / "home",
+        ["train", "--model.checkpoint", "lab/scenes@v2", *domains, *run_options],
+        ["train", "--model.checkpoint", "lab/scenes@v1", *domains, *run_options],
+        ["evaluate", "lab/further", "--data", "scenes_photo", "--output", tmp_path / "figures.json"],
+    )
+    assert "model.checkpoint: lab/scenes@v2: the repository has no such branch, tag or commit" in refused(answers[0])
+    assert [code for code, _, _ in answers[1:]] == [0, 0], answers
+    before, after = load_file(detector / "adapted" / "model.safetensors"), load_file(output / "model.safetensors")
+    assert any(name.startswith("alignment.") for name in before)
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, after[name]), name
+    processor = json.loads((output / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"height": 64, "width": 64}, "the image processor is the checkpoint's own"
+    summary = json.loads((output / "summary.json").read_text())
+    measured = json.loads((tmp_path / "figures.json").read_text())
+    assert measured["map50"] == summary["target_map50_after"]
+    assert measured["per_class50"] == summary["target_per_class50"]
+    card = ModelCard(hub.files("lab/further")["README.md"].decode())
+    assert card.data.base_model == "lab/scenes" and "Before: the model that the run started from" in card.text
+    assert "tested on scenes with other digits" in card.text and "held out" not in card.text
 
 
 def test_a_push_publishes_nothing_private(hub, trained, tmp_path):

@@ -131,7 +131,9 @@ def _predict(arguments: list[str]) -> None:
 
     parser = _parser("predict", "Classify images, or find objects in them, with an adapted or native checkpoint.")
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
-    parser.add_argument("--output", type=Path, help="write the answers to this CSV file (classifier) or COCO json file")
+    parser.add_argument(
+        "--output", type=Path, help="write the answers to this CSV file, or of detectors COCO json file"
+    )
     parser.add_argument("--batch-size", type=int, help="images in a batch; 64, or 8 for detectors")
     parser.add_argument("--draw", type=Path, help="detectors: new folder for pictures with boxes")
     parser.add_argument("--threshold", type=float, default=0.5, help="detectors: least score of an object")
@@ -185,12 +187,12 @@ def _export(arguments: list[str]) -> None:
     native = model if is_native else model.export_native()
     # What may be refused comes first: then a refused command leaves no folder behind.
     with tempfile.TemporaryDirectory() as scratch:
-        difference = None
+        written = None
         if options.onnx:
             from .models.onnx_export import export_onnx
 
             size = tuple(options.image_size) if options.image_size else _input_size(processor)
-            difference = export_onnx(native, size, Path(scratch) / "model.onnx")
+            written = export_onnx(native, size, Path(scratch) / "model.onnx")
         with no_model_progress_bars():
             native.save_pretrained(scratch)
         processor.save_pretrained(scratch)
@@ -198,8 +200,10 @@ def _export(arguments: list[str]) -> None:
         for file in Path(scratch).iterdir():
             shutil.move(file, options.folder / file.name)
     print(f"{type(native).__name__} with its image processor: {options.folder}")
-    if difference is not None:
-        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {difference:.1e} of torch's (relative)")
+    if written is not None:
+        print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {written.difference:.1e} of torch's (relative)")
+        if written.batch_size is not None:
+            print("It takes one image at a time: the exporter could not keep the batch size of this model open")
 
 
 def _push(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import asdict
@@ -69,7 +70,7 @@ def predict_detection(
     output: Path | None,
     draw: Path | None,
 ) -> None:
-    """Find objects in image files: print them, or write them as COCO json, or draw them.
+    """Find objects in image files: print them, or write them as COCO json or CSV, or draw them.
 
     Args:
         model: The detector.
@@ -77,7 +78,8 @@ def predict_detection(
         files: The images, with their paths.
         threshold: Least score of an object.
         batch_size: Images in a batch.
-        output: The json file: images, annotations with score, categories; `coco:FILE` reads it as a domain.
+        output: The file. `NAME.csv`: a row for each object, with its box in pixels. Any other name: COCO json with
+            images, annotations with score, and categories; `coco:FILE` reads it as a domain.
         draw: Folder for the pictures.
     """
     if not 0 <= threshold <= 1:
@@ -103,12 +105,25 @@ def predict_detection(
             draw.mkdir(parents=True, exist_ok=True)
             draw_objects(image, found, labels, 320).save(draw / f"{name}.png")
     if output is not None:
-        categories = [{"id": number, "name": name} for number, name in enumerate(labels)]
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        output.write_text(json.dumps(document) + "\n")
+        if output.suffix.lower() == ".csv":
+            _write_csv(output, [str(path) for path in files.paths], annotations, labels)
+        else:
+            categories = [{"id": number, "name": name} for number, name in enumerate(labels)]
+            document = {"images": images, "annotations": annotations, "categories": categories}
+            output.write_text(json.dumps(document) + "\n")
         print(f"{len(annotations)} objects in {len(images)} images: {output}")
     if draw is not None:
         print(f"{len(images)} pictures: {draw}")
+
+
+def _write_csv(path: Path, files: list[str], annotations: list[dict[str, Any]], labels: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "score", "x_min", "y_min", "x_max", "y_max"])
+        for entry in annotations:
+            left, top, width, height = entry["bbox"]
+            box = [f"{value:.2f}" for value in (left, top, left + width, top + height)]
+            writer.writerow([files[entry["image_id"]], labels[entry["category_id"]], f"{entry['score']:.6f}", *box])
 
 
 def _annotations(found: Detections, image: int, first: int) -> list[dict[str, Any]]:

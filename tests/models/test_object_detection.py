@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from PIL import Image
-from tiny_detectors import LABELS, detector_settings, tiny_detector
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,6 +17,7 @@ from transformers import (
 from metaalign_hf import MetaAlignForObjectDetection, UserError
 from metaalign_hf.models import detector_types
 from metaalign_hf.models.detectors import detector_adapter
+from tiny_detectors import LABELS, detector_settings, tiny_detector
 
 FAMILIES = list(detector_settings())
 ALL_LEVELS = ["backbone_pixel", "backbone_global", "encoder", "query"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     BitImageProcessor,
     DetrConfig,
     DetrForObjectDetection,
@@ -16,6 +17,8 @@ from transformers import (
 from metaalign_hf import MetaAlignForImageClassification
 from metaalign_hf.cli import run
 from metaalign_hf.models import onnx_export
+from metaalign_hf.models.detectors.processors import build_detector_processor
+from tiny_detectors import tiny_detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
 LABELS = ["cat", "dog", "eel"]
@@ -63,7 +66,7 @@ def test_a_detector_of_the_detr_family(tmp_path):
         **narrow,
     )
     model = DetrForObjectDetection(config).eval()
-    assert onnx_export.export_onnx(model, (64, 96), tmp_path / "detr.onnx") < 1e-4
+    assert onnx_export.export_onnx(model, (64, 96), tmp_path / "detr.onnx").difference < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "detr.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(4, 3, 64, 96)
     logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": images.numpy()})
@@ -71,6 +74,42 @@ def test_a_detector_of_the_detr_family(tmp_path):
         expected = model(images)
     np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(boxes, expected.pred_boxes.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "batches"), [("yolos", (1, 5)), pytest.param("d_fine", (1,), marks=pytest.mark.slow)]
+)
+def test_an_adapted_detector_from_the_command_line(family, batches, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = tiny_detector(family)
+    with torch.no_grad():
+        for parameter in model.parameters():  # class heads start at zero, where the choice of queries is a tie
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapted")
+    build_detector_processor(family, size=64).save_pretrained(tmp_path / "adapted")
+    assert run(["export", str(tmp_path / "adapted"), str(tmp_path / "native"), "--onnx"]) == 0
+    printed = capsys.readouterr().out
+    assert "outputs within" in printed and ("one image at a time" in printed) == (batches == (1,))
+    native = AutoModelForObjectDetection.from_pretrained(tmp_path / "native").eval()
+    session = onnxruntime.InferenceSession(tmp_path / "native" / "model.onnx", providers=["CPUExecutionProvider"])
+    for count in batches:
+        images = torch.randn(count, 3, 64, 64)
+        logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": images.numpy()})
+        with torch.no_grad():
+            expected = native(images)
+        np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(boxes, expected.pred_boxes.numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_detector_that_the_exporter_cannot_write_is_refused_in_one_line(tmp_path, capsys):
+    torch.manual_seed(0)
+    tiny_detector("deformable_two_stage").save_pretrained(tmp_path / "adapted")
+    build_detector_processor("deformable_detr", size=64).save_pretrained(tmp_path / "adapted")
+    assert run(["export", str(tmp_path / "adapted"), str(tmp_path / "native"), "--onnx"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("metaalign: export: DeformableDetrForObjectDetection cannot be written and run as ONNX: ")
+    assert not (tmp_path / "native").exists()
 
 
 def test_a_native_checkpoint_is_exported_as_well_and_differences_are_refused(tmp_path, capsys, monkeypatch):

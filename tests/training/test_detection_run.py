@@ -1,13 +1,15 @@
 """A detector's run from the command line to a checkpoint that loads: files, numbers, law 9, resume, the commands."""
 
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchvision.utils import save_image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
@@ -17,7 +19,7 @@ from metaalign_hf.data import DetectionSet, Objects, detection_batches
 from metaalign_hf.data.detection_pair import renumbered
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
-from metaalign_hf.training.detection import mix_detection
+from metaalign_hf.training.detection import DetectionTask, mix_detection
 
 TINY = str(Path(__file__).parent / "tiny_detection.yaml")
 
@@ -214,6 +216,15 @@ def test_evaluate_and_predict_and_export(finished, tmp_path, capsys):
     raw = read_detection_domain(DomainConfig.parse(f"coco:{tmp_path / 'found.json'}"))
     assert raw.labels == ["zero", "one", "two"] and len(raw.train) == 3
     assert run(command) == 2 and "exists" in capsys.readouterr().err
+    assert run([*command[:5], "--output", str(tmp_path / "found.csv")]) == 0
+    header, *rows = csv.reader((tmp_path / "found.csv").read_text().splitlines())
+    assert header == ["file", "label", "score", "x_min", "y_min", "x_max", "y_max"]
+    assert len(rows) == len(document["annotations"])
+    for row, entry in zip(rows, document["annotations"], strict=True):
+        assert row[:2] == [str(photos / f"{entry['image_id']}.png"), raw.labels[entry["category_id"]]]
+        left, top, width, height = entry["bbox"]
+        found_box = [float(value) for value in row[3:]]
+        assert found_box == pytest.approx([left, top, left + width, top + height], abs=0.01)
     assert run(["predict", str(output), str(photos), "--threshold", "0.01"]) == 0
     assert "0.png\t" in capsys.readouterr().out
 
@@ -240,6 +251,56 @@ def test_a_checkpoint_keeps_its_own_order_of_classes(finished, pair):
     assert task.pair.labels == ["zero", "one", "two"]
     for a, b in zip(task.pair.source_train.objects, pair.source_train.objects, strict=True):
         assert torch.equal(a.labels, b.labels)
+
+
+def test_classes_of_checkpoint_and_data_are_matched_by_name(finished, pair, tmp_path):
+    output, _ = finished
+    model = MetaAlignForObjectDetection.from_pretrained(output)
+    order = ["two", "zero", "one"]
+    model.config.id2label, model.config.label2id = dict(enumerate(order)), {n: i for i, n in enumerate(order)}
+    model.save_pretrained(tmp_path / "shuffled")
+    config = load_config(TINY, {"model.checkpoint": str(tmp_path / "shuffled")})
+    found = DetectionTask(config, pair).pair
+    assert found.labels == order and pair.labels == ["zero", "one", "two"]
+    for name in ("source_train", "source_test", "target_evaluation"):
+        for before, after in zip(getattr(pair, name).objects, getattr(found, name).objects, strict=True):
+            assert torch.equal(before.boxes, after.boxes)
+            names = [[labels[i] for i in o.labels] for labels, o in ((pair.labels, before), (order, after))]
+            assert names[0] == names[1]
+    assert found.target_train.objects is None and found.target_test_images.objects is None
+
+    order[0] = "ten"
+    model.config.id2label, model.config.label2id = dict(enumerate(order)), {n: i for i, n in enumerate(order)}
+    model.save_pretrained(tmp_path / "other")
+    config.model.checkpoint = str(tmp_path / "other")
+    with pytest.raises(UserError, match="only the model has ten; only the data has two"):
+        DetectionTask(config, pair)
+
+
+def test_a_checkpoint_that_is_no_metaalign_detector_is_refused(finished, tmp_path, capsys):
+    output, _ = finished
+    command = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), "--model.checkpoint"]
+    native, damaged = tmp_path / "native", tmp_path / "damaged"
+    assert run(["export", str(output), str(native)]) == 0
+    shutil.copytree(output, damaged)
+    state = load_file(damaged / "model.safetensors")
+    del state["detector.model.enc_output.0.weight"]
+    save_file(state, damaged / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    for place, words in (
+        (native, f"holds DFineForObjectDetection, not MetaAlignForObjectDetection.*use model.detector: {native}"),
+        (damaged, f"model.checkpoint {damaged}: 1 tensors are missing or misshapen"),
+    ):
+        assert run([*command, str(place)]) == 2
+        assert re.search(words, capsys.readouterr().err.strip().splitlines()[-1])
+    config = json.loads((native / "config.json").read_text())
+    (native / "config.json").write_text(json.dumps({**config, "architectures": ["ViTForImageClassification"]}))
+    assert run([*command, str(native)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "holds ViTForImageClassification, not MetaAlignForObjectDetection" in error and "model.detector:" not in error
+    )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

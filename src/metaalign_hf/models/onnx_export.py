@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 
-__all__ = ["TOLERANCE", "export_onnx"]
+__all__ = ["TOLERANCE", "OnnxFile", "export_onnx"]
 
 TOLERANCE = 1e-3
 """Largest difference of an output, relative to the largest output of torch, that `export_onnx` accepts."""
@@ -35,11 +38,25 @@ class _Outputs(nn.Module):
         return tuple(output[name] for name in self.names)
 
 
-def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path) -> float:
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written.
+
+    Attributes:
+        difference: The largest difference of an output from torch's, relative to torch's largest value of it.
+        batch_size: Images that the file takes at a time; None for any number.
+    """
+
+    difference: float
+    batch_size: int | None
+
+
+def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path) -> OnnxFile:
     """Write a native model as ONNX, run it with ONNX Runtime, and compare its outputs with torch's.
 
-    The file takes `pixel_values` `(B, 3, H, W)`, any B, normalised as the image processor does, and gives `logits`
-    `(B, K)`; of a detector `logits` `(B, Q, K)` and `pred_boxes` `(B, Q, 4)` for whole images without padding.
+    The file takes `pixel_values` `(B, 3, H, W)`, normalised as the image processor does, and gives `logits` `(B, K)`;
+    of a detector `logits` `(B, Q, K)` and `pred_boxes` `(B, Q, 4)` for whole images without padding. B is any, or 1
+    where the exporter of torch cannot keep it open, as for D-FINE.
 
     Args:
         model: A plain image classifier or object detector of transformers; it is left in evaluation mode.
@@ -47,10 +64,10 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
         path: File to write.
 
     Returns:
-        The largest difference of an output on random images of batch sizes 1 and 3, relative to its largest value.
+        The largest difference on random images, of batch sizes 1 and 3 where B is any, and the batch size.
 
     Raises:
-        UserError: If the packages are missing, the model cannot be exported, or its outputs differ by more than
+        UserError: If the packages are missing, the model cannot be exported or run, or its outputs differ by more than
             `TOLERANCE`.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -59,45 +76,77 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
     wrapped = _Outputs(model.float().cpu()).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, *image_size, generator=generator)
+    name = type(model).__name__
     try:
-        with torch.no_grad(), _quiet():
-            torch.onnx.export(
-                wrapped,
-                (images[:2],),
-                path,
-                dynamo=True,
-                input_names=["pixel_values"],
-                output_names=wrapped.names,
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-                external_data=False,
-                verbose=False,
-            )
+        _write(wrapped, images[:2], path, {0: torch.export.Dim("batch")})
+        is_open = isinstance(_session(path).get_inputs()[0].shape[0], str)
+        if not is_open:
+            _write(wrapped, images[:1], path, {})
+        difference = max(_difference(wrapped, images[:count], path) for count in ((1, 3) if is_open else (1,)))
     except Exception as error:
         path.unlink(missing_ok=True)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"export: {type(model).__name__} cannot be written as ONNX: {reason}") from error
-    difference = max(_difference(wrapped, images[:count], path) for count in (1, 3))
+        raise UserError(f"export: {name} cannot be written and run as ONNX: {_reason(error)}") from error
     if not difference <= TOLERANCE:
         path.unlink()
         raise UserError(
-            f"export: the ONNX form of {type(model).__name__} gives other outputs than torch (relative difference "
-            f"{difference:.1e}); it was not kept"
+            f"export: the ONNX form of {name} gives other outputs than torch (relative difference {difference:.1e}); "
+            "it was not kept"
         )
-    return difference
+    return OnnxFile(difference, None if is_open else 1)
+
+
+def _write(model: _Outputs, images: Tensor, path: Path, dynamic: dict[int, Any]) -> None:
+    with torch.no_grad(), _quiet(), _without_shape_checks():
+        torch.onnx.export(
+            model,
+            (images,),
+            path,
+            dynamo=True,
+            input_names=["pixel_values"],
+            output_names=model.names,
+            dynamic_shapes={"pixel_values": dynamic},
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 @torch.no_grad()
 def _difference(model: _Outputs, images: Tensor, path: Path) -> float:
-    import onnxruntime
-
-    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found = session.run(model.names, {"pixel_values": images.numpy()})
+    found = _session(path).run(model.names, {"pixel_values": images.numpy()})
     pairs = zip(map(torch.from_numpy, found), model(images), strict=True)
     return max(float((value - expected).abs().max() / expected.abs().max()) for value, expected in pairs)
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of what the exporter stumbled over; it wraps that in general advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _without_shape_checks() -> Iterator[None]:
+    """Assertions of transformers on shapes have no ONNX form; without them the outputs are the same."""
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """The exporter reports its own progress and opset conversions: nothing that the user can act upon."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]

@@ -28,6 +28,10 @@ _AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
     "object-detection": "AutoModelForObjectDetection",
 }
+_EXAMPLE_DOMAINS = {
+    "image-classification": "--data.source imagefolder:SOURCE --data.target imagefolder:TARGET",
+    "object-detection": "--data.source coco:SOURCE.json --data.target coco:TARGET.json",
+}
 # Measures of each task, by their name in the summary: Hub metric id, heading, and whether the model index shows it.
 _MEASURES = {
     "accuracy": ("accuracy", "accuracy", True),
@@ -135,6 +139,7 @@ class _Facts:
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}
         results, index = self._results()
+        detects = self.task == "object-detection"
         names = ("backbone_name", "detector_name", "model_type")
         backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
         options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
@@ -147,6 +152,9 @@ class _Facts:
             "timm": "Timm" in self.architecture,
             "task": self.task,
             "auto_class": _AUTO_CLASSES[self.task],
+            "measure": "mAP@50" if detects else "accuracy",
+            "verb": "detect" if detects else "classify",
+            "example_domains": _EXAMPLE_DOMAINS[self.task],
             "source": domains["source"],
             "target": domains["target"],
             "labels": self.record.labels,
@@ -192,6 +200,9 @@ class _Facts:
             "digits": "embedded digits of installed packages",
             "imagefolder": "a local folder of images",
             "list": "a local list of images",
+            "coco": "a local set of images with COCO annotations",
+            "voc": "a local folder of images with VOC annotations",
+            "digit_scenes": "scenes drawn by code with digits of installed packages",
             "dataset": "data set",
         }
         if config:
@@ -205,7 +216,9 @@ class _Facts:
             words += f": {place}"
             if config.get("test_path") and config.get("test_path") == config.get("path"):
                 words += "; tested on the training images"
-            elif not (config.get("test_path") or config.get("test_split")):
+            elif config.get("kind") == "digit_scenes":
+                words += "; tested on scenes with other digits"
+            elif not any(config.get(key) for key in ("test_path", "test_split", "test_annotations")):
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
         count = self.summary.get(f"{name}_test_images")
@@ -301,9 +314,7 @@ class _Facts:
         if not self.summary:
             return "Measured during the run, on test images that are not trained on."
         steps = self.summary.get("source_steps", 0)
-        before = (
-            f"after {steps} steps on the source alone" if steps else "the untrained classifier on the initial backbone"
-        )
+        before = f"after {steps} steps on the source alone" if steps else "the model that the run started from"
         words = [f"Before: {before}. After: {self.summary.get('adaptation_steps')} steps of adaptation."]
         words.append(f"One run, seed {self.summary.get('seed')}; n is the number of labelled test images.")
         checkpoint = self.summary.get("checkpoint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -34,11 +33,11 @@ from ..evaluation import (
     gather_rows,
     get_validator,
 )
-from ..hub import fetch
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
 from .domain_options import evaluate_command
+from .starting_point import check_labels, load_starting_point
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
@@ -118,7 +117,7 @@ class ClassificationTask:
             )
         self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
         self.model = model or build_model(config.model, self.pair.labels)
-        _check_labels(self.model.config.labels, self.pair.labels)
+        check_labels(self.model.config.labels, self.pair.labels)
         self.pair = self.pair.in_order(self.model.config.labels)
         self._check_sources()
         self.processor = build_image_processor(
@@ -353,42 +352,10 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
 
 
 def _checkpoint(place: str) -> MetaAlignForImageClassification:
-    folder = fetch(place, what="model.checkpoint:")
-    _check_kind(place, folder)
-    try:
-        return MetaAlignForImageClassification.from_pretrained(folder, dtype=torch.float32)
-    except UserError as error:
-        raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
-    except Exception as error:  # damaged files make the libraries raise nearly anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
+    def instead(_: str) -> str:
+        return f"; to start from its backbone with a new classifier, use model.backbone: {place}"
 
-
-def _check_kind(checkpoint: str, folder: Path) -> None:
-    """Refuse a checkpoint that is no classifier of ours, and say how to use it all the same."""
-    own = MetaAlignForImageClassification.__name__
-    try:
-        architectures = json.loads((folder / "config.json").read_text()).get("architectures") or ["a model"]
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise UserError(f"model.checkpoint: {checkpoint} has a damaged config.json") from error
-    if architectures[0] != own:
-        raise UserError(
-            f"model.checkpoint: {checkpoint} holds {architectures[0]}, not {own}; to start from its backbone "
-            f"with a new classifier, use model.backbone: {checkpoint}"
-        )
-
-
-def _check_labels(known: list[str], found: list[str]) -> None:
-    """The classes of model and data must be the same names; their order may differ."""
-    lacking = [name for name in found if name not in known]
-    unused = [name for name in known if name not in found]
-    if lacking or unused:
-        parts = [
-            f"only {who} has {', '.join(names[:5])}"
-            for who, names in (("the model", unused), ("the data", lacking))
-            if names
-        ]
-        raise UserError(f"model: its classes are not those of the data: {'; '.join(parts)}")
+    return load_starting_point(place, MetaAlignForImageClassification, instead)
 
 
 def mix(source: Batch, target: Batch) -> Batch:

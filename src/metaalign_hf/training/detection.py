@@ -21,7 +21,6 @@ from ..data.detection_pair import renumbered
 from ..errors import UserError
 from ..evaluation import Detections, evaluate_detector, predict_objects
 from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
-from ..hub import fetch
 from ..models import MetaAlignForObjectDetection
 from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
@@ -29,6 +28,7 @@ from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
 from .configuration import Config, ModelConfig
 from .domain_options import evaluate_command
+from .starting_point import check_labels, fetch_starting_point, load_starting_point
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
 
@@ -78,12 +78,13 @@ class DetectionSummary(Summary):
         ]
 
     def next_commands(self) -> list[str]:
-        """Evaluate, predict, export."""
+        """Evaluate, predict, export, push."""
         folder = self.output_dir
         return [
             self.evaluate_command,
             quoted("metaalign", "predict", folder) + " IMAGE_OR_FOLDER --draw FOLDER",
             quoted("metaalign", "export", folder, f"{folder}-native"),
+            quoted("metaalign", "push", folder) + " ORGANISATION/NAME",
         ]
 
 
@@ -118,15 +119,10 @@ class DetectionTask:
         self.config = config
         self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
         self.model = model or build_detector(config.model, self.pair.labels)
-        labels = self.model.config.labels
-        if sorted(labels) != sorted(self.pair.labels):
-            raise UserError(
-                f"model: its classes {labels[:5]} ... are not those of the data, {self.pair.labels[:5]} ..."
-            )
-        self.pair = renumbered(self.pair, labels)
-        place = self.model.config.detector_name
-        if config.model.checkpoint is not None:
-            place = str(fetch(config.model.checkpoint, what="model.checkpoint:"))
+        check_labels(self.model.config.labels, self.pair.labels)
+        self.pair = renumbered(self.pair, self.model.config.labels)
+        start = config.model.checkpoint
+        place = self.model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
 
@@ -286,7 +282,7 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     """The detector that the configuration describes: of a family, or a metaalign checkpoint.
 
     Raises:
-        UserError: If the detector or checkpoint cannot be loaded.
+        UserError: If the detector or checkpoint cannot be loaded, or the checkpoint holds no metaalign detector.
     """
     model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_detector(config, labels)
     if config.attention is not None:
@@ -306,11 +302,12 @@ def _from_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
 
 
 def _checkpoint(place: str) -> MetaAlignForObjectDetection:
-    folder = fetch(place, what="model.checkpoint:")
-    try:
-        return MetaAlignForObjectDetection.from_pretrained(folder, dtype=torch.float32)
-    except OSError as error:
-        raise UserError(f"model.checkpoint: {place} cannot be loaded: {str(error).splitlines()[0]}") from error
+    def instead(found: str) -> str:
+        if not found.endswith("ObjectDetection"):
+            return ""
+        return f"; to start from it with new alignment heads, use model.detector: {place}"
+
+    return load_starting_point(place, MetaAlignForObjectDetection, instead)
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def _in_words(summary: Summary) -> list[str]:
     if summary.source_steps:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
-        phases += " (no source phase: before is the untrained classifier)"
+        phases += " (no source phase: before is the model that the run started from)"
     words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. After is the last checkpoint."]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:

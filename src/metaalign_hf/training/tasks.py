@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from ..errors import UserError
-from ..hub import fetch
-from ..models import MetaAlignDetectionConfig, MetaAlignForObjectDetection
+from ..models import MetaAlignForObjectDetection
 from .classification import ClassificationTask
 from .configuration import Config
 from .detection import DetectionTask
+from .starting_point import starting_architecture
 from .task import Task
 
 __all__ = ["build_task", "is_detection"]
@@ -43,10 +40,5 @@ def is_detection(config: Config, model: Any = None) -> bool:
         return isinstance(model, MetaAlignForObjectDetection)
     if config.model.checkpoint is None:
         return config.model.detector is not None
-    folder = fetch(config.model.checkpoint, what="model.checkpoint:")
-    try:
-        found = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.checkpoint: {config.model.checkpoint} cannot be loaded: {reason}") from error
-    return isinstance(found, MetaAlignDetectionConfig)
+    detects = starting_architecture(config.model.checkpoint).endswith("ObjectDetection")
+    return detects or config.model.detector is not None
