@@ -31,7 +31,7 @@ from .metaalign import SCHEDULES, SCOPES, MetaAlign
 from .report import ROLES, StepReport
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages
-from .statistics import frozen_running_statistics
+from .statistics import frozen_running_statistics, has_live_statistics
 
 __all__ = [
     "ROLES",
@@ -47,5 +47,6 @@ __all__ = [
     "StepReport",
     "find_stages",
     "frozen_running_statistics",
+    "has_live_statistics",
     "step_sizes",
 ]

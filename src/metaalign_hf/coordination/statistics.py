@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["frozen_running_statistics"]
+__all__ = ["frozen_running_statistics", "has_live_statistics"]
+
+
+def has_live_statistics(module: nn.Module) -> bool:
+    """Whether a batch normalisation in the module normalises by the statistics of the batch."""
+    return any(True for _ in _live_layers(module))
 
 
 @contextmanager
@@ -20,11 +25,7 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     Args:
         module: Any module; its batch normalisations at any depth are meant.
     """
-    layers = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
-    ]
+    layers = list(_live_layers(module))
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -32,3 +33,9 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+def _live_layers(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
+            yield layer

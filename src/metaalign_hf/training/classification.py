@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..coordination import SharedPrefix, frozen_running_statistics
+from ..coordination import SharedPrefix, frozen_running_statistics, has_live_statistics
 from ..data import (
     DomainPair,
     ImageSet,
@@ -154,15 +154,19 @@ class ClassificationTask:
     def closures(
         self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
     ) -> StepClosures:
-        """A task pass on the source, an alignment pass on both domains, and one forward of both for a joint step."""
+        """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
         if mixed and (entry := self._shared_entry()) is not None:
             return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics)
 
+        # A layer with live statistics that sees the source alone normalises it otherwise than in evaluation, where the
+        # statistics are those of both domains. So its task pass is on both, as in a joint step, with the source's loss.
+        together = bool(mixed) and mixed_statistics and has_live_statistics(self.model)
+
         def task(batch: Batch) -> Callable[[], Tensor]:
             def run() -> Tensor:
-                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext():
-                    return model(**batch, objective="task").task_loss
+                with frozen_running_statistics(model) if together else nullcontext():
+                    return model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
 
             return run
 
@@ -176,7 +180,9 @@ class ClassificationTask:
 
             return run
 
-        return StepClosures([task(b) for b in source], [alignment(b) for b in mixed], [both(b) for b in mixed])
+        return StepClosures(
+            [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
+        )
 
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""

@@ -180,7 +180,7 @@ class _Run:
         device = self.accelerator.device
         batches = micro_batches(source, 1, device), micro_batches(target, 1, device)
         self._train_mode()
-        closures = self.task.closures(self.model, *batches, 0.5, self.batch_norm == "mixed")
+        closures = self.task.closures(self.model, *batches, 0.5, self.batch_norm != "train")
         try:
             self.coordinator.probe(closures.task, closures.alignment)
         except RuntimeError as error:
@@ -237,7 +237,7 @@ class _Run:
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
         self._train_mode()
         closures = self.task.closures(
-            self.model, batches, unlabelled, progress(local, total), self.batch_norm == "mixed"
+            self.model, batches, unlabelled, progress(local, total), self.batch_norm != "train"
         )
         try:
             if unlabelled:
