@@ -202,8 +202,9 @@ class ClassificationTask:
         progress: float,
         mixed_statistics: bool,
     ) -> StepClosures:
-        """Both passes on the mixed batch; the task's goes on from the entry with the source rows alone."""
+        """Both passes on the mixed batch; from the entry on the task's needs the target's rows for live statistics only."""
         prefixes = [SharedPrefix(self.model, entry) for _ in mixed]
+        together = mixed_statistics and has_live_statistics(self.model)
 
         def task(prefix: SharedPrefix, batch: Batch, labels: Tensor) -> Callable[[], Tensor]:
             def run() -> Tensor:
@@ -220,7 +221,9 @@ class ClassificationTask:
             return run
 
         return StepClosures(
-            task=[task(p, m, s["labels"]) for p, m, s in zip(prefixes, mixed, source, strict=True)],
+            task=[
+                task(p, m, (m if together else s)["labels"]) for p, m, s in zip(prefixes, mixed, source, strict=True)
+            ],
             alignment=[alignment(p, m) for p, m in zip(prefixes, mixed, strict=True)],
             shared=prefixes,
         )

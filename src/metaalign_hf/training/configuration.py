@@ -119,10 +119,10 @@ class TrainingConfig:
         batch_size: Images of each domain in a micro-batch, per process.
         gradient_accumulation_steps: Micro-batches of each domain in a step.
         max_grad_norm: Clip the norm of the total gradient; null does not clip.
-        batch_norm: Batch normalisation of the backbone. train: as published, every pass moves its running statistics, also
-            the task's pass on the source alone. mixed: every pass is on both domains, as in a joint step, and one moves
-            the statistics; a metaalign step then costs two joint ones, or about one with inner_scope last_stage. frozen:
-            pretrained statistics stay. auto: frozen with pretrained weights, else mixed.
+        batch_norm: Batch normalisation of the backbone. train: as published, every pass moves its running statistics,
+            also the task's pass on the source alone. mixed: every pass is on both domains, as in a joint step, and one
+            moves the statistics; a metaalign step then costs two joint ones, or little more than one with inner_scope
+            last_stage. frozen: pretrained statistics stay. auto: frozen with pretrained weights, else mixed.
         recalibrate_bn: target re-estimates the running statistics of batch normalisation on unlabelled target training
             images (AdaBN) in every evaluated and saved model of the adaptation phase; none leaves them.
         mixed_precision: no, bf16 or fp16.
