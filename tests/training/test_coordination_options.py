@@ -54,6 +54,19 @@ def test_options_train_to_a_checkpoint_that_loads(options, tmp_path):
         assert {"weight/stem", "weight/stage4", "cosine/stage1", "inner_product/head"} <= set(taken[-1])
 
 
+@pytest.mark.parametrize("scope", ["all", "last_stage"])
+def test_with_inner_lr_0_a_run_is_the_joint_run(scope, tmp_path):
+    """Also with live batch statistics: every pass of a step sees both domains."""
+    train(tmp_path / "joint", "--coordination.method", "joint")
+    options = ["--coordination.inner_lr", "0", "--coordination.inner_scope", scope]
+    train(tmp_path / "zero", *options)
+    joint, zero = weights(tmp_path / "joint"), weights(tmp_path / "zero")
+    for name in joint:
+        torch.testing.assert_close(zero[name], joint[name], rtol=1e-3, atol=1e-5, msg=name)
+    train(tmp_path / "published", *options[:2], "--training.batch_norm", "train")
+    assert any(not torch.allclose(joint[name], value) for name, value in weights(tmp_path / "published").items())
+
+
 def test_a_shared_prefix_trains_to_the_same_weights(tmp_path):
     options = ["--coordination.inner_scope", "last_stage", "--training.batch_norm", "frozen"]
     train(tmp_path / "shared", *options)

@@ -202,7 +202,7 @@ class ClassificationTask:
         progress: float,
         mixed_statistics: bool,
     ) -> StepClosures:
-        """Both passes on the mixed batch; from the entry on the task's needs the target's rows for live statistics only."""
+        """Both passes on the mixed batch; past the entry the task's needs the target for live statistics only."""
         prefixes = [SharedPrefix(self.model, entry) for _ in mixed]
         together = mixed_statistics and has_live_statistics(self.model)
 
