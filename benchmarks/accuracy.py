@@ -103,17 +103,15 @@ def difference(objective: str, form: str, seeds: tuple[int, ...], key: str = "ta
 
 def ablation_table() -> Table:
     table = Table(title="Ablation: DANN, 3 pairs x 3 seeds, points of target accuracy")
-    for column in ("form of the step", "target", "against joint", "source", "BNM (label-free)", "s/step"):
+    for column in ("form of the step", "target", "against joint", "source", "BNM (label-free)"):
         table.add_column(column)
     for form in FORMS:
-        runs = [one("dann", form, pair, seed) for pair in PAIRS for seed in ABLATION_SEEDS]
         table.add_row(
             form,
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'target_accuracy_after'))[0]:.1f}",
             "" if form == "joint" else difference("dann", form, ABLATION_SEEDS),
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'source_accuracy'))[0]:.1f}",
             f"{nuclear_norm(form):.3f}",
-            f"{sum(run['seconds_per_step'] for run in runs) / len(runs):.3f}",
         )
     return table
 
