@@ -144,7 +144,7 @@ class Setting:
         self.labels: object = torch.randint(0, 65, (n,), device=self.device)
         if self.network.detector:
             boxes = torch.tensor([[0.5, 0.5, 0.3, 0.3], [0.3, 0.4, 0.2, 0.2]], device=self.device)
-            classes = torch.tensor([1, 2], device=self.device)
+            classes = torch.tensor([0, 1], device=self.device)
             self.labels = [{"class_labels": classes, "boxes": boxes} for _ in range(n)]
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
 
@@ -298,6 +298,8 @@ def main() -> None:
         table.add_column(column)
     found: dict[str, object] = {"machine": machine(), "precision": options.precision, "rounds": options.rounds}
     reports: list[str] = []
+    path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
         seconds = measure_time(name, options.precision, options.rounds)
         memory = {}
@@ -316,6 +318,7 @@ def main() -> None:
         share = measure_report(name, options.precision, options.rounds)
         found[name] = {**rows, "report": share}
         reports.append(f"{name} {100 * share:.1f} %")
+        path.write_text(json.dumps(found, indent=1) + "\n")  # after every network: it takes a while
         for form, row in rows.items():
             figures = (f"{1000 * row['seconds']:.0f}", row["time"], f"{row['MiB']:.0f}", row["memory"])
             batch = NETWORKS[name].batch
@@ -323,9 +326,6 @@ def main() -> None:
                 f"{name}, {batch} + {batch}", form, *(f"{x:.2f}" if isinstance(x, float) else x for x in figures)
             )
     Console(width=120).print(table)
-    path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"Share of a step that its report costs when read after every step: {', '.join(reports)}")
     print(f"Figures: {path}")
 
