@@ -150,6 +150,7 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
 
     from . import models  # noqa: F401  (registers the Auto classes)
+    from .models.loading import refuse_lost_tensors
 
     folder = fetch(checkpoint, token)
     try:
@@ -164,9 +165,7 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     except Exception as error:  # damaged files make the libraries raise nearly anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {lines[0]}") from error
-    lost = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if lost:
-        raise UserError(f"checkpoint {checkpoint}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
+    refuse_lost_tensors(info, checkpoint)
     return model.eval(), processor
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from metaalign_hf import load_domain
 from metaalign_hf.cli import run
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
-from test_run import ROOT, TINY, assert_same_run, lines, train, weights
+from test_run import ROOT, TINY, assert_same_run, lines, run_until_checkpoint, train, weights
 
 VIT = [
     *("--model.backbone", "vit_tiny_patch16_224"),
@@ -98,21 +97,9 @@ def test_law_7_holds_with_group_weights_and_an_average(tmp_path):
     options = ["--coordination.groups", "stage", "--coordination.weight_lr", "5", "--training.ema_decay", "0.9"]
     options += ["--optimizer.name", "adamw", *VIT]
     train(tmp_path / "whole", *options)
-    script = (
-        "import sys, os, signal\n"
-        "from metaalign_hf.training import loop\n"
-        "from metaalign_hf.cli import run\n"
-        "save = loop.save_checkpoint\n"
-        "def save_and_die(*args, **keywords):\n"
-        "    save(*args, **keywords)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_checkpoint = save_and_die\n"
-        "run(sys.argv[1:])\n"
-    )
     arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "killed"), *options]
     arguments += ["--training.checkpoint_every", "7"]
-    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL
+    run_until_checkpoint(arguments)
     assert run([*arguments, "--training.resume", "true"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert steps(tmp_path / "killed")[-1]["weight/stage4"] != 1.0

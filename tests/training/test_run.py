@@ -45,6 +45,23 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+def run_until_checkpoint(arguments: list[str]) -> None:
+    """A run that is killed when its first checkpoint is written."""
+    script = (
+        "import sys, os, signal\n"
+        "from metaalign_hf.training import loop\n"
+        "from metaalign_hf.cli import run\n"
+        "save = loop.save_checkpoint\n"
+        "def save_and_die(*args, **keywords):\n"
+        "    save(*args, **keywords)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "loop.save_checkpoint = save_and_die\n"
+        "run(sys.argv[1:])\n"
+    )
+    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "finished"
@@ -102,20 +119,8 @@ def test_law_7_stop_and_resume_is_never_having_stopped(finished, tmp_path, kille
     """A run that dies after the checkpoint of step `killed_at` (source phase, its end, adaptation) and is resumed."""
     output = tmp_path / "killed"
     options = ["--training.checkpoint_every", str(killed_at)]
-    script = (
-        "import sys, os, signal\n"
-        "from metaalign_hf.training import loop\n"
-        "from metaalign_hf.cli import run\n"
-        "save = loop.save_checkpoint\n"
-        "def save_and_die(*args, **keywords):\n"
-        "    save(*args, **keywords)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_checkpoint = save_and_die\n"
-        "run(sys.argv[1:])\n"
-    )
     arguments = ["train", "--config", TINY, "--training.output_dir", str(output), *options]
-    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL
+    run_until_checkpoint(arguments)
     assert not (output / "summary.json").exists()
     with (output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "phase": "adaptation", "lr": 0')  # what a kill in the middle of a line leaves

@@ -9,10 +9,23 @@ from transformers.configuration_utils import SubConfigSpec
 from ..alignment import normalise_alignment
 from ..errors import UserError
 
-__all__ = ["FORMAT_VERSION", "MetaAlignConfig"]
+__all__ = ["FORMAT_VERSION", "MetaAlignConfig", "check_format_version"]
 
 FORMAT_VERSION = 1
 """Version of the checkpoint layout; it grows when an older release can no longer read what a newer one writes."""
+
+
+def check_format_version(version: int) -> None:
+    """Refuse a checkpoint of a newer layout.
+
+    Raises:
+        UserError: If this release cannot read it.
+    """
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"this checkpoint has layout version {version}, and this release of metaalign-hf reads up to "
+            f"{FORMAT_VERSION}: upgrade with pip install -U metaalign-hf"
+        )
 
 
 @strict
@@ -50,11 +63,7 @@ class MetaAlignConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.format_version > FORMAT_VERSION:
-            raise UserError(
-                f"this checkpoint has layout version {self.format_version}, and this release of metaalign-hf reads up "
-                f"to {FORMAT_VERSION}: upgrade with pip install -U metaalign-hf"
-            )
+        check_format_version(self.format_version)
         self.alignment = normalise_alignment(self.alignment)
         super().__post_init__(**kwargs)
 

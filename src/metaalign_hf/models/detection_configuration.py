@@ -7,8 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..alignment.detection import normalise_levels
-from ..errors import UserError
-from .configuration import FORMAT_VERSION
+from .configuration import FORMAT_VERSION, check_format_version
 
 __all__ = ["MetaAlignDetectionConfig"]
 
@@ -39,11 +38,7 @@ class MetaAlignDetectionConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.format_version > FORMAT_VERSION:
-            raise UserError(
-                f"this checkpoint has layout version {self.format_version}, and this release of metaalign-hf reads up "
-                f"to {FORMAT_VERSION}: upgrade with pip install -U metaalign-hf"
-            )
+        check_format_version(self.format_version)
         self.alignment = normalise_levels(self.alignment)
         super().__post_init__(**kwargs)
 

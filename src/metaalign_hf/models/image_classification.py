@@ -18,7 +18,7 @@ from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .configuration import MetaAlignConfig
-from .memory import align_memory
+from .loading import align_memory, refuse_lost_tensors
 from .native_export import export_native
 
 __all__ = ["IGNORED_LABEL", "MetaAlignForImageClassification", "MetaAlignOutput"]
@@ -156,10 +156,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
             UserError: If tensors are missing or have another shape than the configuration says.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        lost = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-        if lost:
-            place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-            raise UserError(f"checkpoint {place}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
+        refuse_lost_tensors(info, args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         align_memory(model)
         return (model, info) if output_loading_info else model
 

@@ -21,7 +21,7 @@ from ..coordination import frozen_running_statistics
 from ..errors import UserError
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
-from .memory import align_memory
+from .loading import align_memory, refuse_lost_tensors
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
 
@@ -134,10 +134,7 @@ class MetaAlignForObjectDetection(PreTrainedModel):
             UserError: If tensors are missing or have another shape than the configuration says.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        lost = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-        if lost:
-            place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-            raise UserError(f"checkpoint {place}: {len(lost)} tensors are missing or misshapen, e.g. {lost[0]}")
+        refuse_lost_tensors(info, args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         align_memory(model)
         return (model, info) if output_loading_info else model
 
