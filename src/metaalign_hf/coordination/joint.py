@@ -149,20 +149,22 @@ class Joint:
         """What a report says of two gradients, and the unscaled inner product of each pair with its index."""
         scale = self._scale()
         measures: dict[str, Any] = {}
+        squares: list[dict[int, Tensor]] = []
         for name, gradients in (("task", task), ("alignment", alignment)):
-            size = norm(gradients)
-            measures[f"{name}_gradient_norm"] = None if size is None else size / scale
-        indices = [i for i, (a, b) in enumerate(zip(task, alignment, strict=True)) if a is not None and b is not None]
+            present = [i for i, g in enumerate(gradients) if g is not None]
+            found = squared_norms([gradients[i] for i in present]) / scale**2 if present else None  # type: ignore[misc]
+            measures[f"{name}_gradient_norm"] = None if found is None else found.sum().sqrt()
+            squares.append({} if found is None else dict(zip(present, found.unbind(), strict=True)))
+        indices = [i for i in squares[0] if i in squares[1]]
         if not indices:
             return measures, [], None
-        first, second = [task[i] for i in indices], [alignment[i] for i in indices]
-        products = inner_products(first, second) / scale**2  # type: ignore[arg-type]
-        squares = [squared_norms(x) / scale**2 for x in (first, second)]  # type: ignore[arg-type]
+        products = inner_products([task[i] for i in indices], [alignment[i] for i in indices]) / scale**2  # type: ignore[misc]
+        shared = [torch.stack([found[i] for i in indices]) for found in squares]
         measures["inner_product"] = products.sum()
-        measures["cosine"] = _cosine(products.sum(), squares[0].sum(), squares[1].sum())
+        measures["cosine"] = _cosine(products.sum(), shared[0].sum(), shared[1].sum())
         if self.group_names:
             place = torch.tensor([self._group_of[i] for i in indices], device=products.device)
-            sums = [products.new_zeros(len(self.group_names)).index_add(0, place, x) for x in (products, *squares)]
+            sums = [products.new_zeros(len(self.group_names)).index_add(0, place, x) for x in (products, *shared)]
             measures["groups"] = tuple(self.group_names)
             measures["group_inner_products"] = sums[0]
             measures["group_cosines"] = _cosine(*sums)

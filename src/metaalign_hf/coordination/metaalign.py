@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from .gradients import add_gradients, local, optimizer_parameters, squared_norms, take_gradients
+from .gradients import add_gradients, local, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, GroupWeights
 from .inner_step import RULES, StepGuard, step_sizes
 from .joint import Closure, Joint, JointClosure, require_closures
 from .report import ROLES, StepReport
-from .second_order import RandomState, vector_jacobian_product
+from .second_order import GradientGraph, RandomState, vector_jacobian_product
 from .shared_prefix import NOT_THE_ONLY_WAY, SharedPrefix
 from .stages import find_stages
 from .statistics import frozen_running_statistics
@@ -45,8 +45,9 @@ class MetaAlign(Joint):
     batch, so accumulation changes nothing. Parameters are restored exactly (bit for bit), also when a closure raises;
     gradients are then cleared.
 
-    J is the Jacobian of the meta-train gradient. Order 2 computes the product with a second meta-train pass at theta
-    that keeps its graph, on the same random numbers, without moving running statistics.
+    J is the Jacobian of the meta-train gradient. With one micro-batch order 2 keeps the graph of the meta-train pass
+    and differentiates it once more. With several, whose graphs would have to be kept side by side, it runs each of them
+    a second time at theta, on the same random numbers, without moving running statistics.
 
     Args:
         optimizer: Its parameter groups name the parameters and their learning rates.
@@ -170,11 +171,14 @@ class MetaAlign(Joint):
         losses: dict[str, Tensor | None] = {first: None, second: None}
         try:
             self.optimizer.zero_grad(set_to_none=True)
-            random = RandomState([p.device for p in parameters[:1]]) if self.order == 2 else None
-            losses[first] = self._run(train)
+            random = RandomState([p.device for p in parameters[:1]])
+            graph: GradientGraph | None = None
+            if self.order == 2 and len(train) == 1:
+                losses[first], graph = self._run_keeping_graph(train[0], parameters)
+            else:
+                losses[first] = self._run(train)
             train_gradients = take_gradients(parameters)
-            sizes = squared_norms([g for g in train_gradients if g is not None]).sum().sqrt()
-            if self._overflowed(first, sizes):
+            if self._overflowed(first, norm(train_gradients)):
                 add_gradients(parameters, train_gradients)
                 return StepReport(first, losses["task"], losses["alignment"], skipped=True)
             alphas = self.inner_step_sizes(train_gradients)
@@ -185,8 +189,8 @@ class MetaAlign(Joint):
             ordered = (train_gradients, test_gradients)
             measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
             skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
-            if random is not None and not skipped:
-                self._subtract_second_order(train, parameters, factors, test_gradients, random)
+            if self.order == 2 and not skipped:
+                self._subtract_second_order(train, parameters, factors, test_gradients, graph, random)
             add_gradients(parameters, train_gradients)
             if shared:
                 self._finish_shared(shared, parameters, factors)
@@ -277,13 +281,32 @@ class MetaAlign(Joint):
             squares = squared_norms([g for _, g, _ in moved])
             sizes = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
             displacement = (squares * sizes.square()).sum().sqrt()
-            torch._foreach_add_(shards, steps)
+            with self._unnoticed(parameters):
+                torch._foreach_add_(shards, steps)
             del steps
         try:
             yield displacement
         finally:
-            with torch.no_grad():
+            with torch.no_grad(), self._unnoticed(parameters):
                 torch._foreach_copy_([local(p) for p in parameters], copies)
+
+    def _unnoticed(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Where the graph of the meta-train pass is kept, autograd must not take its parameters for changed.
+
+        When it is run backward they have the very bits again that they had when it was built.
+        """
+        if self.order == 1:
+            return nullcontext()
+        return torch.autograd._unsafe_preserve_version_counter(tuple(parameters))
+
+    def _run_keeping_graph(self, train: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor, GradientGraph]:
+        """The meta-train pass with gradients that can be differentiated once more; their values are left in `.grad`."""
+        with self._no_sync():
+            loss = train()
+            graph = GradientGraph(loss * self._scale(), parameters)
+        # Copies: what is in .grad is changed in place, and may be one tensor for two parameters, or an expanded one.
+        self._leave(parameters, [None if g is None else g.detach().clone() for g in graph.gradients])
+        return loss.detach(), graph
 
     def _subtract_second_order(
         self,
@@ -291,6 +314,7 @@ class MetaAlign(Joint):
         parameters: Sequence[Tensor],
         factors: Sequence[float],
         test_gradients: Sequence[Tensor | None],
+        graph: GradientGraph | None,
         random: RandomState,
     ) -> None:
         """`.grad -= J_train^T (alpha w g_test)`, scaled as the gradients are, averaged over processes."""
@@ -299,19 +323,31 @@ class MetaAlign(Joint):
             g * (factor / scale) if g is not None and factor > 0 else None
             for g, factor in zip(test_gradients, factors, strict=True)
         ]
-        now = RandomState([p.device for p in parameters[:1]])
-        random.restore()
-        try:
-            with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
-                terms = vector_jacobian_product([self._scaled(loss, scale) for loss in train], parameters, vector)
-        finally:
-            now.restore()
+        if graph is not None:
+            terms = graph.vector_jacobian_product(vector)
+        else:
+            now = RandomState([p.device for p in parameters[:1]])
+            random.restore()
+            try:
+                with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
+                    terms = vector_jacobian_product([self._scaled(loss, scale) for loss in train], parameters, vector)
+            finally:
+                now.restore()
+        gradients = [p.grad for p in parameters]
+        self._leave(parameters, [None if term is None else -term for term in terms])
+        add_gradients(parameters, gradients)
+
+    def _leave(self, parameters: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
+        """Put values that no hook of DistributedDataParallel has seen into `.grad`, averaged over processes."""
         if self._average is not None:
             # Every process averages the same tensors, in the same order, whatever its own graph reached.
-            full = [torch.zeros_like(p) if term is None else term for p, term in zip(parameters, terms, strict=True)]
+            full = [
+                torch.zeros_like(p) if value is None else value for p, value in zip(parameters, values, strict=True)
+            ]
             self._average(full)
-            terms = [term if bool(term.any()) else None for term in full]
-        add_gradients(parameters, [None if term is None else -term for term in terms])
+            values = [value if bool(value.any()) else None for value in full]
+        for p, value in zip(parameters, values, strict=True):
+            p.grad = value
 
     def _scaled(self, loss: Closure, scale: float) -> Closure:
         return lambda: loss() * scale
