@@ -138,6 +138,34 @@ def test_the_task_loss_is_the_plain_detectors_own():
     assert alone.task_loss is None and not alone.logits.requires_grad
 
 
+@pytest.mark.parametrize("family", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2", "lw_detr"])
+def test_with_live_statistics_the_task_pass_sees_all_images_and_its_loss_the_labelled_ones(family):
+    model = build(family, ["query"], **({} if family == "lw_detr" else {"num_denoising": 0})).train()
+    images, _, labels = batch()
+    alone = model(images[:2], labels=labels[:2], objective="task").task_loss
+    # The same images twice have the statistics of once, so only what the loss counts could differ.
+    twice = model(torch.cat([images[:2], images[:2]]), labels=labels, objective="task")
+    torch.testing.assert_close(twice.task_loss, alone, rtol=1e-3, atol=1e-3)
+    assert len(twice.logits) == len(twice.pred_boxes) == 2
+    assert (model(images, labels=labels, objective="task").task_loss - alone).abs() > 0.01
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()
+    frozen = model(images[:2], labels=labels[:2], objective="task").task_loss
+    assert torch.equal(model(images, labels=labels, objective="task").task_loss, frozen)
+
+
+def test_denoising_queries_are_those_of_the_labelled_images():
+    model = build("d_fine", ["query"], num_denoising=6).train()
+    images, _, labels = batch()
+    torch.manual_seed(0)
+    output = model(images, labels=labels, objective="task")
+    assert output.logits.shape[1] > 7, "it has denoising queries, else this test shows nothing"
+    output.loss.backward()
+    assert model.detector.model.denoising_class_embed.weight.grad.abs().sum() > 0
+    assert "_loss_function" not in vars(model.detector)
+
+
 def test_a_batch_without_labelled_images_has_task_loss_zero():
     model = build("yolos")
     output = model(batch()[0][2:], labels=[None, None], objective="task")

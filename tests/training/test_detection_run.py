@@ -155,7 +155,8 @@ def test_the_options_of_the_step_work_for_detectors(options, pair, tmp_path):
     assert summary.gradient_cosine is not None and summary.target_map50_after is not None
 
 
-def test_without_an_inner_step_metaalign_is_the_joint_step(pair):
+@pytest.mark.parametrize("live", [False, True])
+def test_without_an_inner_step_metaalign_is_the_joint_step(live, pair):
     """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
     from metaalign_hf.coordination import Joint, MetaAlign
     from metaalign_hf.training.tasks import build_task
@@ -164,9 +165,12 @@ def test_without_an_inner_step_metaalign_is_the_joint_step(pair):
     config.model.detector_options["num_denoising"] = 0
     torch.manual_seed(0)
     task = build_task(config, pair)
-    model = task.model.eval()
+    model = task.model.train(live)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.eval()
     source, target = (next(stream) for stream in task.streams(0, 0, 0, 1))
-    closures = task.closures(model, [source], [target], 0.5, False)
+    closures = task.closures(model, [source], [target], 0.5, live)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gradients = []
     for coordinator in (Joint(optimizer), MetaAlign(optimizer, inner_lr=0.0)):

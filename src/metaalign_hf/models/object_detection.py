@@ -17,10 +17,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment.detection import DetectionAlignmentBatch, build_levels
-from ..coordination import frozen_running_statistics
+from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
+from .detectors.labelled_rows import loss_of_rows
 from .loading import align_memory, refuse_lost_tensors
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
@@ -50,9 +51,10 @@ class MetaAlignDetectionOutput(ModelOutput):
 class MetaAlignForObjectDetection(PreTrainedModel):
     """A DETR-style detector of transformers, unchanged, with alignment heads on its inner features.
 
-    The detection loss is the detector's own and comes from a forward pass on the labelled images alone; the alignment
-    loss comes from a pass without labels on the images of both domains. They are two passes because denoising queries
-    exist only for labelled images: in one pass their count would tell the domain.
+    The detection loss is the detector's own and comes from a forward pass on the labelled images alone, or, where batch
+    normalisations have live statistics, on all images with the loss of the labelled ones; the alignment loss comes from
+    a pass without labels on the images of both domains. They are two passes because denoising queries exist only for
+    labelled images: in one pass their count would tell the domain.
 
     Args:
         config: The configuration. Use `from_detector` to start from a detector, `from_pretrained` for a checkpoint.
@@ -200,6 +202,15 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         rows = [index for index, entry in enumerate(labels) if entry is not None]
         if not rows:
             return pixel_values.new_zeros((), requires_grad=True), None, None
+        if len(rows) < len(labels) and has_live_statistics(self.detector):
+            # Live statistics of the labelled images alone would be others than those of evaluation, which both domains
+            # make, so all images run, and the loss takes the labelled ones.
+            empty = torch.zeros(0, dtype=torch.long, device=pixel_values.device)
+            nothing = {"class_labels": empty, "boxes": pixel_values.new_zeros(0, 4)}
+            everything = [nothing if entry is None else entry for entry in labels]
+            with loss_of_rows(self.detector, rows, self.adapter.layers_first):
+                output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=everything)
+            return output.loss, output.logits[rows].detach(), output.pred_boxes[rows].detach()
         if len(rows) < len(labels):
             pixel_values = pixel_values[rows]
             pixel_mask = None if pixel_mask is None else pixel_mask[rows]

@@ -57,8 +57,8 @@ class CoordinationConfig:
         first: The objective that is meta-train in the first step.
         roles: alternate, the roles swap every swap_every steps; task or alignment, that objective is always meta-train.
         swap_every: Steps between swaps.
-        order: 1, perturb and restore; or 2, which adds the second-order term at three times the cost (attention must be
-            eager: model.attention eager).
+        order: 1, perturb and restore; or 2, which adds the second-order term at three to four times the cost of a joint
+            step (attention must be eager: model.attention eager).
         inner_scope: Parameters that take the inner step: all, last_stage (and the heads) or head.
         share_prefix: With inner_scope last_stage or head, run the layers before it once on the mixed batch for both
             passes, which makes the step nearly as cheap as a joint one.

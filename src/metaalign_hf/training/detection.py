@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..coordination import frozen_running_statistics
+from ..coordination import frozen_running_statistics, has_live_statistics
 from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
 from ..data.detection_batches import distort_color
 from ..data.detection_pair import renumbered
@@ -154,8 +154,12 @@ class DetectionTask:
     def closures(
         self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
     ) -> StepClosures:
-        """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step."""
+        """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
+
+        With live statistics the task pass runs on both domains too, and its loss takes the source's images.
+        """
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
+        together = bool(mixed) and mixed_statistics and has_live_statistics(self.model)
 
         def task(batch: Batch) -> Callable[[], Tensor]:
             given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
@@ -178,7 +182,9 @@ class DetectionTask:
 
             return run
 
-        return StepClosures([task(b) for b in source], [alignment(b) for b in mixed], [both(b) for b in mixed])
+        return StepClosures(
+            [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
+        )
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
         """Average precision on the source test images and, where it has objects, on the target's.

@@ -64,12 +64,14 @@ class DetectorAdapter:
         image_processor: Class of transformers that makes its pixel values, where a checkpoint names none.
         uses_mask: Whether the detector reads `pixel_mask`, so that its boxes are relative to the image in the canvas;
             else they are relative to the whole canvas, padding included.
+        layers_first: Whether its loss gets what all decoder layers say as `(L, B, ...)`, or as `(B, L, ...)`.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     image_processor: ClassVar[str]
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "sigmoid"
     uses_mask: ClassVar[bool] = False
+    layers_first: ClassVar[bool] = True
 
     def backbone_name(self, detector: PreTrainedModel) -> str:
         """Name of the module in the detector whose parameters have the backbone's learning rate."""

@@ -21,6 +21,7 @@ class RTDetrAdapter(DetectorAdapter):
 
     model_types: ClassVar[tuple[str, ...]] = ("rt_detr", "rt_detr_v2", "d_fine")
     image_processor = "RTDetrImageProcessor"
+    layers_first = False
     maps_name: ClassVar[str] = "model.backbone"
 
     def widths(self, detector: PreTrainedModel) -> DetectorWidths:
