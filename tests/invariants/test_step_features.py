@@ -283,10 +283,10 @@ def scaled(setting, scale: float, **options):
     return setting, scaler, optimizer, MetaAlign(optimizer, 5.0, scaler=scaler, module=model, **options)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_scaled_step_is_the_unscaled_one(order):
-    setting, _, _, meta = scaled(make(), 1024.0, order=order, groups=lambda name: name.split(".")[0])
-    expected_report = MetaAlign(sgd(setting[0]), 5.0, order=order).backward(*closures(setting))
+@pytest.mark.parametrize("options", [{"order": 1}, {"order": 2}, {"smoothing": 0.7}])
+def test_a_scaled_step_is_the_unscaled_one(options):
+    setting, _, _, meta = scaled(make(), 1024.0, groups=lambda name: name.split(".")[0], **options)
+    expected_report = MetaAlign(sgd(setting[0]), 5.0, **options).backward(*closures(setting))
     expected = gradients(setting[0])
     report = meta.backward(*closures(setting))
     found = {name: g / 1024 for name, g in gradients(setting[0]).items()}
@@ -396,6 +396,70 @@ def test_a_network_without_stages_is_refused():
         find_stages(nn.Bilinear(2, 2, 2))
 
 
+# Smoothing of the task (SDAT)
+
+
+@pytest.mark.parametrize("first", ["task", "alignment"])
+@pytest.mark.parametrize("kind", [Joint, MetaAlign])
+def test_a_smoothed_step_is_the_formula(kind, first):
+    """g_task at base + rho g / |g|, where the base is theta or, as meta-test, theta'; alignment as it is."""
+    setting = model, images, labels, domains = make()
+    parameters = list(model.parameters())
+    rho, alpha = 0.7, 0.3
+
+    def task(point: list[torch.Tensor]) -> list[torch.Tensor]:
+        climbed = shifted(point, gradient(point, "task"), rho)
+        return gradient(climbed, "task")
+
+    def gradient(point: list[torch.Tensor], objective: str) -> list[torch.Tensor]:
+        point = [p.detach().requires_grad_() for p in point]
+        moved = dict(zip(dict(model.named_parameters()), point, strict=True))
+        given = (images[:4], labels, "task") if objective == "task" else (images, domains, "alignment")
+        loss = torch.func.functional_call(model, moved, given)
+        return torch.autograd.grad(loss, point, materialize_grads=True, allow_unused=True)
+
+    def shifted(point, direction, length):
+        size = torch.stack([d.square().sum() for d in direction]).sum().sqrt()
+        return [p + length * d / size for p, d in zip(point, direction, strict=True)]
+
+    before = [p.detach().clone() for p in parameters]
+    if kind is Joint:
+        expected = [a + b for a, b in zip(task(before), gradient(before, "alignment"), strict=True)]
+        coordinator = Joint(sgd(model), smoothing=rho)
+    else:
+        coordinator = MetaAlign(sgd(model), alpha, False, first, smoothing=rho)
+        train = task(before) if first == "task" else gradient(before, "alignment")
+        inner = [p - alpha * g for p, g in zip(before, train, strict=True)]
+        test = gradient(inner, "alignment") if first == "task" else task(inner)
+        expected = [a + b for a, b in zip(train, test, strict=True)]
+    coordinator.backward(*closures(setting))
+    for p, wanted, old in zip(parameters, expected, before, strict=True):
+        torch.testing.assert_close(p.grad, wanted, **EXACT)
+        assert torch.equal(p, old), "restored to the bit"
+
+
+def test_smoothing_climbs_along_the_gradient_of_the_whole_accumulated_batch():
+    setting = model, images, labels, _ = make()
+    task, alignment = closures(setting)
+    MetaAlign(sgd(model), 0.3, False, smoothing=0.7).backward(task, alignment)
+    whole = gradients(model)
+    parts = [lambda i=i: model.task(images[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
+    MetaAlign(sgd(model), 0.3, False, smoothing=0.7).backward(parts, alignment)
+    assert_same(gradients(model), whole, **EXACT)
+
+
+def test_a_smoothed_step_moves_running_statistics_once():
+    setting = model, *_ = make("resnet")
+    model.train()
+    plain = copy.deepcopy(model)
+    plain_setting = (plain, *setting[1:])
+    Joint(sgd(plain), module=plain).backward(*closures(plain_setting))
+    Joint(sgd(model), module=model, smoothing=0.7).backward(*closures(setting))
+    for name, value in plain.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert torch.equal(dict(model.named_buffers())[name], value), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -404,6 +468,8 @@ def test_a_network_without_stages_is_refused():
         ({"groups": "layer"}, "none, stage"),
         ({"roles": "random"}, "alternate, task, alignment"),
         ({"weight_lr": float("inf")}, "weight_lr"),
+        ({"smoothing": -0.1}, "smoothing"),
+        ({"smoothing": 0.1, "order": 2}, "order is 2.*smoothing"),
         ({"rule": "adaptive"}, "fixed, trust_ratio, normalised"),
         ({"scope": "head", "module": None}, "module="),
         ({"groups": "stage", "module": None}, "module="),

@@ -92,6 +92,7 @@ CASES = {
     "joint": {"joint": True},
     "order 1": {},
     "accumulation": {"micro_batches": 2},
+    "smoothing": {"smoothing": 0.7, "micro_batches": 2},
     "groups": {"groups": "stage", "weight_lr": 5.0},
     "shared": {"scope": "last_stage", "share": True},
     "shared accumulation": {"scope": "last_stage", "share": True, "micro_batches": 2},

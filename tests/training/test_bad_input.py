@@ -53,6 +53,15 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--coordination.method", "metalign"], ["coordination.method", "metaalign"]),
         (["--coordination.inner_lr", "-1"], ["coordination.inner_lr"]),
         (["--coordination.inner_lr", ".nan"], ["coordination.inner_lr"]),
+        (["--coordination.smoothing", "-1"], ["coordination.smoothing"]),
+        (
+            ["--coordination.smoothing", "0.1", "--coordination.inner_scope", "head"],
+            ["coordination.smoothing", "share_prefix"],
+        ),
+        (
+            ["--coordination.smoothing", "0.1", "--coordination.method", "source_only"],
+            ["coordination.smoothing", "source_only"],
+        ),
         (["--coordination.order", "3"], ["coordination.order", "1, 2"]),
         (["--coordination.inner_scope", "neck"], ["coordination.inner_scope", "last_stage"]),
         (["--coordination.groups", "layer"], ["coordination.groups", "stage"]),

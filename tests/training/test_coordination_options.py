@@ -37,6 +37,7 @@ def steps(output: Path) -> list[dict]:
         ["--coordination.groups", "stage", "--coordination.roles", "task", *VIT],
         ["--coordination.order", "2", "--model.attention", "eager", *VIT],
         ["--training.ema_decay", "0.9"],
+        ["--coordination.smoothing", "0.05"],
     ],
     ids=lambda options: " ".join(options[:4]),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +14,9 @@ from torch.optim import Optimizer
 
 from .gradients import add_gradients, inner_products, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, resolve_groups
+from .perturbation import Perturbation
 from .report import StepReport
+from .statistics import frozen_running_statistics
 from .wrapping import no_sync_of, unwrapped
 
 __all__ = ["Closure", "Joint", "JointClosure"]
@@ -29,6 +32,12 @@ class Joint:
         optimizer: Its parameter groups name the parameters.
         groups: Groups whose gradients are compared one by one in the report: `none`, `stage` (see `find_stages`), a
             function from a parameter's name to its group's name, or lists of parameters.
+        smoothing: Radius rho of a sharpness-aware task gradient; 0 takes the plain one. It costs one more task pass::
+
+                g_task(theta + rho g / |g|)    with g = g_task(theta)
+
+            of the whole accumulated batch; the alignment gradient stays the plain one. Source: Rangwani et al., "A
+            Closer Look at Smoothness in Domain Adversarial Training" (SDAT), ICML 2022, section 4.
         module: The model as it is called, wrapped or not. Needed for groups by name; also says how gradients are kept
             local during accumulation (DistributedDataParallel, FSDP2).
         scaler: The gradient scaler of fp16 training; gradients are left scaled, as it expects them.
@@ -37,7 +46,7 @@ class Joint:
             `module`. It is used for all micro-batches but the last of a pass.
 
     Raises:
-        ValueError: If `groups` is none of these.
+        ValueError: If `groups` is none of these, or `smoothing` is out of range.
     """
 
     def __init__(
@@ -45,12 +54,16 @@ class Joint:
         optimizer: Optimizer,
         *,
         groups: Groups = "none",
+        smoothing: float = 0.0,
         module: nn.Module | None = None,
         scaler: GradScaler | None = None,
         backward: Callable[[Tensor], None] | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
+        require_number("smoothing", smoothing)
         self.optimizer = optimizer
+        self.smoothing = smoothing
+        self._ascent = Perturbation()
         self.module = module
         self.scaler = scaler
         self._backward = backward or (torch.Tensor.backward if scaler is None else self._scaled_backward)
@@ -77,11 +90,13 @@ class Joint:
             The report of this step.
 
         Raises:
-            ValueError: If neither `both` nor both of `task` and `alignment` are given.
+            ValueError: If neither `both` nor both of `task` and `alignment` are given, or smoothing meets `both`.
             FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
                 `skipped` instead.
         """
         parameters = optimizer_parameters(self.optimizer)
+        if both and self.smoothing > 0:
+            raise ValueError("smoothing needs closures of each objective: it smooths the task's alone")
         if both and not task and not alignment:
             self.optimizer.zero_grad(set_to_none=True)
             task_loss, alignment_loss = self._run_both(both)
@@ -89,7 +104,7 @@ class Joint:
             return StepReport("joint", task_loss, alignment_loss, skipped=skipped)
         require_closures(task, alignment, both)
         self.optimizer.zero_grad(set_to_none=True)
-        task_loss = self._run(task)
+        task_loss = self._run_objective("task", task)
         task_gradients = take_gradients(parameters)
         alignment_loss = self._run(alignment)
         measures, _, _ = self._measure(task_gradients, [p.grad for p in parameters])
@@ -109,6 +124,25 @@ class Joint:
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
+
+    def _run_objective(self, name: str, closures: Sequence[Closure]) -> Tensor:
+        """`_run`, smoothed if it is the task's pass and smoothing is on; returns the loss at the present parameters."""
+        if name != "task" or self.smoothing == 0:
+            return self._run(closures)
+        with frozen_running_statistics(self.module or nn.Module()):
+            loss = self._run(closures)
+        parameters = optimizer_parameters(self.optimizer)
+        gradients = take_gradients(parameters)
+        size = norm(gradients)
+        if size is None or not 0 < float(size) < math.inf:
+            # Nowhere to go, or an overflow, which the caller finds in the gradient.
+            add_gradients(parameters, gradients)
+            return loss
+        pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        moving, directions = [p for p, _ in pairs], [g for _, g in pairs]
+        with self._ascent.moved(moving, directions, [self.smoothing / float(size)] * len(pairs)):
+            self._run(closures)
+        return loss
 
     def _run_both(self, closures: Sequence[JointClosure]) -> tuple[Tensor, Tensor]:
         """As `_run` for closures with two losses, each averaged by itself."""
@@ -175,6 +209,12 @@ def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """`product / sqrt(first second)`, 0 where that has no meaning."""
     scale = (first * second).sqrt()
     return torch.where(scale > 0, product / scale.clamp_min(torch.finfo(scale.dtype).tiny), torch.zeros_like(scale))
+
+
+def require_number(name: str, value: float) -> None:
+    """Refuse a step size that is negative or not finite."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}: it must be a finite number, 0 or more")
 
 
 def require_closures(task: Sequence[Closure], alignment: Sequence[Closure], both: Sequence[JointClosure]) -> None:

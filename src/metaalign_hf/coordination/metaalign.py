@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from .gradients import add_gradients, local, norm, optimizer_parameters, squared_norms, take_gradients
+from .gradients import add_gradients, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, GroupWeights
 from .inner_step import RULES, StepGuard, step_sizes
-from .joint import Closure, Joint, JointClosure, require_closures
+from .joint import Closure, Joint, JointClosure, require_closures, require_number
+from .perturbation import Perturbation
 from .report import ROLES, StepReport
 from .second_order import GradientGraph, RandomState, vector_jacobian_product
 from .shared_prefix import NOT_THE_ONLY_WAY, SharedPrefix
@@ -66,6 +66,7 @@ class MetaAlign(Joint):
         rule: `fixed`, as published, or `trust_ratio` or `normalised`, which scale themselves; see `step_sizes`.
         guard: Shorten steps that leave the region in which the first order holds; see `StepGuard`.
         weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
+        smoothing: As in `Joint`; the task's pass is smoothed about the parameters at which it stands, theta or theta'.
         module: The model as it is called, wrapped or not: for names, for running statistics (order 2), and for what its
             wrapper needs. Needed under DistributedDataParallel for order 2 and shared prefixes.
         scaler: As in `Joint`.
@@ -73,7 +74,7 @@ class MetaAlign(Joint):
         no_sync: As in `Joint`.
 
     Raises:
-        ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2.
+        ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2 or smoothing.
     """
 
     def __init__(
@@ -91,14 +92,23 @@ class MetaAlign(Joint):
         rule: str = "fixed",
         guard: bool = False,
         weight_lr: float = 0.1,
+        smoothing: float = 0.0,
         module: nn.Module | None = None,
         scaler: GradScaler | None = None,
         backward: Callable[[Tensor], None] | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
-        super().__init__(optimizer, groups=groups, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
-        _require_number("inner_lr", inner_lr)
-        _require_number("weight_lr", weight_lr)
+        super().__init__(
+            optimizer,
+            groups=groups,
+            smoothing=smoothing,
+            module=module,
+            scaler=scaler,
+            backward=backward,
+            no_sync=no_sync,
+        )
+        require_number("inner_lr", inner_lr)
+        require_number("weight_lr", weight_lr)
         _require_name("first", first, ROLES)
         _require_name("roles", roles, SCHEDULES)
         _require_name("rule", rule, RULES)
@@ -106,6 +116,8 @@ class MetaAlign(Joint):
             raise ValueError(f"swap_every is {swap_every}: it must be 1 or more")
         if order not in (1, 2):
             raise ValueError(f"order is {order!r}: it must be 1 or 2")
+        if order == 2 and smoothing > 0:
+            raise ValueError("order is 2: it has no smoothed form; set smoothing to 0, or order to 1")
         if order == 2 and is_fsdp(module):
             raise ValueError("order is 2: FSDP2 shards cannot be differentiated twice; use order 1, or DDP")
         self.inner_lr = inner_lr
@@ -120,7 +132,7 @@ class MetaAlign(Joint):
         parameters = optimizer_parameters(optimizer)
         self._in_scope = _resolve_scope(scope, parameters, module)
         self._average = averaging_of(module)
-        self._saved: dict[Tensor, Tensor] = {}
+        self._perturbation = Perturbation(unnoticed=order == 2)
         self.group_weights: GroupWeights | None = None
         if self.group_names:
             self.group_weights = GroupWeights(self.group_names, weight_lr, parameters[0].device)
@@ -154,7 +166,7 @@ class MetaAlign(Joint):
             The report of this step.
 
         Raises:
-            ValueError: If an objective has no closures, `both` is given, or shared prefixes meet order 2.
+            ValueError: If an objective has no closures, `both` is given, or shared prefixes meet order 2 or smoothing.
             RuntimeError: If something takes a way around a shared prefix, or (order 2) a kernel has no double backward.
             FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
                 `skipped` instead, and the optimiser's step through the scaler does nothing.
@@ -162,6 +174,8 @@ class MetaAlign(Joint):
         require_closures(task, alignment, both)
         if shared and self.order == 2:
             raise ValueError("a shared prefix is for order 1: order 2 runs the meta-train pass once more")
+        if shared and self.smoothing > 0:
+            raise ValueError("a shared prefix cannot be smoothed: the task's passes run at other parameters")
         step = self.step if step is None else step
         self.step = step + 1
         first = self.role(step)
@@ -176,7 +190,7 @@ class MetaAlign(Joint):
             if self.order == 2 and len(train) == 1:
                 losses[first], graph = self._run_keeping_graph(train[0], parameters)
             else:
-                losses[first] = self._run(train)
+                losses[first] = self._run_objective(first, train)
             train_gradients = take_gradients(parameters)
             if self._overflowed(first, norm(train_gradients)):
                 add_gradients(parameters, train_gradients)
@@ -184,7 +198,7 @@ class MetaAlign(Joint):
             alphas = self.inner_step_sizes(train_gradients)
             factors = self._weighted(alphas)
             with self._inner_step(train_gradients, factors) as displacement:
-                losses[second] = self._run(test)
+                losses[second] = self._run_objective(second, test)
             test_gradients = [p.grad for p in parameters]
             ordered = (train_gradients, test_gradients)
             measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
@@ -269,35 +283,12 @@ class MetaAlign(Joint):
         if not moved:
             yield torch.zeros(())
             return
-        parameters = [p for p, _, _ in moved]
-        for p in parameters:
-            if p not in self._saved:
-                self._saved[p] = torch.empty_like(local(p), requires_grad=False)
-        copies = [self._saved[p] for p in parameters]
-        with torch.no_grad():
-            shards = [local(p) for p in parameters]
-            torch._foreach_copy_(copies, shards)
-            steps = torch._foreach_mul([local(g) for _, g, _ in moved], [-factor for _, _, factor in moved])
-            squares = squared_norms([g for _, g, _ in moved])
-            sizes = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
-            displacement = (squares * sizes.square()).sum().sqrt()
-            with self._unnoticed(parameters):
-                torch._foreach_add_(shards, steps)
-            del steps
-        try:
+        parameters, directions = [p for p, _, _ in moved], [g for _, g, _ in moved]
+        squares = squared_norms(directions)
+        sizes = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
+        displacement = (squares * sizes.square()).sum().sqrt()
+        with self._perturbation.moved(parameters, directions, [-f for _, _, f in moved]):
             yield displacement
-        finally:
-            with torch.no_grad(), self._unnoticed(parameters):
-                torch._foreach_copy_([local(p) for p in parameters], copies)
-
-    def _unnoticed(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Where the graph of the meta-train pass is kept, autograd must not take its parameters for changed.
-
-        When it is run backward they have the very bits again that they had when it was built.
-        """
-        if self.order == 1:
-            return nullcontext()
-        return torch.autograd._unsafe_preserve_version_counter(tuple(parameters))
 
     def _run_keeping_graph(self, train: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor, GradientGraph]:
         """The meta-train pass with gradients that can be differentiated once more; their values are left in `.grad`."""
@@ -413,11 +404,6 @@ def _resolve_scope(scope: Scope, parameters: Sequence[Tensor], module: nn.Module
     if not any(found):
         raise ValueError("scope: no parameter of the optimiser is in it")
     return found
-
-
-def _require_number(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value}: it must be a finite number, 0 or more")
 
 
 def _require_name(name: str, value: str, known: Sequence[str]) -> None:

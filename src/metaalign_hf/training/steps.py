@@ -34,7 +34,17 @@ def build_coordinator(
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("coordination: FSDP 1 flattens the parameters; launch with --fsdp_version 2")
-    wrapped: dict[str, Any] = {"module": model, "scaler": accelerator.scaler, "backward": accelerator.backward}
+    if config.smoothing > 0:
+        if config.method == "source_only":
+            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
+        if config.method == "metaalign" and config.inner_scope != "all" and config.share_prefix:
+            raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
+    wrapped: dict[str, Any] = {
+        "smoothing": config.smoothing,
+        "module": model,
+        "scaler": accelerator.scaler,
+        "backward": accelerator.backward,
+    }
     try:
         if config.method != "metaalign":
             return Joint(optimizer, groups=config.groups, **wrapped)
@@ -91,6 +101,8 @@ def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step
     """
     if isinstance(coordinator, MetaAlign):
         return coordinator.backward(closures.task, closures.alignment, shared=closures.shared, step=step)
+    if coordinator.smoothing > 0:
+        return coordinator.backward(closures.task, closures.alignment)
     return coordinator.backward(both=closures.both)
 
 
