@@ -146,6 +146,7 @@ def test_the_other_methods_run(method, pair, tmp_path):
         {"coordination.order": 2, "model.attention": "eager"},
         {"coordination.inner_scope": "last_stage", "coordination.groups": "stage"},
         {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.05, "training.ema_decay": 0.9},
+        {"coordination.smoothing": 0.05},
         {"training.recalibrate_bn": "target"},
     ],
     ids=lambda options: ",".join(options),

@@ -36,8 +36,9 @@ class Joint:
 
                 g_task(theta + rho g / |g|)    with g = g_task(theta)
 
-            of the whole accumulated batch; the alignment gradient stays the plain one. Source: Rangwani et al., "A
-            Closer Look at Smoothness in Domain Adversarial Training" (SDAT), ICML 2022, section 4.
+            of the whole accumulated batch; the alignment gradient stays the plain one, as in the objective of Rangwani
+            et al., "A Closer Look at Smoothness in Domain Adversarial Training" (SDAT), ICML 2022, section 4. (Their
+            code takes it after the ascent too, since one forward pass serves both losses there.)
         module: The model as it is called, wrapped or not. Needed for groups by name; also says how gradients are kept
             local during accumulation (DistributedDataParallel, FSDP2).
         scaler: The gradient scaler of fp16 training; gradients are left scaled, as it expects them.

@@ -19,6 +19,7 @@ class StepReport:
     Attributes:
         first: The meta-train objective of this step ("task" or "alignment"), or "joint".
         task_loss: Task loss, averaged over the micro-batches; None where the step was skipped before its pass.
+            With smoothing it is that before the ascent, and the task gradient of all figures is that after it.
         alignment_loss: The same for the alignment loss.
         task_gradient_norm: Euclidean norm of the task gradient; None where the two gradients were not separated.
         alignment_gradient_norm: The same for the alignment gradient.
