@@ -1,6 +1,7 @@
 """Batch normalisation by domain: against separate passes, in the step, in the files, in evaluation, after a kill."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ from metaalign_hf.training.batch_norm import running_statistics
 from metaalign_hf.training.classification import with_target_labels
 from metaalign_hf.training.domain_batch_norm import SourceStatistics
 from metaalign_hf.training.tasks import build_task
+from test_coordination_options import launch
 from test_run import TINY, assert_same_run, lines, run_until_checkpoint, train, weights
 
 PER_DOMAIN = ["--training.batch_norm", "per_domain"]
+AVERAGE = ["--training.ema_decay", "0.5"]
+TWO = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
 INVERTED = ["--data.source", "mnist", "--data.target", "mnist_m"]
 
 
@@ -182,10 +186,20 @@ def test_a_shared_prefix_trains_to_the_same_weights(tmp_path):
         torch.testing.assert_close(shared[name], full[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("average", [[], ["--training.ema_decay", "0.5"]])
-def test_the_saved_model_is_the_targets_and_source_figures_are_the_sources(average, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "average"),
+    [(1, []), (1, AVERAGE), pytest.param(2, [], marks=TWO), pytest.param(2, AVERAGE, marks=[TWO, pytest.mark.slow])],
+)
+def test_the_saved_model_is_the_targets_and_source_figures_are_the_sources(processes, average, tmp_path):
+    """Also where two processes share the evaluation: both measure the model that one of them saves."""
     output = tmp_path / "run"
-    summary = train(output, *PER_DOMAIN, *INVERTED, "--training.checkpoint_every", "10", *average)
+    options = [*PER_DOMAIN, *INVERTED, "--training.checkpoint_every", "10", *average]
+    if processes == 1:
+        summary = train(output, *options)
+    else:
+        done = launch(output, *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        summary = json.loads((output / "summary.json").read_text())
     model = AutoModelForImageClassification.from_pretrained(output)
     statistics = SourceStatistics(model)
     statistics.load_state_dict(load_file(output / "checkpoints" / "step-000010" / "source_statistics.safetensors"))
@@ -207,7 +221,7 @@ def test_the_saved_model_is_the_targets_and_source_figures_are_the_sources(avera
         as_source = plain.validate(model, 0, 1)
     as_target = plain.validate(model, 0, 1)
     assert logged["validator_source_accuracy"] == as_source["source_accuracy"] != as_target["source_accuracy"]
-    assert logged["validator_bnm"] == as_target["bnm"] != as_source["bnm"]
+    assert logged["validator_bnm"] == pytest.approx(as_target["bnm"]) != as_source["bnm"]
     assert any("holds the target's" in note for note in summary["notes"])
 
 

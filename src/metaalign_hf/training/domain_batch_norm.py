@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..coordination import replaced_forward, unwrapped
@@ -77,6 +78,16 @@ class SourceStatistics(nn.Module):
                     stack.enter_context(replaced_forward(layer, split))
             yield
 
+    def synchronise(self, model: nn.Module) -> None:
+        """All processes take over the first one's statistics of both domains: before an evaluation that they share.
+
+        DistributedDataParallel does so with the model's before every training pass, but not before every other one.
+
+        Args:
+            model: The model that is evaluated, wrapped or not.
+        """
+        broadcast([buffer for layers in self._pairs(model) for layer in layers for buffer in layer.buffers(False)])
+
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """The model has the source's running statistics inside, and its own again afterwards.
@@ -86,7 +97,7 @@ class SourceStatistics(nn.Module):
         """
         bare = unwrapped(model)
         own = running_statistics(bare)
-        # Values, not tensors, are exchanged: DistributedDataParallel sends the tensors it knows to all processes.
+        # Values, not tensors, are exchanged: DistributedDataParallel holds on to the tensors it knows.
         bare.load_state_dict(
             {
                 f"{name}.{key}": value

@@ -300,6 +300,8 @@ class _Run:
         return adapting and (self.step - training.source_steps) % max(training.max_steps // 10, 100) == 0
 
     def _evaluate(self, name: str, adapting: bool) -> None:
+        if self.task.source_statistics is not None:
+            self.task.source_statistics.synchronise(self._kept)
         trained = None
         if adapting and self.config.training.recalibrate_bn == "target":
             trained = running_statistics(self._kept)
