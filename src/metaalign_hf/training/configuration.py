@@ -123,8 +123,8 @@ class TrainingConfig:
             also the task's pass on the source alone. mixed: every pass is on both domains, as in a joint step, and one
             moves the statistics; a metaalign step then costs two joint ones, or little more than one with inner_scope
             last_stage. per_domain, for classifiers: source and target rows are normalised each by their own statistics,
-            and the saved model holds the target's. frozen: pretrained statistics stay. auto: frozen with pretrained
-            weights, else mixed.
+            the task's pass is on the source alone, and the saved model holds the target's. frozen: pretrained
+            statistics stay. auto: frozen with pretrained weights, else mixed.
         recalibrate_bn: target re-estimates the running statistics of batch normalisation on unlabelled target training
             images (AdaBN) in every evaluated and saved model of the adaptation phase; none leaves them.
         mixed_precision: no, bf16 or fp16.
