@@ -155,11 +155,13 @@ def test_settings_train_to_a_checkpoint_that_loads(options, tmp_path):
 
 def test_batch_norm_settings_do_what_they_say(tmp_path):
     found = {}
-    for setting in ("train", "mixed", "frozen"):
+    for setting in ("train", "mixed", "per_domain", "frozen"):
         train(tmp_path / setting, "--training.batch_norm", setting, "--training.source_steps", "0")
         found[setting] = {k: v for k, v in weights(tmp_path / setting).items() if "num_batches_tracked" in k}
     counts = {setting: {int(v) for v in values.values()} for setting, values in found.items()}
-    assert counts == {"train": {12}, "mixed": {6}, "frozen": {0}}, "passes of 6 steps that moved the statistics"
+    assert counts == {"train": {12}, "mixed": {6}, "per_domain": {6}, "frozen": {0}}, (
+        "passes of 6 steps that moved the statistics"
+    )
 
 
 def test_a_checkpoint_goes_on_with_classes_matched_by_name(finished, tmp_path, capsys):

@@ -24,6 +24,7 @@ Source: Wei, Lan, Zeng, Chen, "MetaAlign: Coordinating Domain Alignment and Clas
 Adaptation", CVPR 2021, section 3.
 """
 
+from .forwards import replaced_forward
 from .group_weights import GroupWeights
 from .inner_step import RULES, StepGuard, step_sizes
 from .joint import Joint
@@ -32,6 +33,7 @@ from .report import ROLES, StepReport
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages
 from .statistics import frozen_running_statistics, has_live_statistics
+from .wrapping import unwrapped
 
 __all__ = [
     "ROLES",
@@ -48,5 +50,7 @@ __all__ = [
     "find_stages",
     "frozen_running_statistics",
     "has_live_statistics",
+    "replaced_forward",
     "step_sizes",
+    "unwrapped",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .forwards import replaced_forward
 from .gradients import add_gradients
 from .statistics import frozen_running_statistics
 
@@ -139,15 +140,8 @@ def _answering(layer: nn.Module, outputs: list[Any]) -> Iterator[None]:
     def answer(*arguments: Any, **keywords: Any) -> Any:
         return left.pop(0) if left else real(*arguments, **keywords)
 
-    had = layer.__dict__.get("forward")
-    layer.forward = answer
-    try:
+    with replaced_forward(layer, answer):
         yield
-    finally:
-        if had is None:
-            del layer.forward
-        else:
-            layer.forward = had
 
 
 def _siblings_on_the_way(module: nn.Module, entry: nn.Module) -> list[nn.Module]:

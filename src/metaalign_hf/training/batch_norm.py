@@ -46,8 +46,15 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def require_batch_norm(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def require_batch_norm(
+    module: nn.Module, setting: str = "training.recalibrate_bn", instead: str = "none"
+) -> list[nn.modules.batchnorm._BatchNorm]:
     """Every batch normalisation of the module that has running statistics.
+
+    Args:
+        module: Any module.
+        setting: What needs them, for the error.
+        instead: Its value that needs none.
 
     Raises:
         UserError: If there is none.
@@ -58,7 +65,7 @@ def require_batch_norm(module: nn.Module) -> list[nn.modules.batchnorm._BatchNor
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
     ]
     if not layers:
-        raise UserError("training.recalibrate_bn: the model has no batch normalisation; leave it at none")
+        raise UserError(f"{setting}: the model has no batch normalisation; leave it at {instead}")
     return layers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +36,7 @@ from ..evaluation import (
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
+from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .starting_point import check_labels, load_starting_point
 from .summary import RunFacts, Summary, quoted
@@ -45,6 +46,8 @@ __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", 
 
 RECALIBRATION_IMAGES = 2048
 """Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
+
+_Context = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,7 @@ class ClassificationTask:
     metric = "accuracy"
     title = ClassificationSummary.title
     validator = "bnm"
+    source_statistics: SourceStatistics | None = None
 
     def __init__(
         self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
@@ -156,33 +160,63 @@ class ClassificationTask:
     ) -> StepClosures:
         """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
+        together = bool(mixed) and mixed_statistics and self._task_needs_target(source)
         if mixed and (entry := self._shared_entry()) is not None:
-            return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics)
+            return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics, together)
+        apart = [self._apart(model, s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
 
-        # A layer with live statistics that sees the source alone normalises it otherwise than in evaluation, where the
-        # statistics are those of both domains. So its task pass is on both, as in a joint step, with the source's loss.
-        together = bool(mixed) and mixed_statistics and has_live_statistics(self.model)
-
-        def task(batch: Batch) -> Callable[[], Tensor]:
+        def task(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
             def run() -> Tensor:
-                with frozen_running_statistics(model) if together else nullcontext():
+                with normalised(), frozen_running_statistics(model) if mixed and mixed_statistics else nullcontext():
                     return model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
 
             return run
 
-        def alignment(batch: Batch) -> Callable[[], Tensor]:
-            return lambda: model(**batch, progress=progress, objective="alignment").alignment_loss
+        def alignment(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                with normalised():
+                    return model(**batch, progress=progress, objective="alignment").alignment_loss
 
-        def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+            return run
+
+        def both(batch: Batch, normalised: _Context) -> Callable[[], tuple[Tensor, Tensor]]:
             def run() -> tuple[Tensor, Tensor]:
-                output = model(**batch, progress=progress)
+                with normalised():
+                    output = model(**batch, progress=progress)
                 return output.task_loss, output.alignment_loss
 
             return run
 
         return StepClosures(
-            [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
+            list(map(task, mixed, apart)) if together else [task(s, nullcontext) for s in source],
+            list(map(alignment, mixed, apart)),
+            list(map(both, mixed, apart)),
         )
+
+    def _apart(self, model: nn.Module, source: Batch, mixed: Batch, until: nn.Module | None = None) -> _Context:
+        """Makes contexts for passes on the mixed batch; with statistics by domain, its domains are normalised apart."""
+        statistics = self.source_statistics
+        if statistics is None:
+            return nullcontext
+        # Labelled target rows follow the source's and come before the other target rows: they are on the target's side.
+        domains = source.get("domain_labels")
+        source_rows = len(source["labels"]) if domains is None else int((domains == 0).sum())
+        return lambda: statistics.per_domain(model, source_rows, len(mixed["labels"]), until)
+
+    def _as_source(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which the model evaluates source images: under their own statistics, where these are kept."""
+        return nullcontext() if self.source_statistics is None else self.source_statistics.swapped_in(model)
+
+    def _task_needs_target(self, source: list[Batch]) -> bool:
+        """Whether the task pass must be on both domains, as a joint step's, though its loss is the source's.
+
+        A layer with live statistics that sees the source alone normalises it otherwise than in evaluation, where the
+        statistics are those of both domains. With statistics by domain it does not; but then a few labelled target
+        rows need the others of their domain.
+        """
+        if not has_live_statistics(self.model):
+            return False
+        return self.source_statistics is None or "domain_labels" in source[0]
 
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
@@ -201,30 +235,33 @@ class ClassificationTask:
         mixed: list[Batch],
         progress: float,
         mixed_statistics: bool,
+        together: bool,
     ) -> StepClosures:
-        """Both passes on the mixed batch; past the entry the task's needs the target for live statistics only."""
+        """Both passes on the mixed batch; past the entry the task's goes on with the target if it needs it."""
         prefixes = [SharedPrefix(self.model, entry) for _ in mixed]
-        together = mixed_statistics and has_live_statistics(self.model)
 
-        def task(prefix: SharedPrefix, batch: Batch, labels: Tensor) -> Callable[[], Tensor]:
+        def task(prefix: SharedPrefix, own: Batch, batch: Batch) -> Callable[[], Tensor]:
+            normalised = self._apart(model, own, batch, None if together else entry)
+            labels = (batch if together else own)["labels"]
+
             def run() -> Tensor:
-                with prefix.run(slice(len(labels)), freeze_statistics=mixed_statistics):
+                with normalised(), prefix.run(slice(len(labels)), freeze_statistics=mixed_statistics):
                     return model(batch["pixel_values"], labels=labels, objective="task").task_loss
 
             return run
 
-        def alignment(prefix: SharedPrefix, batch: Batch) -> Callable[[], Tensor]:
+        def alignment(prefix: SharedPrefix, own: Batch, batch: Batch) -> Callable[[], Tensor]:
+            normalised = self._apart(model, own, batch)
+
             def run() -> Tensor:
-                with prefix.run():
+                with normalised(), prefix.run():
                     return model(**batch, progress=progress, objective="alignment").alignment_loss
 
             return run
 
         return StepClosures(
-            task=[
-                task(p, m, (m if together else s)["labels"]) for p, m, s in zip(prefixes, mixed, source, strict=True)
-            ],
-            alignment=[alignment(p, m) for p, m in zip(prefixes, mixed, strict=True)],
+            task=list(map(task, prefixes, source, mixed)),
+            alignment=list(map(alignment, prefixes, source, mixed)),
             shared=prefixes,
         )
 
@@ -235,7 +272,8 @@ class ClassificationTask:
         for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
             if view is not None:
                 batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
-                found[domain] = asdict(evaluate_classifier(model, batches, len(self.pair.labels)))
+                with self._as_source(model) if domain == "source" else nullcontext():
+                    found[domain] = asdict(evaluate_classifier(model, batches, len(self.pair.labels)))
         return found
 
     def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
@@ -246,7 +284,8 @@ class ClassificationTask:
             return {}
         assert source.labels is not None
         labels = torch.tensor(source.labels, device=next(model.parameters()).device)
-        ((source_features, source_logits),) = collect_outputs(model, self._views(source, None))
+        with self._as_source(model):
+            ((source_features, source_logits),) = collect_outputs(model, self._views(source, None))
         # The same augmented views at every evaluation, so that models are compared on equal terms.
         generator = np.random.default_rng([self.config.training.seed, 4, rank])
         augmented = self.config.data.augmentation != "none"

@@ -27,6 +27,7 @@ from ..models.detectors.processors import build_detector_processor
 from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
 from .configuration import Config, ModelConfig
+from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .starting_point import check_labels, fetch_starting_point, load_starting_point
 from .summary import RunFacts, Summary, quoted
@@ -103,6 +104,7 @@ class DetectionTask:
     metric = "map50"
     title = DetectionSummary.title
     validator = "agreement"
+    source_statistics: SourceStatistics | None = None
 
     def __init__(
         self, config: Config, pair: DetectionPair | None = None, model: MetaAlignForObjectDetection | None = None
@@ -112,6 +114,8 @@ class DetectionTask:
             raise UserError("data.source: a detector takes one source, not a list")
         if data.target_labeled is not None:
             raise UserError("data.target_labeled: labelled target images are for classifiers")
+        if config.training.batch_norm == "per_domain":
+            raise UserError("training.batch_norm: per_domain is for classifiers; use auto, mixed or frozen")
         if select_by not in (None, "auto", *DETECTION_VALIDATORS):
             raise UserError(
                 f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"

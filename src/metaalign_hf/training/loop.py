@@ -40,6 +40,7 @@ from .batch_norm import (
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .configuration import Config
+from .domain_batch_norm import SourceStatistics
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
@@ -113,6 +114,8 @@ class _Run:
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
         self.batch_norm = resolve_batch_norm(training.batch_norm, bool(config.model.pretrained))
+        if self.batch_norm == "per_domain":
+            require_batch_norm(bare, "training.batch_norm: per_domain", "auto")
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.coordinator = build_coordinator(config.coordination, self.optimizer, self.model, self.accelerator)
@@ -236,6 +239,8 @@ class _Run:
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
         self._train_mode()
+        if unlabelled and local == 0:
+            self._part_statistics()
         closures = self.task.closures(
             self.model, batches, unlabelled, progress(local, total), self.batch_norm != "train"
         )
@@ -269,6 +274,11 @@ class _Run:
             self.step_seconds.append(time.perf_counter() - started)
         self._after_step(local + 1 == total, adapting)
 
+    def _part_statistics(self) -> None:
+        """From now on the running statistics in the model are the target's, and the source's are kept beside it."""
+        if self.batch_norm == "per_domain":
+            self.task.source_statistics = SourceStatistics(self.bare)
+
     def _warm_up(self, done: float) -> None:
         coordination = self.config.coordination
         if isinstance(self.coordinator, MetaAlign) and coordination.inner_warmup > 0:
@@ -290,6 +300,8 @@ class _Run:
         return adapting and (self.step - training.source_steps) % max(training.max_steps // 10, 100) == 0
 
     def _evaluate(self, name: str, adapting: bool) -> None:
+        if self.task.source_statistics is not None:
+            self.task.source_statistics.synchronise(self._kept)
         trained = None
         if adapting and self.config.training.recalibrate_bn == "target":
             trained = running_statistics(self._kept)
@@ -360,12 +372,16 @@ class _Run:
         modules: dict[str, nn.Module] = {"model": self.bare}
         if self.average is not None:
             modules["average"] = self.average.module
+        if self.task.source_statistics is not None:
+            modules["source_statistics"] = self.task.source_statistics
         return modules
 
     def _restore(self, folder: Path) -> None:
-        load_checkpoint(folder, self._modules(), self.optimizer)
         state = read_state(folder)
         self.step = state["step"]
+        if self.step > self.config.training.source_steps and self.config.coordination.method != "source_only":
+            self._part_statistics()
+        load_checkpoint(folder, self._modules(), self.optimizer)
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
         self.evaluations = state["evaluations"]
@@ -441,16 +457,24 @@ class _Run:
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
-            notes=[*self.task.notes, *self._selection_notes()],
+            notes=[*self.task.notes, *self._notes()],
             checkpoints=self.selection.rows() if self.selection is not None else [],
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
 
-    def _selection_notes(self) -> list[str]:
-        if self.config.training.select_by is None or self.selection is not None:
-            return []
-        return ["No checkpoint was selected: there are no validators for this task, or too few images for them."]
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.task.source_statistics is not None:
+            notes.append(
+                "Source figures after adaptation are under the source's statistics of batch normalisation; the saved "
+                "model holds the target's."
+            )
+        if self.config.training.select_by is not None and self.selection is None:
+            notes.append(
+                "No checkpoint was selected: there are no validators for this task, or too few images for them."
+            )
+        return notes
 
 
 def _check(config: Config) -> None:
@@ -473,6 +497,11 @@ def _check(config: Config) -> None:
         raise UserError(f"coordination.inner_warmup is {config.coordination.inner_warmup}: it must lie between 0 and 1")
     if config.coordination.order == 2 and training.gradient_checkpointing:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
+    if training.batch_norm == "per_domain":
+        # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more after it.
+        for name in ("compile", "gradient_checkpointing"):
+            if getattr(training, name):
+                raise UserError(f"training.batch_norm: per_domain does not work with training.{name}; switch one off")
     if not 0 <= training.select_tolerance <= 1:
         raise UserError(f"training.select_tolerance is {training.select_tolerance}: it must lie in 0..1")
     if training.select_by not in (None, "auto"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..coordination import SharedPrefix
+from .domain_batch_norm import SourceStatistics
 from .summary import RunFacts, Summary
 
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
@@ -46,6 +47,7 @@ class Task(Protocol):
         model: The bare model.
         processor: The image processor that is saved beside it.
         validator: Name of the validator that selects checkpoints by default.
+        source_statistics: What the loop sets once batch normalisation is by domain; for classifiers alone.
         names: Names of the source and of the target.
         notes: Plain statements about the data.
     """
@@ -55,6 +57,7 @@ class Task(Protocol):
     model: PreTrainedModel
     processor: Any
     validator: str
+    source_statistics: SourceStatistics | None
 
     @property
     def model_name(self) -> str:
