@@ -37,7 +37,7 @@ class Joint:
                 g_task(theta + rho g / |g|)    with g = g_task(theta)
 
             of the whole accumulated batch; the alignment gradient stays the plain one, as in the objective of Rangwani
-            et al., "A Closer Look at Smoothness in Domain Adversarial Training" (SDAT), ICML 2022, section 4. (Their
+            et al., "A Closer Look at Smoothness in Domain Adversarial Training" (SDAT), ICML 2022. (Their
             code takes it after the ascent too, since one forward pass serves both losses there.)
         module: The model as it is called, wrapped or not. Needed for groups by name; also says how gradients are kept
             local during accumulation (DistributedDataParallel, FSDP2).
@@ -133,15 +133,14 @@ class Joint:
         with frozen_running_statistics(self.module or nn.Module()):
             loss = self._run(closures)
         parameters = optimizer_parameters(self.optimizer)
-        gradients = take_gradients(parameters)
-        size = norm(gradients)
-        if size is None or not 0 < float(size) < math.inf:
-            # Nowhere to go, or an overflow, which the caller finds in the gradient.
-            add_gradients(parameters, gradients)
-            return loss
-        pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        pairs = [(p, g) for p, g in zip(parameters, take_gradients(parameters), strict=True) if g is not None]
         moving, directions = [p for p, _ in pairs], [g for _, g in pairs]
-        with self._ascent.moved(moving, directions, [self.smoothing / float(size)] * len(pairs)):
+        length = float(size) if (size := norm(directions)) is not None else 0.0
+        if not math.isfinite(length):
+            add_gradients(moving, directions)  # an overflow, which the caller finds there
+            return loss
+        with self._ascent.moved(moving, directions, [self.smoothing / length if length > 0 else 0.0] * len(pairs)):
+            del pairs, directions
             self._run(closures)
         return loss
 

@@ -35,10 +35,12 @@ class Perturbation:
                 self._saved[p] = torch.empty_like(local(p), requires_grad=False)
         copies = [self._saved[p] for p in parameters]
         shards = [local(p) for p in parameters]
-        with torch.no_grad(), self._guard(parameters):
+        with torch.no_grad():
             torch._foreach_copy_(copies, shards)
-            torch._foreach_add_(shards, torch._foreach_mul([local(d) for d in directions], list(sizes)))
         try:
+            with torch.no_grad(), self._guard(parameters):
+                torch._foreach_add_(shards, torch._foreach_mul([local(d) for d in directions], list(sizes)))
+            del directions
             yield
         finally:
             with torch.no_grad(), self._guard(parameters):

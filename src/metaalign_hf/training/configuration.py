@@ -64,7 +64,7 @@ class CoordinationConfig:
             passes, which makes the step nearly as cheap as a joint one.
         groups: none, or stage: one learned weight on the inner step per stage of the network, and a report by stage.
         weight_lr: Step size of these weights; 0 keeps them at 1.
-        smoothing: Radius of a sharpness-aware task gradient (SDAT), such as 0.05, for metaalign and joint alike; it
+        smoothing: Radius of a sharpness-aware task gradient (SDAT), such as 0.02, for metaalign and joint alike; it
             costs one more task pass a step. 0 takes the plain gradient.
     """
 
