@@ -20,7 +20,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,6 +39,7 @@ from .batch_norm import (
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .configuration import Config
+from .mean_teacher import check_pseudo_labels
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
@@ -48,6 +48,7 @@ from .steps import adaptation_step, build_coordinator, micro_batches, source_ste
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
 from .task import Scores, Task
 from .tasks import build_task
+from .weight_average import WeightAverage
 
 __all__ = ["adapt"]
 
@@ -121,6 +122,7 @@ class _Run:
         self.evaluations: dict[str, dict[str, Scores]] = {}
         self.evaluation_count = 0
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
+        self.pseudo_boxes = 0.0
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
         if training.select_by is not None:
@@ -164,13 +166,13 @@ class _Run:
         module: PreTrainedModel = self.average.module
         return module
 
-    def _weight_average(self) -> ModelEmaV3 | None:
+    def _weight_average(self) -> WeightAverage | None:
         decay = self.config.training.ema_decay
         if decay is None:
             return None
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise UserError("training.ema_decay: an average of the weights cannot be kept under FSDP2; use null")
-        return ModelEmaV3(self.bare, decay, use_warmup=True)
+        return WeightAverage(self.bare, decay)
 
     def _probe(self) -> None:
         """Find out before the first step whether the model can do what the coordination asks of it."""
@@ -236,6 +238,10 @@ class _Run:
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
         self._train_mode()
+        figures: dict[str, float] = {}
+        if unlabelled and self.task.mean_teacher is not None:
+            unlabelled, figures = self.task.mean_teacher.label(self.evaluated, unlabelled)
+            self.pseudo_boxes += figures["pseudo_boxes"]
         closures = self.task.closures(
             self.model, batches, unlabelled, progress(local, total), self.batch_norm != "train"
         )
@@ -262,7 +268,7 @@ class _Run:
             self.cosine_sum += report.cosine
             self.cosine_count += 1
         if self.step % training.log_every == 0 or local + 1 == total:
-            numbers = {name: float(value) for name, value in clipped.items()}
+            numbers = {name: float(value) for name, value in {**figures, **clipped}.items()}
             phase = "adaptation" if adapting else "source"
             self._log({"phase": phase, "lr": settings.lr * factor, **report.to_dict(), **numbers})
         if adapting:
@@ -338,6 +344,7 @@ class _Run:
             "evaluations": self.evaluations,
             "cosine_sum": float(self.cosine_sum),
             "cosine_count": self.cosine_count,
+            "pseudo_boxes": self.pseudo_boxes,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "coordinator": self.coordinator.state_dict() if isinstance(self.coordinator, MetaAlign) else None,
             "selection": self.selection.state() if self.selection is not None else [],
@@ -368,6 +375,7 @@ class _Run:
         self.step = state["step"]
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
+        self.pseudo_boxes = state["pseudo_boxes"]
         self.evaluations = state["evaluations"]
         if self.selection is not None:
             self.selection.restore(state["selection"])
@@ -441,11 +449,17 @@ class _Run:
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
-            notes=[*self.task.notes, *self._selection_notes()],
+            notes=[*self.task.notes, *self._teacher_notes(), *self._selection_notes()],
             checkpoints=self.selection.rows() if self.selection is not None else [],
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
+
+    def _teacher_notes(self) -> list[str]:
+        if self.task.mean_teacher is None:
+            return []
+        mean = self.pseudo_boxes / self.config.training.max_steps
+        return [f"Mean teacher: {mean:.3g} pseudo-labels per target image, averaged over the adaptation."]
 
     def _selection_notes(self) -> list[str]:
         if self.config.training.select_by is None or self.selection is not None:
@@ -465,6 +479,7 @@ def _check(config: Config) -> None:
             raise UserError(f"training.{name} is {getattr(training, name)}: it must be 0 or more")
     if training.ema_decay is not None and not 0 < training.ema_decay < 1:
         raise UserError(f"training.ema_decay is {training.ema_decay}: it must lie between 0 and 1, or be null")
+    check_pseudo_labels(config)
     for name in ("lr", "weight_decay", "head_multiplier", "discriminator_multiplier", "discriminator_inner_multiplier"):
         value = getattr(optimizer, name)
         if not math.isfinite(value) or value < 0:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..coordination import SharedPrefix
 from .summary import RunFacts, Summary
+
+if TYPE_CHECKING:
+    from .mean_teacher import MeanTeacher
 
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
 
@@ -46,6 +49,7 @@ class Task(Protocol):
         model: The bare model.
         processor: The image processor that is saved beside it.
         validator: Name of the validator that selects checkpoints by default.
+        mean_teacher: Makes pseudo-labels for the target batches of a step; None without them.
         names: Names of the source and of the target.
         notes: Plain statements about the data.
     """
@@ -55,6 +59,7 @@ class Task(Protocol):
     model: PreTrainedModel
     processor: Any
     validator: str
+    mean_teacher: MeanTeacher | None
 
     @property
     def model_name(self) -> str:
