@@ -11,8 +11,11 @@ __all__ = ["frozen_running_statistics", "has_live_statistics"]
 
 
 def has_live_statistics(module: nn.Module) -> bool:
-    """Whether a batch normalisation in the module normalises by the statistics of the batch."""
-    return any(True for _ in _live_layers(module))
+    """Whether a batch normalisation in the module normalises by the statistics of the batch.
+
+    It does so in `frozen_running_statistics` too, where it moves nothing.
+    """
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in module.modules())
 
 
 @contextmanager
