@@ -1,36 +1,47 @@
 """Does MetaAlign help, with which inner step, and under which alignment objective: an ablation and a comparison.
 
-    python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables
+    python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables and the figure
     python benchmarks/accuracy.py --part 1/2 # half of the runs, for two processes side by side
 
-Embedded pairs, a small ResNet from scratch, equal numbers of steps, target accuracy of the last checkpoint.
-Differences are paired by pair and seed, against the joint step of the same objective, with 95 % confidence intervals.
+Embedded pairs, a small ResNet from scratch, target accuracy of the last checkpoint. Differences are paired by pair and
+seed, with 95 % confidence intervals, against the joint step of the same objective: with as many steps, and with as many
+more as a step of the form costs (`EQUAL_COMPUTE`).
 
-The ablation runs DANN with seeds 10-12 under every form of the step. The comparison then runs three objectives with
-seeds 0-4, jointly and with the form that the ablation's label-free figure prefers: the largest mean nuclear norm (BNM)
+The ablation runs DANN with seeds 10-14 under every form of the step. The comparison then runs three objectives with
+seeds 0-9, jointly and with the form that the ablation's label-free figure prefers: the largest mean nuclear norm (BNM)
 among forms whose source accuracy is within one point of the joint step's. No target label takes part in that choice.
-All other settings are those of `examples/digits.yaml` and each objective's defaults.
+All other settings are those of `examples/digits.yaml` and each objective's defaults. The last table says how each
+validator ranks the last checkpoints of all these runs, compared with their target accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 
+from metaalign_hf.evaluation import get_validator, validator_names
 from runs import RESULTS, ROOT, machine, mean_and_interval, pinned_run
 
 PAIRS = (("uci_digits", "mnist"), ("mnist", "uci_digits"), ("mnist", "mnist_m"))
 BASE = {"training.source_steps": 100, "training.max_steps": 200, "training.evaluate_every": 0}
-ABLATION_SEEDS = (10, 11, 12)
-SEEDS = (0, 1, 2, 3, 4)
+ABLATION_SEEDS = tuple(range(10, 15))
+SEEDS = tuple(range(10))
 TRUST = {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.1}
 SHARED = {**TRUST, "coordination.inner_scope": "last_stage"}
 FORMS: dict[str, dict[str, Any]] = {
     "joint": {"coordination.method": "joint"},
+    "joint, 1.25 times the steps": {"coordination.method": "joint", "training.max_steps": 250},
+    "joint, 1.5 times the steps": {"coordination.method": "joint", "training.max_steps": 300},
     "joint, twice the steps": {"coordination.method": "joint", "training.max_steps": 400},
     "fixed 1": {},
     "fixed 1, source-only task pass (as published)": {"training.batch_norm": "train"},
@@ -47,6 +58,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "fixed 1, last stage shared": {"coordination.inner_scope": "last_stage"},
     "trust ratio 0.1, order 2": {**TRUST, "coordination.order": 2},
     "trust ratio 0.1, last stage shared": SHARED,
+}
+PUBLISHED = "fixed 1, source-only task pass (as published)"
+EQUAL_COMPUTE = {
+    # With live batch normalisation both passes of a step are on both domains: it costs two joint steps. Order 2 costs
+    # more than that. One pass on half the images less, or a shared prefix, is cheaper.
+    **{form: "joint, twice the steps" for form in FORMS if not form.startswith("joint")},
+    PUBLISHED: "joint, 1.5 times the steps",
+    **{form: "joint, 1.25 times the steps" for form in FORMS if form.endswith("last stage shared")},
 }
 OBJECTIVES: dict[str, Any] = {
     "dann": {"name": "dann"},
@@ -94,57 +113,111 @@ def prefer() -> str:
     return max(sound or forms, key=nuclear_norm)
 
 
-def difference(objective: str, form: str, seeds: tuple[int, ...], key: str = "target_accuracy_after") -> str:
-    """Paired difference to the joint step, with its interval."""
-    pairs = zip(figures(objective, form, seeds, key), figures(objective, "joint", seeds, key), strict=True)
-    mean, half = mean_and_interval([a - b for a, b in pairs])
-    return f"{mean:+.1f} ± {half:.1f}"
+def differences(objective: str, form: str, other: str, seeds: tuple[int, ...]) -> list[float]:
+    """Paired differences of target accuracy, in points."""
+    key = "target_accuracy_after"
+    return [
+        a - b for a, b in zip(figures(objective, form, seeds, key), figures(objective, other, seeds, key), strict=True)
+    ]
+
+
+def written(values: list[float], digits: int = 1) -> str:
+    """A mean difference with its interval."""
+    mean, half = mean_and_interval(values)
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
 def ablation_table() -> Table:
-    table = Table(title="Ablation: DANN, 3 pairs x 3 seeds, points of target accuracy")
-    for column in ("form of the step", "target", "against joint", "source", "BNM (label-free)"):
+    table = Table(title=f"Ablation: DANN, 3 pairs x {len(ABLATION_SEEDS)} seeds, points of target accuracy")
+    for column in ("form of the step", "target", "at equal steps", "at equal compute", "source", "BNM (label-free)"):
         table.add_column(column)
     for form in FORMS:
+        equal = EQUAL_COMPUTE.get(form)
         table.add_row(
             form,
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'target_accuracy_after'))[0]:.1f}",
-            "" if form == "joint" else difference("dann", form, ABLATION_SEEDS),
+            "" if form == "joint" else written(differences("dann", form, "joint", ABLATION_SEEDS)),
+            "" if equal is None else written(differences("dann", form, equal, ABLATION_SEEDS)),
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'source_accuracy'))[0]:.1f}",
             f"{nuclear_norm(form):.3f}",
         )
     return table
 
 
+def ablation_figure() -> None:
+    """The ablation's differences, at equal steps and at equal compute, as `results/accuracy/ablation.png`."""
+    forms = list(EQUAL_COMPUTE)[::-1]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for shift, color, label in ((0.12, "tab:blue", "at equal steps"), (-0.12, "tab:orange", "at equal compute")):
+        others = ["joint" if label == "at equal steps" else EQUAL_COMPUTE[form] for form in forms]
+        found = [
+            mean_and_interval(differences("dann", f, o, ABLATION_SEEDS)) for f, o in zip(forms, others, strict=True)
+        ]
+        places = [index + shift for index in range(len(forms))]
+        means, halves = zip(*found, strict=True)
+        axes.errorbar(means, places, xerr=halves, fmt="o", color=color, label=label, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(forms)), forms)
+    axes.set_xlabel("target accuracy against the joint step, points (95 % intervals)")
+    axes.legend(loc="lower left")
+    figure.savefig(RESULTS / "accuracy" / "ablation.png", dpi=120)
+    plt.close(figure)
+
+
 def comparison_table(form: str) -> Table:
-    table = Table(title=f"Comparison: joint and MetaAlign ({form}), 5 seeds, target accuracy in %")
-    for column in ("objective", "step", *(f"{s} -> {t}" for s, t in PAIRS), "mean", "paired difference"):
+    title = f"Comparison: joint and MetaAlign ({form}), {len(SEEDS)} seeds, target accuracy in %"
+    table = Table(title=title)
+    columns = ("mean", "at equal steps", "at equal compute")
+    for column in ("objective", "step", *(f"{s} -> {t}" for s, t in PAIRS), *columns):
         table.add_column(column)
     sources = [[100 * one("dann", "joint", p, s)["target_accuracy_before"] for s in SEEDS] for p in PAIRS]
     cells = [mean_and_interval(values) for values in sources]
     mean = sum(value for value, _ in cells) / len(cells)
-    table.add_row("", "source phase alone", *(f"{m:.1f} ± {h:.1f}" for m, h in cells), f"{mean:.1f}", "")
+    table.add_row("", "source phase alone", *(f"{m:.1f} ± {h:.1f}" for m, h in cells), f"{mean:.1f}", "", "")
+    longer = EQUAL_COMPUTE[form]
     for objective in OBJECTIVES:
-        for step in ("joint", form):
+        for step in ("joint", longer, form):
             found = [
                 mean_and_interval([100 * one(objective, step, pair, seed)["target_accuracy_after"] for seed in SEEDS])
                 for pair in PAIRS
             ]
             mean = sum(value for value, _ in found) / len(found)
-            gain = "" if step == "joint" else difference(objective, step, SEEDS)
-            name = "joint" if step == "joint" else "metaalign"
-            table.add_row(objective, name, *(f"{m:.1f} ± {h:.1f}" for m, h in found), f"{mean:.1f}", gain)
+            gains = ("", "")
+            if step == form:
+                gains = (
+                    written(differences(objective, form, "joint", SEEDS)),
+                    written(differences(objective, form, longer, SEEDS)),
+                )
+            name = "metaalign" if step == form else step
+            table.add_row(objective, name, *(f"{m:.1f} ± {h:.1f}" for m, h in found), f"{mean:.1f}", *gains)
     pooled = [
-        a - b
-        for objective in OBJECTIVES
-        for a, b in zip(
-            figures(objective, form, SEEDS, "target_accuracy_after"),
-            figures(objective, "joint", SEEDS, "target_accuracy_after"),
-            strict=True,
-        )
+        written([x for objective in OBJECTIVES for x in differences(objective, form, other, SEEDS)], 2)
+        for other in ("joint", longer)
     ]
-    mean, half = mean_and_interval(pooled)
-    table.add_row("all", "metaalign", "", "", "", "", f"{mean:+.2f} ± {half:.2f}")
+    table.add_row("all", "metaalign", "", "", "", "", *pooled)
+    return table
+
+
+def validator_table(form: str) -> Table:
+    """How validators rank the last checkpoints of all runs on a pair, compared with target accuracy."""
+    runs = {pair: [one("dann", f, pair, seed) for f in FORMS for seed in ABLATION_SEEDS] for pair in PAIRS}
+    for pair in PAIRS:
+        steps = ("joint", EQUAL_COMPUTE[form], form)
+        runs[pair] += [one(objective, step, pair, seed) for objective in OBJECTIVES for step in steps for seed in SEEDS]
+    count = len(runs[PAIRS[0]])
+    table = Table(title=f"Spearman rank correlation of validator and target accuracy over {count} runs a pair")
+    for column in ("validator", *(f"{s} -> {t}" for s, t in PAIRS), "mean"):
+        table.add_column(column)
+    rows = []
+    for name in validator_names():
+        validator, found = get_validator(name), []
+        for pair in PAIRS:
+            last = [run["evaluations"][-1] for run in runs[pair]]
+            scores = [validator.score(evaluation[f"validator_{name}"]) for evaluation in last]
+            found.append(float(spearmanr(scores, [run["target_accuracy_after"] for run in runs[pair]]).statistic))
+        rows.append((statistics.fmean(found), name, found))
+    for mean, name, found in sorted(rows, reverse=True):
+        table.add_row(name, *(f"{value:+.2f}" for value in found), f"{mean:+.2f}")
     return table
 
 
@@ -161,12 +234,14 @@ def main() -> None:
         return
     form = prefer()
     for objective in OBJECTIVES:
-        for pair in PAIRS:
-            for seed in SEEDS:
-                one(objective, form, pair, seed)
-    console = Console(width=150)
-    console.print(ablation_table())
-    console.print(comparison_table(form))
+        for step in (form, EQUAL_COMPUTE[form]):
+            for pair in PAIRS:
+                for seed in SEEDS:
+                    one(objective, step, pair, seed)
+    console = Console(width=160)
+    for table in (ablation_table(), comparison_table(form), validator_table(form)):
+        console.print(table)
+    ablation_figure()
     path = RESULTS / "accuracy" / "machine.json"
     path.write_text(json.dumps({"preferred": form, **machine()}, indent=1) + "\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
 
 from metaalign_hf import load_domain
 from metaalign_hf.cli import run
@@ -105,11 +105,11 @@ def test_law_7_holds_with_group_weights_and_an_average(tmp_path):
     assert steps(tmp_path / "killed")[-1]["weight/stage4"] != 1.0
 
 
-def launch(output: Path, *options: str) -> subprocess.CompletedProcess:
+def launch(output: Path, *options: str, config: str = TINY) -> subprocess.CompletedProcess:
     # --multi_gpu starts two gloo processes where there is no GPU; --cpu would silently start one.
     command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["scripts/train.py", "--config", TINY, "--training.output_dir", str(output), *options]
+    command += ["scripts/train.py", "--config", config, "--training.output_dir", str(output), *options]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -133,6 +133,18 @@ def test_two_processes_train_as_one(tmp_path):
         torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-5, msg=name)
     assert two["gradient_cosine"] == pytest.approx(one["gradient_cosine"], abs=1e-3)
     assert two["target_test_images"] == one["target_test_images"] == 1000
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
+def test_two_processes_train_one_detector(tmp_path):
+    """Not the run of one process: the losses of transformers' detectors are normalised in each process by itself."""
+    output, config = tmp_path / "run", str(Path(__file__).parent / "tiny_detection.yaml")
+    done = launch(output, "--training.batch_size", "2", "--training.max_steps", "2", config=config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Next, try:") == 1, "only the main process speaks"
+    assert json.loads((output / "summary.json").read_text())["target_test_images"] == 200
+    assert all(line["alignment_gradient_norm"] > 0 for line in steps(output))
+    AutoModelForObjectDetection.from_pretrained(output)
 
 
 @pytest.mark.slow
