@@ -171,6 +171,12 @@ def test_the_other_methods_run(method, pair, tmp_path):
         {"coordination.inner_scope": "last_stage", "coordination.groups": "stage"},
         {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.05, "training.ema_decay": 0.9},
         {"training.recalibrate_bn": "target"},
+        {
+            "coordination.order": 2,
+            "model.attention": "eager",
+            "training.ema_decay": 0.9,
+            "training.pseudo_label_weight": 1,
+        },
     ],
     ids=lambda options: ",".join(options),
 )

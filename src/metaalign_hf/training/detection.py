@@ -191,9 +191,9 @@ class DetectionTask:
         closures = StepClosures(
             [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
         )
-        if self.mean_teacher is None:
+        if self.mean_teacher is None or not target or STUDENT_VIEW not in target[0]:
             return closures
-        views = [(s, t[STUDENT_VIEW]) for s, t in zip(source, target, strict=False) if STUDENT_VIEW in t]
+        views = [(s, t[STUDENT_VIEW]) for s, t in zip(source, target, strict=True)]
         pseudo = [mix_detection({**s, "labels": [None] * len(s["labels"])}, v) if together else v for s, v in views]
         return with_pseudo_labels(closures, [task(batch) for batch in pseudo], self.mean_teacher.weight)
 

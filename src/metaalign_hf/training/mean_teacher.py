@@ -116,18 +116,15 @@ class MeanTeacher:
             target: Micro-batches, which are the weak views: `pixel_values` `(B, 3, H, W)`, perhaps `pixel_mask`.
 
         Returns:
-            The micro-batches, to which a batch for the student is added where the teacher has found anything; and
-            figures for the log, `pseudo_boxes` per image and `pseudo_images`, the share of images with any.
+            The micro-batches, each with a batch for the student under `STUDENT_VIEW`; and figures for the log,
+            `pseudo_boxes` per image and `pseudo_images`, the share of images with any.
         """
         given, counts = [], []
         for batch in target:
             labels = self._found(teacher, batch)
             counts += [0 if entry is None else len(entry["boxes"]) for entry in labels]
-            if any(labels):
-                strong = strong_view(batch["pixel_values"], batch.get("pixel_mask"), self.mean, self.std)
-                view = {**batch, "pixel_values": strong, "labels": labels}
-                batch = {**batch, STUDENT_VIEW: view}
-            given.append(batch)
+            strong = strong_view(batch["pixel_values"], batch.get("pixel_mask"), self.mean, self.std)
+            given.append({**batch, STUDENT_VIEW: {**batch, "pixel_values": strong, "labels": labels}})
         found = sum(count > 0 for count in counts)
         return given, {"pseudo_boxes": sum(counts) / len(counts), "pseudo_images": found / len(counts)}
 
@@ -166,43 +163,40 @@ def strong_view(pixel_values: Tensor, pixel_mask: Tensor | None, mean: Sequence[
 
 
 def with_pseudo_labels(closures: StepClosures, pseudo: list[Callable[[], Tensor]], weight: float) -> StepClosures:
-    """Closures whose task loss is `mean(task) + weight sum(pseudo) / len(task)`.
+    """Closures whose task loss is `mean(task) + weight mean(pseudo)`.
 
-    The passes on pseudo-labels join as micro-batches of their own. A coordinator takes the mean over micro-batches, so
-    all are scaled by how many more there are. They come first: on several processes the last one averages the
-    gradients, and every process has to run that one, also where its teacher has found nothing.
+    The passes on pseudo-labels join as micro-batches of their own, so that one graph is kept at a time. A coordinator
+    takes the mean over micro-batches, of which there are twice as many now. Those on pseudo-labels come first: on
+    several processes the last pass averages the gradients, and must not be one that a process has no boxes for.
 
     Args:
         closures: The step without them, in full passes.
-        pseudo: Passes that return the loss on pseudo-labels, at most one for each micro-batch.
+        pseudo: For each micro-batch a pass that returns the loss on pseudo-labels, 0 where there are none.
         weight: Weight of that loss.
 
     Returns:
-        The closures; the same ones where there are no pseudo-labels.
+        The closures.
     """
-    if not pseudo:
-        return closures
-    more = 1 + len(pseudo) / len(closures.task)
 
-    def task(run: Callable[[], Tensor], factor: float) -> Callable[[], Tensor]:
+    def times(run: Callable[[], Tensor], factor: float) -> Callable[[], Tensor]:
         return lambda: run() * factor
 
     def alone(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
         def both() -> tuple[Tensor, Tensor]:
-            loss = run() * (more * weight)
+            loss = run() * (2 * weight)
             return loss, torch.zeros_like(loss)
 
         return both
 
-    def both(run: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
-        def scaled() -> tuple[Tensor, Tensor]:
+    def twice(run: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
+        def both() -> tuple[Tensor, Tensor]:
             task_loss, alignment_loss = run()
-            return task_loss * more, alignment_loss * more
+            return 2 * task_loss, 2 * alignment_loss
 
-        return scaled
+        return both
 
     return StepClosures(
-        task=[*(task(run, more * weight) for run in pseudo), *(task(run, more) for run in closures.task)],
+        task=[*(times(run, 2 * weight) for run in pseudo), *(times(run, 2) for run in closures.task)],
         alignment=closures.alignment,
-        both=[*map(alone, pseudo), *map(both, closures.both)],
+        both=[*map(alone, pseudo), *map(twice, closures.both)],
     )
