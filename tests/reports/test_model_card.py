@@ -114,6 +114,10 @@ def test_the_card_invents_nothing():
     text = model_card(record(training={**TRAINING, "coordination": second}))
     assert "second order" in text and "task is always meta-train" in text and "J_train" in text
 
+    taught = {**TRAINING["training"], "ema_decay": 0.999, "pseudo_label_weight": 0.5, "pseudo_label_threshold": 0.3}
+    text = model_card(record(training={**TRAINING, "training": taught}))
+    assert "`training.pseudo_label_weight` | 0.5" in text and "tarvainen2017" in text
+
     baseline = {**TRAINING, "coordination": {"method": "source_only"}}
     text = model_card(record(training=baseline))
     assert "It was not adapted" in text and "long2018" not in text and "wei2021" not in text

@@ -72,6 +72,10 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         ),
         (["--model.attention", "fast"], ["model.attention", "fast"]),
         (["--training.ema_decay", "1.5"], ["training.ema_decay"]),
+        (
+            ["--training.pseudo_label_weight", "1", "--training.ema_decay", "0.9"],
+            ["training.pseudo_label_weight", "for detectors"],
+        ),
         (["--training.mixed_precision", "fp16", "--training.device", "cpu"], ["fp16", "GPU"]),
         (["--optimizer.lr", "-0.1"], ["optimizer.lr"]),
         (["--data.image_size", "64"], ["image_size", "64", "18"]),

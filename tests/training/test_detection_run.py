@@ -22,6 +22,7 @@ from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.training.detection import DetectionTask, mix_detection
 
 TINY = str(Path(__file__).parent / "tiny_detection.yaml")
+TEACHER = ["--training.pseudo_label_weight", "1", "--training.ema_decay", "0.999"]
 
 
 def small(view: DetectionSet | None, count: int = 24) -> DetectionSet | None:
@@ -82,9 +83,9 @@ def test_the_folder_holds_a_picture_and_no_pickle(finished):
     assert {"task_loss", "alignment_loss", "cosine", "gradient_norm"} <= set(steps[-1])
 
 
-def test_the_same_seed_gives_the_same_weights_and_resume_is_never_stopped(finished, pair, tmp_path, monkeypatch):
-    output, _ = finished
-    options = {"training.checkpoint_every": 2}
+def killed_and_resumed(pair, output: Path, monkeypatch, **overrides: object) -> None:
+    """A run that is killed at its checkpoint after step 4, and goes on from there."""
+    options = {"training.checkpoint_every": 2, **overrides}
 
     class Killed(BaseException):
         pass
@@ -100,12 +101,35 @@ def test_the_same_seed_gives_the_same_weights_and_resume_is_never_stopped(finish
 
     monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
-        train(pair, tmp_path / "run", **options)
+        train(pair, output, **options)
     monkeypatch.undo()
-    train(pair, tmp_path / "run", **options, **{"training.resume": True})
+    train(pair, output, **options, **{"training.resume": True})
+
+
+def test_the_same_seed_gives_the_same_weights_and_resume_is_never_stopped(finished, pair, tmp_path, monkeypatch):
+    output, _ = finished
+    killed_and_resumed(pair, tmp_path / "run", monkeypatch)
     assert_same_weights(output, tmp_path / "run")
     assert lines(output) == lines(tmp_path / "run")
     assert (output / "detections.png").read_bytes() == (tmp_path / "run" / "detections.png").read_bytes()
+
+
+def test_a_run_with_a_mean_teacher_shows_its_pseudo_labels_and_resumes(pair, tmp_path, monkeypatch):
+    options = {
+        "training.ema_decay": 0.999,
+        "training.pseudo_label_weight": 1.0,
+        "training.pseudo_label_threshold": {"zero": 0.0, "one": 0.0, "two": 1.0},
+    }
+    summary = train(pair, tmp_path / "whole", **options)
+    killed_and_resumed(pair, tmp_path / "killed", monkeypatch, **options)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
+    steps = [line for line in lines(tmp_path / "whole") if "phase" in line]
+    assert [line["phase"] for line in steps if "pseudo_boxes" in line] == ["adaptation"] * 4
+    counts = [line["pseudo_boxes"] for line in steps[3:]]
+    assert all(count > 0 for count in counts) and all(0 < line["pseudo_images"] <= 1 for line in steps[3:])
+    note = f"Mean teacher: {sum(counts) / 4:.3g} pseudo-labels per target image, averaged over the adaptation."
+    assert note in summary.notes and note in json.loads((tmp_path / "killed/summary.json").read_text())["notes"]
 
 
 def test_a_checkpoint_is_selected_without_target_labels(finished, pair, tmp_path):
@@ -148,6 +172,12 @@ def test_the_other_methods_run(method, pair, tmp_path):
         {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.05, "training.ema_decay": 0.9},
         {"coordination.smoothing": 0.05},
         {"training.recalibrate_bn": "target"},
+        {
+            "coordination.order": 2,
+            "model.attention": "eager",
+            "training.ema_decay": 0.9,
+            "training.pseudo_label_weight": 1,
+        },
     ],
     ids=lambda options: ",".join(options),
 )
@@ -318,6 +348,14 @@ def test_a_checkpoint_that_is_no_metaalign_detector_is_refused(finished, tmp_pat
         (["--model.detector_options", "{num_querys: 3}"], "num_queries"),
         (["--data.source", "mnist"], "kind digits has no boxes"),
         (["--data.source", "coco:/no/such.json"], "such.json cannot be read"),
+        (["--training.pseudo_label_weight", "1"], "set training.ema_decay"),
+        (["--training.pseudo_label_weight", "-1"], "pseudo_label_weight is -1.0: it must be a finite number"),
+        (["--training.pseudo_label_threshold", "1.5"], "pseudo_label_threshold is 1.5: it must lie in 0..1"),
+        (["--training.pseudo_label_threshold.two", "-0.1"], "pseudo_label_threshold of two is -0.1"),
+        (["--training.pseudo_label_threshold", "high"], "pseudo_label_threshold is high: it must be .*float"),
+        ([*TEACHER, "--coordination.method", "source_only"], "source_only reads no target"),
+        ([*TEACHER, "--training.pseudo_label_threshold", "{zero: 0.3, one: 0.3, tow: 0.3}"], "tow is no class"),
+        ([*TEACHER, "--training.pseudo_label_threshold.two", "0.3"], "one, zero has none"),
         (["--data.detector_size", "[64, 32]"], "detector_size"),
         (["--model.checkpoint", "/no/such/folder"], "model.checkpoint"),
         (["--training.batch_size", "1000"], "fewer than a batch of 1000"),

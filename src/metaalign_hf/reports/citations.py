@@ -61,6 +61,14 @@ CITATIONS = {
   booktitle = {International Conference on Machine Learning},
   year      = {2015}
 }""",
+    "mean_teacher": """\
+@inproceedings{tarvainen2017mean,
+  title     = {Mean Teachers Are Better Role Models: Weight-Averaged Consistency Targets Improve Semi-Supervised Deep
+               Learning Results},
+  author    = {Tarvainen, Antti and Valpola, Harri},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2017}
+}""",
     "toalign": """\
 @inproceedings{wei2021toalign,
   title     = {{ToAlign}: Task-oriented Alignment for Unsupervised Domain Adaptation},

@@ -145,6 +145,7 @@ class _Facts:
         options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
         cited = (["metaalign"] if method == "metaalign" else []) + [name for name in used if name in CITATIONS]
         cited += ["toalign"] if "toalign" in options and used else []
+        cited += ["mean_teacher"] if self.training.get("training", {}).get("pseudo_label_weight") else []
         return {
             "name": f"{backbone.split('/')[-1]}: {domains['source'] or 'source'} to {domains['target'] or 'target'}",
             "native": self.native,
@@ -342,6 +343,9 @@ class _Facts:
         course = self.training.get("training", {})
         names = ("source_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "mixed_precision", "seed")
         shown += [(f"training.{name}", course[name]) for name in names if name in course]
+        if course.get("pseudo_label_weight"):
+            teacher = ("ema_decay", "pseudo_label_weight", "pseudo_label_threshold")
+            shown += [(f"training.{name}", course[name]) for name in teacher]
         if self.summary.get("batch_norm"):
             shown.append(("batch normalisation", self.summary["batch_norm"]))
         cosine = self.summary.get("gradient_cosine")

@@ -38,6 +38,7 @@ from ..models.backbone import use_attention
 from .configuration import Config, ModelConfig
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
+from .mean_teacher import MeanTeacher
 from .starting_point import check_labels, load_starting_point
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
@@ -108,6 +109,7 @@ class ClassificationTask:
     title = ClassificationSummary.title
     validator = "bnm"
     source_statistics: SourceStatistics | None = None
+    mean_teacher: MeanTeacher | None = None
 
     def __init__(
         self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
@@ -115,6 +117,8 @@ class ClassificationTask:
         data = config.data
         self.config = config
         select_by = config.training.select_by
+        if config.training.pseudo_label_weight > 0:
+            raise UserError("training.pseudo_label_weight: pseudo-labels are for detectors; leave it at 0")
         if select_by not in (None, "auto") and data.augmentation == "none" and get_validator(select_by).needs_augmented:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"

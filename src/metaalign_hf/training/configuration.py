@@ -136,6 +136,10 @@ class TrainingConfig:
         compile: Compile the model with torch.compile.
         ema_decay: Decay of an exponential moving average of the weights, such as 0.999; the average is then what is
             evaluated and saved. null keeps none.
+        pseudo_label_weight: For detectors: weight of the detection loss on a strong view (colours, blur) of the target
+            images with the boxes that the average of the weights (ema_decay) finds in them: a mean teacher. It is part
+            of the task loss. 0 is off.
+        pseudo_label_threshold: Least score of such a box: one number, or one for each class name.
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
             of the adaptation phase, at least 100 steps apart.
@@ -166,6 +170,8 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     ema_decay: float | None = None
+    pseudo_label_weight: float = 0.0
+    pseudo_label_threshold: float | dict[str, float] = 0.5
     seed: int = 0
     evaluate_every: int | None = None
     select_by: str | None = "auto"

@@ -29,6 +29,7 @@ from .classification import RECALIBRATION_IMAGES
 from .configuration import Config, ModelConfig
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
+from .mean_teacher import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
 from .starting_point import check_labels, fetch_starting_point, load_starting_point
 from .summary import RunFacts, Summary, quoted
 from .task import Batch, Scores, StepClosures
@@ -129,6 +130,10 @@ class DetectionTask:
         place = self.model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
+        self.mean_teacher: MeanTeacher | None = None
+        if (weight := config.training.pseudo_label_weight) > 0:
+            threshold, probabilities = config.training.pseudo_label_threshold, self.model.adapter.probabilities
+            self.mean_teacher = MeanTeacher(weight, threshold, self.pair.labels, probabilities, self.processor)
 
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
@@ -160,7 +165,8 @@ class DetectionTask:
     ) -> StepClosures:
         """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
 
-        With live statistics the task pass runs on both domains too, and its loss takes the source's images.
+        With live statistics the task pass runs on both domains too, and its loss takes the source's images. Where the
+        mean teacher has given a target batch pseudo-labels, another task pass takes them, in the same way.
         """
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
         together = bool(mixed) and mixed_statistics and has_live_statistics(self.model)
@@ -186,9 +192,14 @@ class DetectionTask:
 
             return run
 
-        return StepClosures(
+        closures = StepClosures(
             [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
         )
+        if self.mean_teacher is None or not target or STUDENT_VIEW not in target[0]:
+            return closures
+        views = [(s, t[STUDENT_VIEW]) for s, t in zip(source, target, strict=True)]
+        pseudo = [mix_detection({**s, "labels": [None] * len(s["labels"])}, v) if together else v for s, v in views]
+        return with_pseudo_labels(closures, [task(batch) for batch in pseudo], self.mean_teacher.weight)
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
         """Average precision on the source test images and, where it has objects, on the target's.
@@ -332,7 +343,7 @@ def _divergence() -> Iterator[None]:
 
 
 def mix_detection(source: Batch, target: Batch) -> Batch:
-    """Source and target in one batch, on the smallest canvas that holds both; the target's images have labels None."""
+    """Source and target in one batch, on the smallest canvas that holds both; images without labels have None."""
     parts = (source["pixel_values"], target["pixel_values"])
     height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
     device = parts[0].device
@@ -344,7 +355,7 @@ def mix_detection(source: Batch, target: Batch) -> Batch:
         masks.append(F.pad(mask, (0, width - part.shape[3], 0, height - part.shape[2])))
     mixed: Batch = {
         "pixel_values": torch.cat(values),
-        "labels": [*source["labels"], *[None] * len(parts[1])],
+        "labels": [*source["labels"], *target.get("labels", [None] * len(parts[1]))],
         "domain_labels": torch.cat([torch.zeros(len(parts[0])), torch.ones(len(parts[1]))]).to(device, torch.long),
     }
     mask = torch.cat(masks)

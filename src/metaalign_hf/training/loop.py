@@ -20,7 +20,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,6 +40,7 @@ from .batch_norm import (
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .configuration import Config
 from .domain_batch_norm import SourceStatistics
+from .mean_teacher import check_pseudo_labels
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
@@ -49,6 +49,7 @@ from .steps import adaptation_step, build_coordinator, micro_batches, source_ste
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
 from .task import Scores, Task
 from .tasks import build_task
+from .weight_average import WeightAverage
 
 __all__ = ["adapt"]
 
@@ -124,6 +125,7 @@ class _Run:
         self.evaluations: dict[str, dict[str, Scores]] = {}
         self.evaluation_count = 0
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
+        self.pseudo_boxes = 0.0
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
         if training.select_by is not None:
@@ -167,13 +169,13 @@ class _Run:
         module: PreTrainedModel = self.average.module
         return module
 
-    def _weight_average(self) -> ModelEmaV3 | None:
+    def _weight_average(self) -> WeightAverage | None:
         decay = self.config.training.ema_decay
         if decay is None:
             return None
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise UserError("training.ema_decay: an average of the weights cannot be kept under FSDP2; use null")
-        return ModelEmaV3(self.bare, decay, use_warmup=True)
+        return WeightAverage(self.bare, decay)
 
     def _probe(self) -> None:
         """Find out before the first step whether the model can do what the coordination asks of it."""
@@ -241,6 +243,10 @@ class _Run:
         self._train_mode()
         if unlabelled and local == 0:
             self._part_statistics()
+        figures: dict[str, float] = {}
+        if unlabelled and self.task.mean_teacher is not None:
+            unlabelled, figures = self.task.mean_teacher.label(self.evaluated, unlabelled)
+            self.pseudo_boxes += figures["pseudo_boxes"]
         closures = self.task.closures(
             self.model, batches, unlabelled, progress(local, total), self.batch_norm != "train"
         )
@@ -267,7 +273,7 @@ class _Run:
             self.cosine_sum += report.cosine
             self.cosine_count += 1
         if self.step % training.log_every == 0 or local + 1 == total:
-            numbers = {name: float(value) for name, value in clipped.items()}
+            numbers = {name: float(value) for name, value in {**figures, **clipped}.items()}
             phase = "adaptation" if adapting else "source"
             self._log({"phase": phase, "lr": settings.lr * factor, **report.to_dict(), **numbers})
         if adapting:
@@ -350,6 +356,7 @@ class _Run:
             "evaluations": self.evaluations,
             "cosine_sum": float(self.cosine_sum),
             "cosine_count": self.cosine_count,
+            "pseudo_boxes": self.pseudo_boxes,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "coordinator": self.coordinator.state_dict() if isinstance(self.coordinator, MetaAlign) else None,
             "selection": self.selection.state() if self.selection is not None else [],
@@ -384,6 +391,7 @@ class _Run:
         load_checkpoint(folder, self._modules(), self.optimizer)
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
+        self.pseudo_boxes = state["pseudo_boxes"]
         self.evaluations = state["evaluations"]
         if self.selection is not None:
             self.selection.restore(state["selection"])
@@ -470,6 +478,9 @@ class _Run:
                 "Source figures after adaptation are under the source's statistics of batch normalisation; the saved "
                 "model holds the target's."
             )
+        if self.task.mean_teacher is not None:
+            mean = self.pseudo_boxes / self.config.training.max_steps
+            notes.append(f"Mean teacher: {mean:.3g} pseudo-labels per target image, averaged over the adaptation.")
         if self.config.training.select_by is not None and self.selection is None:
             notes.append(
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."
@@ -489,6 +500,7 @@ def _check(config: Config) -> None:
             raise UserError(f"training.{name} is {getattr(training, name)}: it must be 0 or more")
     if training.ema_decay is not None and not 0 < training.ema_decay < 1:
         raise UserError(f"training.ema_decay is {training.ema_decay}: it must lie between 0 and 1, or be null")
+    check_pseudo_labels(config)
     for name in ("lr", "weight_decay", "head_multiplier", "discriminator_multiplier", "discriminator_inner_multiplier"):
         value = getattr(optimizer, name)
         if not math.isfinite(value) or value < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from ..coordination import SharedPrefix
 from .domain_batch_norm import SourceStatistics
 from .summary import RunFacts, Summary
+
+if TYPE_CHECKING:
+    from .mean_teacher import MeanTeacher
 
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
 
@@ -48,6 +51,7 @@ class Task(Protocol):
         processor: The image processor that is saved beside it.
         validator: Name of the validator that selects checkpoints by default.
         source_statistics: What the loop sets once batch normalisation is by domain; for classifiers alone.
+        mean_teacher: Makes pseudo-labels for the target batches of a step; None without them.
         names: Names of the source and of the target.
         notes: Plain statements about the data.
     """
@@ -58,6 +62,7 @@ class Task(Protocol):
     processor: Any
     validator: str
     source_statistics: SourceStatistics | None
+    mean_teacher: MeanTeacher | None
 
     @property
     def model_name(self) -> str:

@@ -1,0 +1,202 @@
+"""Pseudo-labels of a mean teacher for target images, as a third term of a detector's step.
+
+::
+
+    L = L_task(source) + weight L_task(strong view of the target, boxes of the teacher on the weak view) + L_alignment
+
+The teacher is the moving average of the weights (`training.ema_decay`). The first two terms are the task objective, so
+MetaAlign coordinates their sum with alignment.
+
+Sources: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017 (the average as the teacher); Liu
+et al., "Unbiased Teacher for Semi-Supervised Object Detection", ICLR 2021 (weak and strong views, a threshold on the
+score); Zhao et al., "Masked Retraining Teacher-Student Framework for Domain Adaptive Object Detection" (MRT), ICCV 2023
+(for detectors of the DETR family, with a threshold for each class).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_convert, nms
+from torchvision.transforms import v2
+
+from ..errors import UserError
+from .configuration import Config
+from .task import Batch, StepClosures
+
+__all__ = ["STUDENT_VIEW", "MeanTeacher", "check_pseudo_labels", "strong_view", "with_pseudo_labels"]
+
+STUDENT_VIEW = "student_view"
+"""Key of a target batch under which its strong view with pseudo-labels lies."""
+
+_DUPLICATE_IOU = 0.7
+# As in MRT: colours and sharpness alone, so that boxes on the weak view are right on the strong one.
+_STRONG = v2.Compose(
+    [
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5),
+    ]
+)
+
+
+def check_pseudo_labels(config: Config) -> None:
+    """Refuse settings of pseudo-labels that make no sense, as far as they are known without data and model.
+
+    Raises:
+        UserError: If a value is out of range, or there is no average of the weights, or no target in the step.
+    """
+    training = config.training
+    weight, threshold = training.pseudo_label_weight, training.pseudo_label_threshold
+    if not math.isfinite(weight) or weight < 0:
+        raise UserError(f"training.pseudo_label_weight is {weight}: it must be a finite number, 0 or more")
+    named = threshold.items() if isinstance(threshold, dict) else [("", threshold)]
+    for name, value in named:
+        if not 0 <= value <= 1:
+            key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
+            raise UserError(f"{key} is {value}: it must lie in 0..1")
+    if weight > 0 and training.ema_decay is None:
+        raise UserError(
+            "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"
+        )
+    if weight > 0 and config.coordination.method == "source_only":
+        raise UserError(
+            "training.pseudo_label_weight: source_only reads no target; set coordination.method to joint or metaalign"
+        )
+
+
+class MeanTeacher:
+    """Gives target batches a strong view with pseudo-labels.
+
+    Args:
+        weight: Weight of the loss on them.
+        threshold: Least score of a pseudo-label: one number, or one for each class name.
+        labels: Class names in the order of the class indices.
+        probabilities: Makes class probabilities `(B, Q, K)` of logits.
+        processor: The detector's image processor, which knows how pixel values were normalised.
+
+    Raises:
+        UserError: If the thresholds are not those of the classes.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        threshold: float | dict[str, float],
+        labels: Sequence[str],
+        probabilities: Callable[[Tensor], Tensor],
+        processor: Any,
+    ) -> None:
+        if isinstance(threshold, dict) and set(threshold) != set(labels):
+            unknown, missing = sorted(set(threshold) - set(labels)), sorted(set(labels) - set(threshold))
+            wrong = f"{', '.join(unknown)} is no class" if unknown else f"{', '.join(missing)} has none"
+            raise UserError(
+                f"training.pseudo_label_threshold: {wrong}; give one number, or one for each of {', '.join(labels)}"
+            )
+        values = [threshold[name] for name in labels] if isinstance(threshold, dict) else [threshold] * len(labels)
+        self.weight = weight
+        self.thresholds = torch.tensor(values)
+        self.probabilities = probabilities
+        normalised = bool(processor.do_normalize)
+        self.mean = tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0)
+        self.std = tuple(processor.image_std) if normalised else (1.0, 1.0, 1.0)
+
+    def label(self, teacher: nn.Module, target: Sequence[Batch]) -> tuple[list[Batch], dict[str, float]]:
+        """What the teacher finds in the target's images.
+
+        An image in which it finds nothing has labels None, and is no image without objects: a teacher that is not sure
+        has not seen that nothing is there. (MRT does teach "no object" on such images.)
+
+        Args:
+            teacher: The average of the weights, in eval mode.
+            target: Micro-batches, which are the weak views: `pixel_values` `(B, 3, H, W)`, perhaps `pixel_mask`.
+
+        Returns:
+            The micro-batches, each with a batch for the student under `STUDENT_VIEW`; and figures for the log,
+            `pseudo_boxes` per image and `pseudo_images`, the share of images with any.
+        """
+        given, counts = [], []
+        for batch in target:
+            labels = self._found(teacher, batch)
+            counts += [0 if entry is None else len(entry["boxes"]) for entry in labels]
+            strong = strong_view(batch["pixel_values"], batch.get("pixel_mask"), self.mean, self.std)
+            given.append({**batch, STUDENT_VIEW: {**batch, "pixel_values": strong, "labels": labels}})
+        found = sum(count > 0 for count in counts)
+        return given, {"pseudo_boxes": sum(counts) / len(counts), "pseudo_images": found / len(counts)}
+
+    @torch.no_grad()
+    def _found(self, teacher: nn.Module, batch: Batch) -> list[dict[str, Tensor] | None]:
+        """For each image the queries with a score of at least their class's threshold; None where there are none."""
+        output = teacher(**{key: batch[key] for key in ("pixel_values", "pixel_mask") if key in batch})
+        scores, classes = self.probabilities(output.logits.float()).max(-1)
+        sure = scores >= self.thresholds.to(scores)[classes]
+        labels: list[dict[str, Tensor] | None] = []
+        for row, keep in enumerate(sure):
+            boxes = output.pred_boxes[row, keep].float()
+            # One object may have several queries; a student that is taught two boxes for it finds ever more of them.
+            chosen = nms(box_convert(boxes, "cxcywh", "xyxy"), scores[row, keep], _DUPLICATE_IOU)
+            entry = {"class_labels": classes[row, keep][chosen], "boxes": boxes[chosen]}
+            labels.append(entry if len(chosen) else None)
+        return labels
+
+
+def strong_view(pixel_values: Tensor, pixel_mask: Tensor | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The same images in other colours and less sharp, each at random by torch's global numbers; padding stays.
+
+    Args:
+        pixel_values: Images `(B, 3, H, W)`, normalised.
+        pixel_mask: `(B, H, W)`, 0 on padding; None where nothing is padded.
+        mean: Mean per channel by which they were normalised, in 0..1.
+        std: The same for the standard deviation.
+
+    Returns:
+        Images `(B, 3, H, W)`, normalised.
+    """
+    shift, scale = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    plain = pixel_values * scale + shift
+    strong = (torch.stack([_STRONG(image) for image in plain]) - shift) / scale
+    return strong if pixel_mask is None else torch.where(pixel_mask[:, None].bool(), strong, pixel_values)
+
+
+def with_pseudo_labels(closures: StepClosures, pseudo: list[Callable[[], Tensor]], weight: float) -> StepClosures:
+    """Closures whose task loss is `mean(task) + weight mean(pseudo)`.
+
+    The passes on pseudo-labels join as micro-batches of their own, so that one graph is kept at a time. A coordinator
+    takes the mean over micro-batches, of which there are twice as many now. Those on pseudo-labels come first: on
+    several processes the last pass averages the gradients, and must not be one that a process has no boxes for.
+
+    Args:
+        closures: The step without them, in full passes.
+        pseudo: For each micro-batch a pass that returns the loss on pseudo-labels, 0 where there are none.
+        weight: Weight of that loss.
+
+    Returns:
+        The closures.
+    """
+
+    def times(run: Callable[[], Tensor], factor: float) -> Callable[[], Tensor]:
+        return lambda: run() * factor
+
+    def alone(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+        def both() -> tuple[Tensor, Tensor]:
+            loss = run() * (2 * weight)
+            return loss, torch.zeros_like(loss)
+
+        return both
+
+    def twice(run: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
+        def both() -> tuple[Tensor, Tensor]:
+            task_loss, alignment_loss = run()
+            return 2 * task_loss, 2 * alignment_loss
+
+        return both
+
+    return StepClosures(
+        task=[*(times(run, 2 * weight) for run in pseudo), *(times(run, 2) for run in closures.task)],
+        alignment=closures.alignment,
+        both=[*map(alone, pseudo), *map(twice, closures.both)],
+    )
