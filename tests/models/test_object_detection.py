@@ -1,6 +1,11 @@
 """Detectors of every family through their public surface: losses, gradients, round trips, pipeline, native export."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,6 +176,16 @@ def test_a_batch_without_labelled_images_has_task_loss_zero():
     output = model(batch()[0][2:], labels=[None, None], objective="task")
     assert output.loss.item() == 0.0
     output.loss.backward()
+
+
+def test_a_process_without_labelled_images_does_not_keep_the_others_waiting():
+    script = Path(__file__).parent / "two_detectors.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with_boxes, without = map(float, re.search(r"losses (\S+) (\S+)", done.stdout).groups())
+    assert with_boxes > 0 and without == 0
 
 
 def test_two_stages_of_frozen_resnets_are_trainable():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
@@ -200,13 +201,17 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         if len(labels) != len(pixel_values):
             raise ValueError(f"labels has {len(labels)} entries for {len(pixel_values)} images")
         rows = [index for index, entry in enumerate(labels) if entry is not None]
-        if not rows:
+        if not rows and not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return pixel_values.new_zeros((), requires_grad=True), None, None
+        empty = torch.zeros(0, dtype=torch.long, device=pixel_values.device)
+        nothing = {"class_labels": empty, "boxes": pixel_values.new_zeros(0, 4)}
+        if not rows:
+            # Losses that count the boxes of all processes wait for this one too.
+            output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=[nothing] * len(labels))
+            return 0.0 * output.loss, None, None
         if len(rows) < len(labels) and has_live_statistics(self.detector):
             # Live statistics of the labelled images alone would be others than those of evaluation, which both domains
             # make, so all images run, and the loss takes the labelled ones.
-            empty = torch.zeros(0, dtype=torch.long, device=pixel_values.device)
-            nothing = {"class_labels": empty, "boxes": pixel_values.new_zeros(0, 4)}
             everything = [nothing if entry is None else entry for entry in labels]
             with loss_of_rows(self.detector, rows, self.adapter.layers_first):
                 output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=everything)
