@@ -23,9 +23,10 @@ from metaalign_hf import MetaAlignForObjectDetection, adapt, load_config
 from runs import RESULTS, ROOT, machine, mean_and_interval, pinned_run
 
 CONFIG = ROOT / "examples" / "digit_scenes.yaml"
-# Weights that make the alignment gradient of this small D-FINE, whose loss is large, comparable with the task's.
+# This small D-FINE's loss is large. The weights give alignment a quarter of the task's gradient or so, and were looked at
+# on seed 0, target figures included, which is why the benchmark starts at seed 1.
 SWDA = {"name": "swda", "weight": 20.0}
-DETR = {"name": "detr", "weight": 50.0}
+DETR = {"name": "detr", "weight": 10.0}
 METHODS: dict[str, dict[str, Any]] = {
     "source_only": {"coordination.method": "source_only"},
     "joint, swda": {"coordination.method": "joint", "model.alignment": SWDA},
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n seeds, and no table")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
-    seeds = range(options.seeds)
+    seeds = range(1, options.seeds + 1)
     for seed in seeds[part - 1 :: parts]:
         for method in METHODS:
             one(method, seed)
