@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["AlignmentBatch", "AlignmentObjective", "AlignmentOutput"]
+__all__ = ["AlignmentBatch", "AlignmentObjective", "AlignmentOutput", "weighted_sum"]
 
 
 @dataclass
@@ -120,3 +121,23 @@ class AlignmentObjective(nn.Module):
     def task_penalty(self, features: Tensor) -> Tensor | None:
         """A scalar that is added to the task loss, from the features `(B_s, D)` of the labelled rows, or None."""
         return None
+
+
+def weighted_sum(objectives: nn.ModuleDict, weights: dict[str, float], batch: Any) -> AlignmentOutput:
+    """The weighted sum of what several objectives compute.
+
+    Args:
+        objectives: The objectives by name, at least one.
+        weights: Weight of each.
+        batch: What each is called with.
+
+    Returns:
+        The sum; parts are prefixed with the objective's name where there are several.
+    """
+    losses, parts = [], {}
+    for name, objective in objectives.items():
+        output = objective(batch)
+        losses.append(weights[name] * output.loss)
+        prefix = f"{name}/" if len(objectives) > 1 else ""
+        parts.update({f"{prefix}{key}": value for key, value in output.parts.items()})
+    return AlignmentOutput(sum(losses[1:], losses[0]), parts)

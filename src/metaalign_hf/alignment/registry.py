@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
+from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput, weighted_sum
 from .multi_source import PerSource
 
 __all__ = [
@@ -163,15 +163,7 @@ class AlignmentSum(nn.Module):
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         """The weighted sum; parts are prefixed with the objective's name where there are several."""
-        loss, parts = None, {}
-        for name, objective in self.objectives.items():
-            output = objective(batch)
-            weighted = self.weights[name] * output.loss
-            loss = weighted if loss is None else loss + weighted
-            prefix = f"{name}/" if len(self.objectives) > 1 else ""
-            parts.update({f"{prefix}{key}": value for key, value in output.parts.items()})
-        assert loss is not None
-        return AlignmentOutput(loss, parts)
+        return weighted_sum(self.objectives, self.weights, batch)
 
     def classifier_bridges(self) -> list[nn.Linear]:
         """The bridges of all objectives, each subtracted from the classifier."""

@@ -9,7 +9,6 @@ whole canvas. `frames` says for each image what 0..1 spans, in pixels of the ori
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
@@ -25,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from .objects import DetectionSet, Objects
-from .streams import batch_indices
+from .streams import batch_indices, endless, require_a_batch
 
 __all__ = [
     "DETECTION_AUGMENTATIONS",
@@ -243,26 +242,13 @@ def detection_stream(
     Raises:
         UserError: If the domain is smaller than a batch, or the augmentation is not one for detectors.
     """
-    if batch_size * world_size > len(images):
-        raise UserError(
-            f"domain {images.name} has {len(images)} training images, fewer than a batch of {batch_size * world_size}; "
-            "lower training.batch_size"
-        )
     if augmentation not in DETECTION_AUGMENTATIONS:
         raise UserError(
             f"data.augmentation: {augmentation} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}"
         )
+    require_a_batch(len(images), images.name, batch_size * world_size)
     batches = _Batches(images, processor, boxes_relative_to_image, augmentation, batch_size, seed, rank, world_size)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=itertools.count(start_batch),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        # A generator of its own: starting the loader must not draw from the random numbers of training.
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return iter(loader)
+    return endless(batches, seed, start_batch, num_workers)
 
 
 def detection_batches(

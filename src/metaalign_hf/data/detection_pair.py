@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Literal
 
 from ..errors import UserError
@@ -13,6 +12,7 @@ from .configuration import DomainConfig
 from .detection_readers import read_detection_domain
 from .domain_pair import hold_out
 from .images import ImageSet
+from .label_agreement import differing_classes, some
 from .objects import DetectionSet
 
 __all__ = ["DetectionPair", "load_detection_pair", "load_detection_view", "renumbered"]
@@ -77,10 +77,10 @@ def load_detection_pair(
     if from_target.labels is not None:
         evaluation = target_test.relabelled(from_target.labels, labels)
         if not any(len(entry) for entry in evaluation.objects or ()):
-            raise UserError(f"target {from_target.name}: no test image has an object of the classes {_some(labels)}")
+            raise UserError(f"target {from_target.name}: no test image has an object of the classes {some(labels)}")
     train = source_train.relabelled(from_source.labels, labels)
     if not any(len(entry) for entry in train.objects or ()):
-        raise UserError(f"source {from_source.name}: no training image has an object of the classes {_some(labels)}")
+        raise UserError(f"source {from_source.name}: no training image has an object of the classes {some(labels)}")
     return DetectionPair(
         source_name=from_source.name,
         target_name=from_target.name,
@@ -115,8 +115,8 @@ def load_detection_view(
         raise UserError(f"domain {raw.name} has no boxes: nothing to evaluate against")
     if not set(raw.labels) & set(labels):
         raise UserError(
-            f"domain {raw.name} has none of the model's classes: it has {_some(raw.labels)}; the model knows "
-            f"{_some(list(labels))}"
+            f"domain {raw.name} has none of the model's classes: it has {some(raw.labels)}; the model knows "
+            f"{some(list(labels))}"
         )
     train, test = _split(raw, config)
     parts = {"test": [test], "train": [train], "all": [train, test]}[split]
@@ -156,22 +156,10 @@ def _agree(source: RawDetectionDomain, target: RawDetectionDomain, policy: str) 
     if not only_source and not only_target:
         return shared, []
     if policy == "shared" and shared:
-        notes = [f"Source objects of classes that the target lacks were dropped: {_some(only_source)}."]
-        ignored = [f"Target objects of classes that the source lacks are not evaluated: {_some(only_target)}."]
+        notes = [f"Source objects of classes that the target lacks were dropped: {some(only_source)}."]
+        ignored = [f"Target objects of classes that the source lacks are not evaluated: {some(only_target)}."]
         return shared, (notes if only_source else []) + (ignored if only_target else [])
-    parts = [
-        f"only {domain.name} has {_some(names)}"
-        for domain, names in ((source, only_source), (target, only_target))
-        if names
-    ]
-    near = ((name, get_close_matches(name, only_target, n=1, cutoff=0.8)) for name in only_source)
-    alike = [f"{name!r} and {found[0]!r}" for name, found in near if found]
-    advice = "the two domains need the same class names"
-    if alike:
-        advice = f"rename what differs in spelling only ({_some(alike)})"
-    elif shared:
-        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both"
-    raise UserError(f"class names differ: {'; '.join(parts)}; {advice}")
+    raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=1)
 
 
 def _join(first: DetectionSet, second: DetectionSet) -> DetectionSet:
@@ -182,8 +170,3 @@ def _join(first: DetectionSet, second: DetectionSet) -> DetectionSet:
 
     images = ImageSet(first.name, size + len(second), load, None, first.images.paths + second.images.paths)
     return DetectionSet(images, (first.objects or ()) + (second.objects or ()))
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    listed = ", ".join(str(name) for name in list(names)[:most])
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .configuration import DomainConfig
 from .images import ImageSet
+from .label_agreement import differing_classes, some
 from .readers import RawDomain, read_domain
 
 __all__ = ["Domain", "DomainPair", "hold_out", "load_domain", "load_domain_pair", "load_labelled_view"]
@@ -143,7 +143,7 @@ def load_domain_pair(
     if from_target.labels is not None:
         evaluation = _relabel(from_target.test, from_target.labels, labels)
         if len(evaluation) == 0:
-            raise UserError(f"target {from_target.name}: no test image has one of the classes {_some(labels)}")
+            raise UserError(f"target {from_target.name}: no test image has one of the classes {some(labels)}")
     train = [_relabel(domain.train, domain.labels or (), labels) for domain in sources]
     test = [_relabel(domain.test, domain.labels or (), labels) for domain in sources]
     return DomainPair(
@@ -183,7 +183,7 @@ def load_labelled_view(
     unknown = [name for name in raw.labels if name not in labels]
     if unknown:
         raise UserError(
-            f"domain {raw.name} has classes that the model does not know: {_some(unknown)}; it knows {_some(labels)}"
+            f"domain {raw.name} has classes that the model does not know: {some(unknown)}; it knows {some(labels)}"
         )
     if split == "all":
         views = [raw.train, *([raw.test] if raw.test is not None else [])]
@@ -227,7 +227,7 @@ def _agree_all(sources: Sequence[Domain], target: Domain, policy: str) -> tuple[
         dropped = [name for name in labels if name not in shared]
         labels = [name for name in labels if name in shared]
         if dropped:
-            notes.append(f"Classes that source {other.name} lacks were dropped: {_some(dropped)}.")
+            notes.append(f"Classes that source {other.name} lacks were dropped: {some(dropped)}.")
     if len(labels) < 2:
         raise UserError("class names differ: fewer than two classes are common to all sources and the target")
     return labels, notes
@@ -244,30 +244,14 @@ def _agree(source: Domain, target: Domain, policy: str) -> tuple[list[str], list
         return list(source.labels), []
     shared = [name for name in source.labels if name in target.labels]
     if policy == "shared" and len(shared) >= 2:
-        notes = [f"Source classes that the target lacks were dropped: {_some(only_source)}."] if only_source else []
+        notes = [f"Source classes that the target lacks were dropped: {some(only_source)}."] if only_source else []
         if only_target:
             notes.append(
-                f"Target images of classes that the source lacks ({_some(only_target)}) stay in training and "
+                f"Target images of classes that the source lacks ({some(only_target)}) stay in training and "
                 "are left out of the evaluation."
             )
         return shared, notes
-    parts = []
-    if only_source:
-        parts.append(f"only {source.name} has {_some(only_source)}")
-    if only_target:
-        parts.append(f"only {target.name} has {_some(only_target)}")
-    spelled = {_plain(name): name for name in only_target}
-    alike = [f"{name!r} and {spelled[_plain(name)]!r}" for name in only_source if _plain(name) in spelled]
-    if not alike:
-        near = ((name, get_close_matches(name, only_target, n=1, cutoff=0.8)) for name in only_source)
-        alike = [f"{name!r} and {found[0]!r}" for name, found in near if found]
-    if alike:
-        advice = f"rename what differs in spelling only ({_some(alike)})"
-    elif len(shared) >= 2:
-        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both"
-    else:
-        advice = "the two domains need the same class names"
-    raise UserError(f"class names differ: {'; '.join(parts)}; {advice}")
+    raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=2)
 
 
 def _relabel(images: ImageSet, names: Sequence[str], labels: Sequence[str]) -> ImageSet:
@@ -276,12 +260,3 @@ def _relabel(images: ImageSet, names: Sequence[str], labels: Sequence[str]) -> I
     index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
     kept = [i for i, number in enumerate(images.labels) if number in index]
     return images.subset(kept, [index[images.labels[i]] for i in kept])
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    listed = ", ".join(str(name) for name in list(names)[:most])
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

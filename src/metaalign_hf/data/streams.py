@@ -9,6 +9,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,14 @@ from ..errors import UserError
 from .images import ImageSet
 from .transforms import AUGMENTATIONS, augment, preprocess
 
-__all__ = ["batch_indices", "evaluation_batches", "even_batch_indices", "training_stream"]
+__all__ = [
+    "batch_indices",
+    "endless",
+    "evaluation_batches",
+    "even_batch_indices",
+    "require_a_batch",
+    "training_stream",
+]
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> list[int]:
@@ -145,14 +153,34 @@ def training_stream(
     Raises:
         UserError: If the domain is smaller than a batch.
     """
-    if batch_size * world_size > len(images):
-        raise UserError(
-            f"domain {images.name} has {len(images)} training images, fewer than a batch of {batch_size * world_size}; "
-            "lower training.batch_size"
-        )
     if augmentation not in AUGMENTATIONS:
         raise UserError(f"data.augmentation: {augmentation} is for detectors; use {', '.join(AUGMENTATIONS)}")
+    require_a_batch(len(images), images.name, batch_size * world_size)
     batches = _Batches(images, processor, augmentation, batch_size, seed, rank, world_size, even)
+    return endless(batches, seed, start_batch, num_workers)
+
+
+def require_a_batch(size: int, name: str, batch_size: int) -> None:
+    """Refuse a domain that is smaller than one batch of all processes.
+
+    Raises:
+        UserError: If it is.
+    """
+    if batch_size > size:
+        raise UserError(
+            f"domain {name} has {size} training images, fewer than a batch of {batch_size}; lower training.batch_size"
+        )
+
+
+def endless(batches: Dataset, seed: int, start_batch: int, num_workers: int) -> Iterator[dict[str, Any]]:
+    """Batches number `start_batch`, `start_batch + 1` ... of a data set that makes them by number.
+
+    Args:
+        batches: Makes batch i from i alone.
+        seed: Seed of the loader's own generator.
+        start_batch: Number of the first batch.
+        num_workers: Loader processes; the batches do not depend on it.
+    """
     loader = DataLoader(
         batches,
         batch_size=None,

@@ -40,7 +40,7 @@ from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import MeanTeacher
 from .starting_point import check_labels, load_starting_point
-from .summary import RunFacts, Summary, quoted
+from .summary import RunFacts, Summary
 from .task import Batch, Scores, StepClosures
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
@@ -62,7 +62,6 @@ class ClassificationSummary(Summary):
         target_accuracy_after: Target test accuracy at the end; None without target labels.
         target_class_mean_before: Mean over classes of the target recall at the end of the source phase.
         target_class_mean_after: The same at the end.
-        evaluate_command: Command that evaluates the checkpoint on the target.
     """
 
     title: ClassVar[str] = "test accuracy"
@@ -73,23 +72,12 @@ class ClassificationSummary(Summary):
     target_accuracy_after: float | None
     target_class_mean_before: float | None
     target_class_mean_after: float | None
-    evaluate_command: str
 
     def rows(self) -> list[tuple[str, float | None, float | None, int]]:
         """Source and target accuracy."""
         return [
             (f"source {self.source}", self.source_accuracy_before, self.source_accuracy, self.source_test_images),
             (f"target {self.target}", self.target_accuracy_before, self.target_accuracy_after, self.target_test_images),
-        ]
-
-    def next_commands(self) -> list[str]:
-        """Evaluate, predict, export."""
-        folder = self.output_dir
-        return [
-            self.evaluate_command,
-            quoted("metaalign", "predict", folder) + " IMAGE_OR_FOLDER",
-            quoted("metaalign", "export", folder, f"{folder}-native"),
-            quoted("metaalign", "push", folder) + " ORGANISATION/NAME",
         ]
 
 

@@ -31,7 +31,7 @@ from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
 from .starting_point import check_labels, fetch_starting_point, load_starting_point
-from .summary import RunFacts, Summary, quoted
+from .summary import RunFacts, Summary
 from .task import Batch, Scores, StepClosures
 
 __all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector", "mix_detection"]
@@ -56,10 +56,10 @@ class DetectionSummary(Summary):
         target_voc_11_point_before: The 11-point mean AP of VOC 2007 at IoU .50, at the end of the source phase.
         target_voc_11_point_after: The same at the end.
         target_per_class50: Target AP of each class at IoU .50 at the end, by name; None where the class does not occur.
-        evaluate_command: Command that evaluates the checkpoint on the target.
     """
 
     title: ClassVar[str] = "test mAP@50"
+    predict_options: ClassVar[str] = " --draw FOLDER"
 
     source_map50_before: float
     source_map50: float
@@ -70,23 +70,12 @@ class DetectionSummary(Summary):
     target_voc_11_point_before: float | None
     target_voc_11_point_after: float | None
     target_per_class50: dict[str, float | None]
-    evaluate_command: str
 
     def rows(self) -> list[tuple[str, float | None, float | None, int]]:
         """Source and target mAP at IoU .50."""
         return [
             (f"source {self.source}", self.source_map50_before, self.source_map50, self.source_test_images),
             (f"target {self.target}", self.target_map50_before, self.target_map50_after, self.target_test_images),
-        ]
-
-    def next_commands(self) -> list[str]:
-        """Evaluate, predict, export, push."""
-        folder = self.output_dir
-        return [
-            self.evaluate_command,
-            quoted("metaalign", "predict", folder) + " IMAGE_OR_FOLDER --draw FOLDER",
-            quoted("metaalign", "export", folder, f"{folder}-native"),
-            quoted("metaalign", "push", folder) + " ORGANISATION/NAME",
         ]
 
 

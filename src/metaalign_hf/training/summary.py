@@ -71,20 +71,29 @@ class Summary(RunFacts):
     Attributes:
         source_test_images: Number of source test images.
         target_test_images: Number of labelled target test images.
+        evaluate_command: Command that evaluates the checkpoint on the target.
     """
 
     title: ClassVar[str]
+    predict_options: ClassVar[str] = ""
 
     source_test_images: int
     target_test_images: int
+    evaluate_command: str
 
     def rows(self) -> list[tuple[str, float | None, float | None, int]]:
         """Rows of the table: name, figure before and after (0..1, None without labels), images."""
         raise NotImplementedError
 
     def next_commands(self) -> list[str]:
-        """Commands to try next."""
-        raise NotImplementedError
+        """Commands to try next: evaluate, predict, export, push."""
+        folder = self.output_dir
+        return [
+            self.evaluate_command,
+            f"{quoted('metaalign', 'predict', folder)} IMAGE_OR_FOLDER{self.predict_options}",
+            quoted("metaalign", "export", folder, f"{folder}-native"),
+            f"{quoted('metaalign', 'push', folder)} ORGANISATION/NAME",
+        ]
 
     @classmethod
     def of(cls, facts: RunFacts, **figures: Any) -> Summary:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..base import AlignmentOutput
+from ..base import AlignmentOutput, weighted_sum
 from ..registry import normalise_specs
 
 __all__ = [
@@ -228,15 +228,7 @@ class LevelSum(nn.Module):
 
     def forward(self, batch: DetectionAlignmentBatch) -> AlignmentOutput:
         """The weighted sum; parts are prefixed with the level's name where there are several."""
-        loss, parts = None, {}
-        for name, level in self.levels.items():
-            output = level(batch)
-            weighted = self.weights[name] * output.loss
-            loss = weighted if loss is None else loss + weighted
-            prefix = f"{name}/" if len(self.levels) > 1 else ""
-            parts.update({f"{prefix}{key}": value for key, value in output.parts.items()})
-        assert loss is not None
-        return AlignmentOutput(loss, parts)
+        return weighted_sum(self.levels, self.weights, batch)
 
 
 def build_levels(spec: Any, widths: DetectorWidths) -> LevelSum | None:

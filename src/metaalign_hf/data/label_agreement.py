@@ -1,0 +1,50 @@
+"""Class names of two domains that do not agree, in one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ..errors import UserError
+
+__all__ = ["differing_classes", "some"]
+
+
+def differing_classes(source: tuple[str, Sequence[str]], target: tuple[str, Sequence[str]], enough: int) -> UserError:
+    """The error for a source and a target whose class names differ.
+
+    Args:
+        source: Name of the source and its class names.
+        target: The same of the target.
+        enough: As many common classes make a pair under `label_policy: shared`.
+    """
+    shared = [name for name in source[1] if name in target[1]]
+    only_source = [name for name in source[1] if name not in target[1]]
+    only_target = [name for name in target[1] if name not in source[1]]
+    parts = [
+        f"only {domain} has {some(names)}"
+        for domain, names in ((source[0], only_source), (target[0], only_target))
+        if names
+    ]
+    spelled = {_plain(name): name for name in only_target}
+    alike = [f"{name!r} and {spelled[_plain(name)]!r}" for name in only_source if _plain(name) in spelled]
+    if not alike:
+        near = ((name, get_close_matches(name, only_target, n=1, cutoff=0.8)) for name in only_source)
+        alike = [f"{name!r} and {found[0]!r}" for name, found in near if found]
+    if alike:
+        advice = f"rename what differs in spelling only ({some(alike)})"
+    elif len(shared) >= enough:
+        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both"
+    else:
+        advice = "the two domains need the same class names"
+    return UserError(f"class names differ: {'; '.join(parts)}; {advice}")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    listed = ", ".join(str(name) for name in list(names)[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
