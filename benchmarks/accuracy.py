@@ -67,6 +67,7 @@ OTHER_BASELINES: dict[str, dict[str, Any]] = {
     "fixed 1, statistics by domain": BY_DOMAIN,
     "trust ratio 0.1, last stage shared, statistics by domain": {**SHARED, **BY_DOMAIN},
 }
+ABLATION = (*FORMS, *OTHER_BASELINES)
 PUBLISHED = "fixed 1, source-only task pass (as published)"
 EQUAL_COMPUTE = {
     # With live batch normalisation both passes of a step are on both domains: it costs two joint steps. Order 2 costs
@@ -144,7 +145,7 @@ def ablation_table() -> Table:
     table = Table(title=f"Ablation: DANN, 3 pairs x {len(ABLATION_SEEDS)} seeds, points of target accuracy")
     for column in ("form of the step", "target", "at equal steps", "at equal compute", "source", "BNM (label-free)"):
         table.add_column(column)
-    for form in [*FORMS, *OTHER_BASELINES]:
+    for form in ABLATION:
         equal = EQUAL_COMPUTE.get(form)
         table.add_row(
             form,
@@ -213,10 +214,7 @@ def comparison_table(form: str) -> Table:
 
 def validator_table(form: str) -> Table:
     """How validators rank the last checkpoints of all runs on a pair, compared with target accuracy."""
-    runs = {
-        pair: [one("dann", f, pair, seed) for f in [*FORMS, *OTHER_BASELINES] for seed in ABLATION_SEEDS]
-        for pair in PAIRS
-    }
+    runs = {pair: [one("dann", f, pair, seed) for f in ABLATION for seed in ABLATION_SEEDS] for pair in PAIRS}
     for pair in PAIRS:
         steps = ("joint", EQUAL_COMPUTE[form], form)
         runs[pair] += [one(objective, step, pair, seed) for objective in OBJECTIVES for step in steps for seed in SEEDS]
@@ -241,9 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n runs, and no table")
     part, parts = map(int, parser.parse_args().part.split("/"))
-    ablation = [
-        ("dann", form, pair, seed) for form in [*FORMS, *OTHER_BASELINES] for pair in PAIRS for seed in ABLATION_SEEDS
-    ]
+    ablation = [("dann", form, pair, seed) for form in ABLATION for pair in PAIRS for seed in ABLATION_SEEDS]
     joint = [(objective, "joint", pair, seed) for objective in OBJECTIVES for pair in PAIRS for seed in SEEDS]
     for index, run in enumerate([*ablation, *joint]):
         if index % parts == part - 1:
