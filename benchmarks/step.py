@@ -1,12 +1,12 @@
 """What a step costs: time and peak memory of every form of the MetaAlign step, relative to a joint step.
 
-    python benchmarks/step.py [--networks resnet50_96 vit_small_224 ...] [--rounds 7] [--precision bf16]
+    python benchmarks/step.py [--networks resnet50_96 vit_small_224 ...] [--rounds 4] [--precision bf16]
 
-All forms of a network are timed interleaved in one process, round by round, after two rounds of warm-up; the ratio is
-that of the medians. Peak memory, of model, optimiser and two steps, is taken in one subprocess per form: of the
+All forms of a network are timed interleaved in one process, round by round, after one round of warm-up. A round is two
+steps of each form, one in either order of the roles, and counts with their mean; the ratio is that of the medians. Peak memory, of model, optimiser and two steps, is taken in one subprocess per form: of the
 resident set less what Python and its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU.
-`published` is the form of the authors' code, written from its formula: the inner step keeps the graph, the network runs
-on functional weights, and one backward pass goes through both.
+`published` is the form of the authors' code, written from its formula, with the task as meta-train: the inner step keeps
+the graph, the network runs on functional weights, and one backward pass goes through both.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ NETWORKS = {
     "vit_small_224": Network(lambda: Classifier("vit_small_patch16_224"), 224, 8),
     "rt_detr_r18_160": Network(Detector, 160, 2, detector=True),
 }
-FORMS = ("joint", "order 1", "order 1, groups", "last stage, shared", "order 2", "published")
+FORMS = ("joint", "order 1", "order 1, groups", "last stage, shared", "order 2", "order 2, task first", "published")
 
 
 class Timed(MetaAlign):
@@ -174,6 +174,7 @@ class Setting:
             "order 1": {},
             "order 1, groups": {"groups": "stage"},
             "order 2": {"order": 2},
+            "order 2, task first": {"order": 2, "roles": "task"},
             "last stage, shared": {"scope": "last_stage"},
         }[form]
         meta = MetaAlign(self.optimizer, 1.0, module=self.model, **options)  # type: ignore[arg-type]
@@ -227,7 +228,7 @@ def measure_time(name: str, precision: str, rounds: int) -> dict[str, float]:
     setting = Setting(name, precision)
     steps = {form: setting.step(form) for form in forms_of(name)}
     seconds: dict[str, list[float]] = {form: [] for form in steps}
-    for number in range(rounds + 2):
+    for number in range(2 * rounds + 2):
         for form, step in steps.items():
             _wait(setting.device)
             start = time.perf_counter()
@@ -235,7 +236,10 @@ def measure_time(name: str, precision: str, rounds: int) -> dict[str, float]:
             _wait(setting.device)
             if number >= 2:
                 seconds[form].append(time.perf_counter() - start)
-    return {form: statistics.median(values) for form, values in seconds.items()}
+    return {
+        form: statistics.median((first + second) / 2 for first, second in zip(values[::2], values[1::2], strict=True))
+        for form, values in seconds.items()
+    }
 
 
 def measure_report(name: str, precision: str, rounds: int) -> float:
@@ -243,7 +247,7 @@ def measure_report(name: str, precision: str, rounds: int) -> float:
     setting = Setting(name, precision)
     meta = Timed(setting.optimizer, 1.0, groups="stage", module=setting.model)
     whole = read = 0.0
-    for number in range(rounds + 2):
+    for number in range(2 * rounds + 2):
         if number == 2:
             meta.spent = whole = read = 0.0
         _wait(setting.device)
@@ -286,7 +290,7 @@ def _wait(device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "FORM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
