@@ -3,10 +3,11 @@
     python benchmarks/step.py [--networks resnet50_96 vit_small_224 ...] [--rounds 4] [--precision bf16]
 
 All forms of a network are timed interleaved in one process, round by round, after one round of warm-up. A round is two
-steps of each form, one in either order of the roles, and counts with their mean; the ratio is that of the medians. Peak memory, of model, optimiser and two steps, is taken in one subprocess per form: of the
-resident set less what Python and its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU.
-`published` is the form of the authors' code, written from its formula, with the task as meta-train: the inner step keeps
-the graph, the network runs on functional weights, and one backward pass goes through both.
+steps of each form, one in either order of the roles, and counts with their mean; the ratio is that of the medians. Peak
+memory, of model, optimiser and two steps, is taken in one subprocess per form: of the resident set less what Python and
+its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU. `published` is the form of the authors'
+code, written from its formula, with the task as meta-train: the inner step keeps the graph, the network runs on
+functional weights, and one backward pass goes through both.
 """
 
 from __future__ import annotations
