@@ -1,10 +1,10 @@
 """Digit scenes: source-only, joint and MetaAlign with both presets, over several seeds; target mAP@50 and step time.
 
-    python benchmarks/detection.py [--seeds 3] [--part 1/2]
+    python benchmarks/detection.py [--source-steps 450] [--seeds 3] [--part 1/2]
 
 For each seed a small D-FINE is trained from scratch on the source. All methods start from it, as from any pretrained
-detector, and take the same number of steps. Runs are pinned as JSON below `results/detection/` and never repeated;
-the table is printed and written to `results/detection/table.json`. What was learnt is in `results/detection/README.md`.
+detector, and take the same number of steps. Runs are pinned as JSON below `results/detection/STEPS/` and never repeated;
+the table is printed and written to `table.json` there. What was learnt is in `results/detection/README.md`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-SOURCE_STEPS = 450
 BASE = {
     "training.source_steps": 0,
     "training.max_steps": 200,
@@ -46,15 +45,15 @@ BASE = {
 }
 
 
-def source_model(seed: int) -> Path:
+def source_model(seed: int, steps: int) -> Path:
     """Folder of the plain detector that a seed starts from; trained where it is missing."""
-    native = ROOT / "runs" / "benchmark_detection" / f"source-{seed}"
+    native = ROOT / "runs" / "benchmark_detection" / f"source-{steps}-{seed}"
     if not native.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             overrides = {
                 **BASE,
                 "coordination.method": "source_only",
-                "training.max_steps": SOURCE_STEPS,
+                "training.max_steps": steps,
                 "training.seed": seed,
                 "training.output_dir": f"{folder}/run",
             }
@@ -63,11 +62,11 @@ def source_model(seed: int) -> Path:
     return native
 
 
-def one(method: str, seed: int) -> dict[str, Any]:
-    """The pinned summary of one run."""
-    name = f"detection/{method.replace(', ', '-')}-{seed}"
+def one(method: str, seed: int, steps: int) -> dict[str, Any]:
+    """The pinned summary of one run that starts after so many steps on the source."""
+    name = f"detection/{steps}/{method.replace(', ', '-')}-{seed}"
     overrides = {**BASE, **METHODS[method], "training.seed": seed}
-    return pinned_run(name, CONFIG, overrides, source_model(seed))
+    return pinned_run(name, CONFIG, overrides, source_model(seed, steps))
 
 
 def joint_of(method: str) -> str:
@@ -75,10 +74,10 @@ def joint_of(method: str) -> str:
     return method.replace("metaalign", "joint")
 
 
-def differences(method: str, other: str, seeds: range) -> list[float]:
+def differences(method: str, other: str, seeds: range, steps: int) -> list[float]:
     """Paired differences of target mAP@50."""
     key = "target_map50_after"
-    return [one(method, seed)[key] - one(other, seed)[key] for seed in seeds]
+    return [one(method, seed, steps)[key] - one(other, seed, steps)[key] for seed in seeds]
 
 
 def points(interval: tuple[float, float]) -> str:
@@ -88,19 +87,20 @@ def points(interval: tuple[float, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source-steps", type=int, default=450)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n seeds, and no table")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
-    seeds = range(1, options.seeds + 1)
+    seeds, steps = range(1, options.seeds + 1), options.source_steps
     for seed in seeds[part - 1 :: parts]:
         for method in METHODS:
-            one(method, seed)
+            one(method, seed, steps)
     if parts > 1:
         return
     rows = {}
     for method in METHODS:
-        found = [one(method, seed) for seed in seeds]
+        found = [one(method, seed, steps) for seed in seeds]
         after = [run["target_map50_after"] for run in found]
         mean, half = mean_and_interval(after)
         rows[method] = {
@@ -108,8 +108,8 @@ def main() -> None:
             "target_map50_after": mean,
             "interval95": half,
             "source_map50": fmean(run["source_map50"] for run in found),
-            "against_source_only": mean_and_interval(differences(method, "source_only", seeds)),
-            "against_joint": mean_and_interval(differences(method, joint_of(method), seeds)),
+            "against_source_only": mean_and_interval(differences(method, "source_only", seeds, steps)),
+            "against_joint": mean_and_interval(differences(method, joint_of(method), seeds, steps)),
             "seconds_per_step": fmean(run["seconds_per_step"] for run in found),
             "gradient_cosine": [run["gradient_cosine"] for run in found],
         }
@@ -126,9 +126,12 @@ def main() -> None:
             f"{row['seconds_per_step']:.3f}",
         )
     Console().print(table)
-    path = RESULTS / "detection" / "table.json"
+    path = RESULTS / "detection" / str(steps) / "table.json"
     path.write_text(
-        json.dumps({"command": "benchmarks/detection.py", "machine": machine(), "rows": rows}, indent=1) + "\n"
+        json.dumps(
+            {"command": f"benchmarks/detection.py --source-steps {steps}", "machine": machine(), "rows": rows}, indent=1
+        )
+        + "\n"
     )
 
 
