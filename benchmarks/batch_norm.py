@@ -78,7 +78,7 @@ def main() -> None:
                             "training.seed": seed,
                         }
                         name = f"batch_norm/{start}-{method}-{source}-{target}-{setting}-{seed}"
-                        file = weights if start == "pretrained" else None
+                        file = (lambda: weights) if start == "pretrained" else None
                         found.append(pinned_run(name, ROOT / "examples" / "digits.yaml", overrides, file))
                     mean, half = mean_and_interval([100 * run["target_accuracy_after"] for run in found])
                     cells.append(f"{mean:.1f} ± {half:.1f}")

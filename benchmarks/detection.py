@@ -3,7 +3,7 @@
     python benchmarks/detection.py [--source-steps 450] [--seeds 3] [--part 1/2]
 
 For each seed a small D-FINE is trained from scratch on the source. All methods start from it, as from any pretrained
-detector, and take the same number of steps. Runs are pinned as JSON below `results/detection/STEPS/` and never repeated;
+detector, and take the same number of steps. Runs are pinned as JSON in `results/detection/STEPS/` and never repeated;
 the table is printed and written to `table.json` there. What was learnt is in `results/detection/README.md`.
 """
 
@@ -66,7 +66,7 @@ def one(method: str, seed: int, steps: int) -> dict[str, Any]:
     """The pinned summary of one run that starts after so many steps on the source."""
     name = f"detection/{steps}/{method.replace(', ', '-')}-{seed}"
     overrides = {**BASE, **METHODS[method], "training.seed": seed}
-    return pinned_run(name, CONFIG, overrides, source_model(seed, steps))
+    return pinned_run(name, CONFIG, overrides, lambda: source_model(seed, steps))
 
 
 def joint_of(method: str) -> str:
@@ -98,7 +98,7 @@ def main() -> None:
             one(method, seed, steps)
     if parts > 1:
         return
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         found = [one(method, seed, steps) for seed in seeds]
         after = [run["target_map50_after"] for run in found]
@@ -125,14 +125,10 @@ def main() -> None:
             points(row["against_joint"]) if method.startswith("metaalign") else "",
             f"{row['seconds_per_step']:.3f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
     path = RESULTS / "detection" / str(steps) / "table.json"
-    path.write_text(
-        json.dumps(
-            {"command": f"benchmarks/detection.py --source-steps {steps}", "machine": machine(), "rows": rows}, indent=1
-        )
-        + "\n"
-    )
+    command = f"benchmarks/detection.py --source-steps {steps} --seeds {options.seeds}"
+    path.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

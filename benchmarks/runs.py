@@ -7,7 +7,7 @@ import math
 import platform
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ def machine() -> dict[str, str]:
 
 
 def pinned_run(
-    name: str, config_file: Path, overrides: dict[str, Any], pretrained: Path | None = None
+    name: str, config_file: Path, overrides: dict[str, Any], pretrained: Callable[[], Path] | None = None
 ) -> dict[str, Any]:
     """The summary of a run; read from `results/NAME.json` where the same run was made before.
 
@@ -37,7 +37,7 @@ def pinned_run(
         name: Name of the run; may hold slashes.
         config_file: Configuration.
         overrides: Dotted keys that differ from it.
-        pretrained: File of pretrained weights; where it lies does not identify the run.
+        pretrained: Says where pretrained weights are; the place does not identify the run.
 
     Returns:
         The run's `summary.json`, its evaluations and the overrides.
@@ -50,7 +50,7 @@ def pinned_run(
     with tempfile.TemporaryDirectory() as folder:
         places = {"training.output_dir": f"{folder}/run"}
         if pretrained is not None:
-            places["model.pretrained"] = str(pretrained)
+            places["model.pretrained"] = str(pretrained())
         config = load_config(config_file, {**overrides, **places})
         summary = asdict(adapt(config))
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
