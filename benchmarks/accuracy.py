@@ -38,9 +38,10 @@ ABLATION_SEEDS = tuple(range(10, 15))
 SEEDS = tuple(range(10))
 TRUST = {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.1}
 SHARED = {**TRUST, "coordination.inner_scope": "last_stage"}
+LONGER = {"coordination.method": "joint", "training.max_steps": 250}
 FORMS: dict[str, dict[str, Any]] = {
     "joint": {"coordination.method": "joint"},
-    "joint, 1.25 times the steps": {"coordination.method": "joint", "training.max_steps": 250},
+    "joint, 1.25 times the steps": LONGER,
     "joint, 1.5 times the steps": {"coordination.method": "joint", "training.max_steps": 300},
     "joint, twice the steps": {"coordination.method": "joint", "training.max_steps": 400},
     "fixed 1": {},
@@ -64,6 +65,7 @@ OTHER_BASELINES: dict[str, dict[str, Any]] = {
     # Not candidates of the comparison, whose baseline is the plain joint step.
     "joint, SDAT 0.02": {"coordination.method": "joint", "coordination.smoothing": 0.02},
     "joint, statistics by domain": {"coordination.method": "joint", **BY_DOMAIN},
+    "joint, 1.25 times the steps, statistics by domain": {**LONGER, **BY_DOMAIN},
     "fixed 1, statistics by domain": BY_DOMAIN,
     "trust ratio 0.1, last stage shared, statistics by domain": {**SHARED, **BY_DOMAIN},
 }
