@@ -1,17 +1,18 @@
-"""Does MetaAlign help, with which inner step, and under which alignment objective: an ablation and a comparison.
+"""Does MetaAlign help, with which inner step, and under which alignment objective: an ablation and two comparisons.
 
     python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables and the figure
-    python benchmarks/accuracy.py --part 1/2 # half of the runs, for two processes side by side
+    python benchmarks/accuracy.py --part 1/2 # half of the ablation and of the joint runs, for two processes at once
 
 Embedded pairs, a small ResNet from scratch, target accuracy of the last checkpoint. Differences are paired by pair and
-seed, with 95 % confidence intervals, against the joint step of the same objective: with as many steps, and with as many
-more as a step of the form costs (`EQUAL_COMPUTE`).
+seed, with 95 % confidence intervals, against the joint step of the same objective under the same batch statistics: with
+as many steps, and with as many more as a step of the form costs (`EQUAL_COMPUTE`).
 
-The ablation runs DANN with seeds 10-14 under every form of the step. The comparison then runs three objectives with
-seeds 0-9, jointly and with the form that the ablation's label-free figure prefers: the largest mean nuclear norm (BNM)
-among forms whose source accuracy is within one point of the joint step's. No target label takes part in that choice.
-All other settings are those of `examples/digits.yaml` and each objective's defaults. The last table says how each
-validator ranks the last checkpoints of all these runs, compared with their target accuracy.
+The ablation runs DANN with seeds 10-14 under every form of the step. The comparisons, one under mixed batch statistics
+and one under statistics by domain, then run three objectives with seeds 0-9, jointly and with the form that a label-free
+figure of the ablation prefers: the largest mean nuclear norm (BNM) among forms whose source accuracy is within one point
+of the joint step's. No target label takes part in that choice. All other settings are those of `examples/digits.yaml` and
+each objective's defaults. The last table says how each validator ranks the last checkpoints of all these runs, compared
+with their target accuracy.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ ABLATION_SEEDS = tuple(range(10, 15))
 SEEDS = tuple(range(10))
 TRUST = {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.1}
 SHARED = {**TRUST, "coordination.inner_scope": "last_stage"}
-LONGER = {"coordination.method": "joint", "training.max_steps": 250}
-FORMS: dict[str, dict[str, Any]] = {
-    "joint": {"coordination.method": "joint"},
-    "joint, 1.25 times the steps": LONGER,
-    "joint, 1.5 times the steps": {"coordination.method": "joint", "training.max_steps": 300},
-    "joint, twice the steps": {"coordination.method": "joint", "training.max_steps": 400},
+STEPS = {"": 200, ", 1.25 times the steps": 250, ", 1.5 times the steps": 300, ", twice the steps": 400}
+BY_DOMAIN = ", statistics by domain"
+MIXED_FORMS: dict[str, dict[str, Any]] = {
+    **{f"joint{more}": {"coordination.method": "joint", "training.max_steps": steps} for more, steps in STEPS.items()},
+    "joint, SDAT 0.02": {"coordination.method": "joint", "coordination.smoothing": 0.02},
     "fixed 1": {},
     "fixed 1, source-only task pass (as published)": {"training.batch_norm": "train"},
     "normalised 0.5": {"coordination.inner_rule": "normalised", "coordination.inner_lr": 0.5},
@@ -60,28 +60,23 @@ FORMS: dict[str, dict[str, Any]] = {
     "trust ratio 0.1, order 2": {**TRUST, "coordination.order": 2},
     "trust ratio 0.1, last stage shared": SHARED,
 }
-BY_DOMAIN = {"training.batch_norm": "per_domain"}
-OTHER_BASELINES: dict[str, dict[str, Any]] = {
-    # Not candidates of the comparison, whose baseline is the plain joint step.
-    "joint, SDAT 0.02": {"coordination.method": "joint", "coordination.smoothing": 0.02},
-    "joint, statistics by domain": {"coordination.method": "joint", **BY_DOMAIN},
-    "joint, 1.25 times the steps, statistics by domain": {**LONGER, **BY_DOMAIN},
-    "fixed 1, statistics by domain": BY_DOMAIN,
-    "trust ratio 0.1, last stage shared, statistics by domain": {**SHARED, **BY_DOMAIN},
+CHEAPER = ("joint", "joint, 1.25 times the steps", "joint, 1.5 times the steps")
+FORMS = {
+    **MIXED_FORMS,
+    **{
+        f"{form}{BY_DOMAIN}": {**MIXED_FORMS[form], "training.batch_norm": "per_domain"}
+        for form in (*CHEAPER, "fixed 1", "trust ratio 0.1, last stage shared")
+    },
 }
-ABLATION = (*FORMS, *OTHER_BASELINES)
-PUBLISHED = "fixed 1, source-only task pass (as published)"
 EQUAL_COMPUTE = {
-    # With live batch normalisation both passes of a step are on both domains: it costs two joint steps. Order 2 costs
-    # more than that. One pass on half the images less, or a shared prefix, is cheaper.
-    **{form: "joint, twice the steps" for form in FORMS if not form.startswith("joint")},
-    PUBLISHED: "joint, 1.5 times the steps",
-    **{form: "joint, 1.25 times the steps" for form in FORMS if form.endswith("last stage shared")},
-    # With statistics by domain a task pass on the source alone is consistent with the mixed one.
+    # With mixed live statistics both passes of a step are on both domains: it costs two joint steps, and with order 2
+    # more than that. The published task pass is on the source alone, which is consistent with statistics by domain.
+    **{form: "joint, twice the steps" for form in MIXED_FORMS if not form.startswith("joint")},
     "joint, SDAT 0.02": "joint, twice the steps",
-    "joint, statistics by domain": "joint",
-    "fixed 1, statistics by domain": "joint, 1.5 times the steps",
-    "trust ratio 0.1, last stage shared, statistics by domain": "joint, 1.25 times the steps",
+    "fixed 1, source-only task pass (as published)": "joint, 1.5 times the steps",
+    **{form: "joint, 1.25 times the steps" for form in MIXED_FORMS if form.endswith("last stage shared")},
+    f"fixed 1{BY_DOMAIN}": f"joint, 1.5 times the steps{BY_DOMAIN}",
+    f"trust ratio 0.1, last stage shared{BY_DOMAIN}": f"joint, 1.25 times the steps{BY_DOMAIN}",
 }
 OBJECTIVES: dict[str, Any] = {
     "dann": {"name": "dann"},
@@ -98,7 +93,7 @@ def one(objective: str, form: str, pair: tuple[str, str], seed: int) -> dict[str
         "data.source": pair[0],
         "data.target": pair[1],
         "training.seed": seed,
-        **{**FORMS, **OTHER_BASELINES}[form],
+        **FORMS[form],
     }
     name = f"accuracy/{objective}-{form}-{pair[0]}-{pair[1]}-{seed}".translate(str.maketrans(" ", "_", ",()"))
     return pinned_run(name, ROOT / "examples" / "digits.yaml", overrides)
@@ -117,15 +112,16 @@ def nuclear_norm(form: str) -> float:
     return sum(values) / len(values)
 
 
-def prefer() -> str:
-    """The form of the step that the comparison uses."""
-    joint = mean_and_interval(figures("dann", "joint", ABLATION_SEEDS, "source_accuracy"))[0]
-    forms = [form for form in FORMS if not form.startswith("joint")]
-    sound = [
-        form
-        for form in forms
-        if mean_and_interval(figures("dann", form, ABLATION_SEEDS, "source_accuracy"))[0] >= joint - 1
-    ]
+def joint_of(form: str) -> str:
+    """The joint step under the same batch statistics."""
+    return f"joint{BY_DOMAIN}" if form.endswith(BY_DOMAIN) else "joint"
+
+
+def prefer(joint: str) -> str:
+    """The form of the step that is compared with a joint step."""
+    least = mean_and_interval(figures("dann", joint, ABLATION_SEEDS, "source_accuracy"))[0] - 1
+    forms = [form for form in FORMS if not form.startswith("joint") and joint_of(form) == joint]
+    sound = [f for f in forms if mean_and_interval(figures("dann", f, ABLATION_SEEDS, "source_accuracy"))[0] >= least]
     return max(sound or forms, key=nuclear_norm)
 
 
@@ -147,12 +143,12 @@ def ablation_table() -> Table:
     table = Table(title=f"Ablation: DANN, 3 pairs x {len(ABLATION_SEEDS)} seeds, points of target accuracy")
     for column in ("form of the step", "target", "at equal steps", "at equal compute", "source", "BNM (label-free)"):
         table.add_column(column)
-    for form in ABLATION:
+    for form in FORMS:
         equal = EQUAL_COMPUTE.get(form)
         table.add_row(
             form,
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'target_accuracy_after'))[0]:.1f}",
-            "" if form == "joint" else written(differences("dann", form, "joint", ABLATION_SEEDS)),
+            "" if form == joint_of(form) else written(differences("dann", form, joint_of(form), ABLATION_SEEDS)),
             "" if equal is None else written(differences("dann", form, equal, ABLATION_SEEDS)),
             f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'source_accuracy'))[0]:.1f}",
             f"{nuclear_norm(form):.3f}",
@@ -163,9 +159,9 @@ def ablation_table() -> Table:
 def ablation_figure() -> None:
     """The ablation's differences, at equal steps and at equal compute, as `results/accuracy/ablation.png`."""
     forms = list(EQUAL_COMPUTE)[::-1]
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for shift, color, label in ((0.12, "tab:blue", "at equal steps"), (-0.12, "tab:orange", "at equal compute")):
-        others = ["joint" if label == "at equal steps" else EQUAL_COMPUTE[form] for form in forms]
+        others = [joint_of(form) if label == "at equal steps" else EQUAL_COMPUTE[form] for form in forms]
         found = [
             mean_and_interval(differences("dann", f, o, ABLATION_SEEDS)) for f, o in zip(forms, others, strict=True)
         ]
@@ -174,7 +170,7 @@ def ablation_figure() -> None:
         axes.errorbar(means, places, xerr=halves, fmt="o", color=color, label=label, capsize=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(forms)), forms)
-    axes.set_xlabel("target accuracy against the joint step, points (95 % intervals)")
+    axes.set_xlabel("points of target accuracy against joint (95 %)")
     axes.legend(loc="lower left")
     figure.savefig(RESULTS / "accuracy" / "ablation.png", dpi=120)
     plt.close(figure)
@@ -190,9 +186,9 @@ def comparison_table(form: str) -> Table:
     cells = [mean_and_interval(values) for values in sources]
     mean = sum(value for value, _ in cells) / len(cells)
     table.add_row("", "source phase alone", *(f"{m:.1f} ± {h:.1f}" for m, h in cells), f"{mean:.1f}", "", "")
-    longer = EQUAL_COMPUTE[form]
+    joint, longer = joint_of(form), EQUAL_COMPUTE[form]
     for objective in OBJECTIVES:
-        for step in ("joint", longer, form):
+        for step in (joint, longer, form):
             found = [
                 mean_and_interval([100 * one(objective, step, pair, seed)["target_accuracy_after"] for seed in SEEDS])
                 for pair in PAIRS
@@ -201,24 +197,24 @@ def comparison_table(form: str) -> Table:
             gains = ("", "")
             if step == form:
                 gains = (
-                    written(differences(objective, form, "joint", SEEDS)),
+                    written(differences(objective, form, joint, SEEDS)),
                     written(differences(objective, form, longer, SEEDS)),
                 )
-            name = "metaalign" if step == form else step
+            name = "metaalign" if step == form else step.removesuffix(BY_DOMAIN)
             table.add_row(objective, name, *(f"{m:.1f} ± {h:.1f}" for m, h in found), f"{mean:.1f}", *gains)
     pooled = [
         written([x for objective in OBJECTIVES for x in differences(objective, form, other, SEEDS)], 2)
-        for other in ("joint", longer)
+        for other in (joint, longer)
     ]
     table.add_row("all", "metaalign", "", "", "", "", *pooled)
     return table
 
 
-def validator_table(form: str) -> Table:
+def validator_table(forms: list[str]) -> Table:
     """How validators rank the last checkpoints of all runs on a pair, compared with target accuracy."""
-    runs = {pair: [one("dann", f, pair, seed) for f in ABLATION for seed in ABLATION_SEEDS] for pair in PAIRS}
+    runs = {pair: [one("dann", f, pair, seed) for f in FORMS for seed in ABLATION_SEEDS] for pair in PAIRS}
+    steps = [step for form in forms for step in (joint_of(form), EQUAL_COMPUTE[form], form)]
     for pair in PAIRS:
-        steps = ("joint", EQUAL_COMPUTE[form], form)
         runs[pair] += [one(objective, step, pair, seed) for objective in OBJECTIVES for step in steps for seed in SEEDS]
     count = len(runs[PAIRS[0]])
     table = Table(title=f"Spearman rank correlation of validator and target accuracy over {count} runs a pair")
@@ -241,25 +237,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n runs, and no table")
     part, parts = map(int, parser.parse_args().part.split("/"))
-    ablation = [("dann", form, pair, seed) for form in ABLATION for pair in PAIRS for seed in ABLATION_SEEDS]
-    joint = [(objective, "joint", pair, seed) for objective in OBJECTIVES for pair in PAIRS for seed in SEEDS]
+    ablation = [("dann", form, pair, seed) for form in FORMS for pair in PAIRS for seed in ABLATION_SEEDS]
+    baselines = ("joint", f"joint{BY_DOMAIN}")
+    joint = [
+        (o, baseline, pair, seed) for baseline in baselines for o in OBJECTIVES for pair in PAIRS for seed in SEEDS
+    ]
     for index, run in enumerate([*ablation, *joint]):
         if index % parts == part - 1:
             one(*run)
     if parts > 1:
         return
-    form = prefer()
-    for objective in OBJECTIVES:
-        for step in (form, EQUAL_COMPUTE[form]):
-            for pair in PAIRS:
-                for seed in SEEDS:
-                    one(objective, step, pair, seed)
+    forms = [prefer(baseline) for baseline in baselines]
     console = Console(width=160)
-    for table in (ablation_table(), comparison_table(form), validator_table(form)):
+    for table in (ablation_table(), *map(comparison_table, forms), validator_table(forms)):
         console.print(table)
     ablation_figure()
     path = RESULTS / "accuracy" / "machine.json"
-    path.write_text(json.dumps({"preferred": form, **machine()}, indent=1) + "\n")
+    path.write_text(json.dumps({"preferred": forms, **machine()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
