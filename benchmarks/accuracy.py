@@ -7,12 +7,12 @@ Embedded pairs, a small ResNet from scratch, target accuracy of the last checkpo
 seed, with 95 % confidence intervals, against the joint step of the same objective under the same batch statistics: with
 as many steps, and with as many more as a step of the form costs (`EQUAL_COMPUTE`).
 
-The ablation runs DANN with seeds 10-14 under every form of the step. The comparisons, one under mixed batch statistics
-and one under statistics by domain, then run three objectives with seeds 0-9, jointly and with the form that a label-free
-figure of the ablation prefers: the largest mean nuclear norm (BNM) among forms whose source accuracy is within one point
-of the joint step's. No target label takes part in that choice. All other settings are those of `examples/digits.yaml` and
-each objective's defaults. The last table says how each validator ranks the last checkpoints of all these runs, compared
-with their target accuracy.
+The ablation runs DANN with seeds 10-14 under every form of the step. The comparisons, one under mixed batch
+statistics and one under statistics by domain, then run three objectives with seeds 0-9, jointly and with the form
+that a label-free figure of the ablation prefers: the largest mean nuclear norm (BNM) among forms whose source
+accuracy is within one point of the joint step's. No target label takes part in that choice. All other settings are
+those of `examples/digits.yaml` and each objective's defaults. The last table says how each validator ranks the last
+checkpoints of all these runs, compared with their target accuracy.
 """
 
 from __future__ import annotations
