@@ -24,11 +24,11 @@ Source: Wei, Lan, Zeng, Chen, "MetaAlign: Coordinating Domain Alignment and Clas
 Adaptation", CVPR 2021, section 3.
 """
 
-from .forwards import replaced_forward
 from .group_weights import GroupWeights
 from .inner_step import RULES, StepGuard, step_sizes
 from .joint import Joint
 from .metaalign import SCHEDULES, SCOPES, MetaAlign
+from .replacement import replaced_attribute
 from .report import ROLES, StepReport
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages
@@ -50,7 +50,7 @@ __all__ = [
     "find_stages",
     "frozen_running_statistics",
     "has_live_statistics",
-    "replaced_forward",
+    "replaced_attribute",
     "step_sizes",
     "unwrapped",
 ]

@@ -183,17 +183,18 @@ class Joint:
         """What a report says of two gradients, and the unscaled inner product of each pair with its index."""
         scale = self._scale()
         measures: dict[str, Any] = {}
-        squares: list[dict[int, Tensor]] = []
+        places, squares = [], []
         for name, gradients in (("task", task), ("alignment", alignment)):
-            present = [i for i, g in enumerate(gradients) if g is not None]
-            found = squared_norms([gradients[i] for i in present]) / scale**2 if present else None  # type: ignore[misc]
+            places.append([i for i, g in enumerate(gradients) if g is not None])
+            found = squared_norms([g for g in gradients if g is not None]) / scale**2 if places[-1] else None
             measures[f"{name}_gradient_norm"] = None if found is None else found.sum().sqrt()
-            squares.append({} if found is None else dict(zip(present, found.unbind(), strict=True)))
-        indices = [i for i in squares[0] if i in squares[1]]
+            squares.append(found)
+        both = set(places[0]) & set(places[1])
+        indices = [i for i in places[0] if i in both]
         if not indices:
             return measures, [], None
         products = inner_products([task[i] for i in indices], [alignment[i] for i in indices]) / scale**2  # type: ignore[misc]
-        shared = [torch.stack([found[i] for i in indices]) for found in squares]
+        shared = [x[[n for n, i in enumerate(p) if i in both]] for x, p in zip(squares, places, strict=True)]  # type: ignore[index]
         measures["inner_product"] = products.sum()
         measures["cosine"] = _cosine(products.sum(), shared[0].sum(), shared[1].sum())
         if self.group_names:

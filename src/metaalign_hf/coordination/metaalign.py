@@ -185,11 +185,12 @@ class MetaAlign(Joint):
         losses: dict[str, Tensor | None] = {first: None, second: None}
         try:
             self.optimizer.zero_grad(set_to_none=True)
-            random = RandomState([p.device for p in parameters[:1]])
-            graph: GradientGraph | None = None
+            kept: GradientGraph | RandomState | None = None
             if self.order == 2 and len(train) == 1:
-                losses[first], graph = self._run_keeping_graph(train[0], parameters)
+                losses[first], kept = self._run_keeping_graph(train[0], parameters)
             else:
+                if self.order == 2:
+                    kept = RandomState([p.device for p in parameters[:1]])
                 losses[first] = self._run_objective(first, train)
             train_gradients = take_gradients(parameters)
             if self._overflowed(first, norm(train_gradients)):
@@ -203,8 +204,8 @@ class MetaAlign(Joint):
             ordered = (train_gradients, test_gradients)
             measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
             skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
-            if self.order == 2 and not skipped:
-                self._subtract_second_order(train, parameters, factors, test_gradients, graph, random)
+            if kept is not None and not skipped:
+                self._subtract_second_order(train, parameters, factors, test_gradients, kept)
             add_gradients(parameters, train_gradients)
             if shared:
                 self._finish_shared(shared, parameters, factors)
@@ -305,20 +306,22 @@ class MetaAlign(Joint):
         parameters: Sequence[Tensor],
         factors: Sequence[float],
         test_gradients: Sequence[Tensor | None],
-        graph: GradientGraph | None,
-        random: RandomState,
+        kept: GradientGraph | RandomState,
     ) -> None:
-        """`.grad -= J_train^T (alpha w g_test)`, scaled as the gradients are, averaged over processes."""
+        """`.grad -= J_train^T (alpha w g_test)`, scaled as the gradients are, averaged over processes.
+
+        `kept` is the graph of the meta-train pass, or the random numbers on which it is run again.
+        """
         scale = self._scale()
         vector = [
             g * (factor / scale) if g is not None and factor > 0 else None
             for g, factor in zip(test_gradients, factors, strict=True)
         ]
-        if graph is not None:
-            terms = graph.vector_jacobian_product(vector)
+        if isinstance(kept, GradientGraph):
+            terms = kept.vector_jacobian_product(vector)
         else:
             now = RandomState([p.device for p in parameters[:1]])
-            random.restore()
+            kept.restore()
             try:
                 with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
                     terms = vector_jacobian_product([self._scaled(loss, scale) for loss in train], parameters, vector)

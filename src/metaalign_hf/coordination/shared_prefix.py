@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .forwards import replaced_forward
 from .gradients import add_gradients
+from .replacement import replaced_attribute
 from .statistics import frozen_running_statistics
 
 __all__ = ["NOT_THE_ONLY_WAY", "SharedPrefix"]
@@ -140,7 +140,7 @@ def _answering(layer: nn.Module, outputs: list[Any]) -> Iterator[None]:
     def answer(*arguments: Any, **keywords: Any) -> Any:
         return left.pop(0) if left else real(*arguments, **keywords)
 
-    with replaced_forward(layer, answer):
+    with replaced_attribute(layer, "forward", answer):
         yield
 
 

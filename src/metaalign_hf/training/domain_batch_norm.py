@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..coordination import replaced_forward, unwrapped
+from ..coordination import replaced_attribute, unwrapped
 from .batch_norm import require_batch_norm, running_statistics
 
 __all__ = ["SourceStatistics"]
@@ -75,7 +75,7 @@ class SourceStatistics(nn.Module):
             for layer, kept in self._pairs(model):
                 if layer.training:
                     split = _split(layer, kept, source_rows, rows, reached)
-                    stack.enter_context(replaced_forward(layer, split))
+                    stack.enter_context(replaced_attribute(layer, "forward", split))
             yield
 
     def synchronise(self, model: nn.Module) -> None:

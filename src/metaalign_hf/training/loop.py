@@ -509,6 +509,12 @@ def _check(config: Config) -> None:
         raise UserError(f"coordination.inner_warmup is {config.coordination.inner_warmup}: it must lie between 0 and 1")
     if config.coordination.order == 2 and training.gradient_checkpointing:
         raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
+    if config.coordination.smoothing > 0:
+        coordination = config.coordination
+        if coordination.method == "source_only":
+            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
+        if coordination.method == "metaalign" and coordination.inner_scope != "all" and coordination.share_prefix:
+            raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
     if training.batch_norm == "per_domain":
         # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more after it.
         for name in ("compile", "gradient_checkpointing"):

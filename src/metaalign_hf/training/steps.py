@@ -34,11 +34,6 @@ def build_coordinator(
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("coordination: FSDP 1 flattens the parameters; launch with --fsdp_version 2")
-    if config.smoothing > 0:
-        if config.method == "source_only":
-            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
-        if config.method == "metaalign" and config.inner_scope != "all" and config.share_prefix:
-            raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
     wrapped: dict[str, Any] = {
         "smoothing": config.smoothing,
         "module": model,

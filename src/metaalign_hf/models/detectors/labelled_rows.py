@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...coordination import replaced_attribute
+
 __all__ = ["loss_of_rows"]
 
 _WITH_LAYERS = (5, 6)
@@ -29,7 +31,6 @@ def loss_of_rows(detector: PreTrainedModel, rows: Sequence[int], layers_first: b
         layers_first: Whether classes and boxes of all decoder layers are `(L, B, ...)`, or `(B, L, ...)`.
     """
     plain = detector.loss_function
-    set_before = "_loss_function" in detector.__dict__
 
     def chosen(value: Any, axis: int = 0) -> Any:
         if isinstance(value, Tensor):
@@ -48,11 +49,6 @@ def loss_of_rows(detector: PreTrainedModel, rows: Sequence[int], layers_first: b
             more["denoising_meta_values"] = {**denoising_meta_values, "dn_positive_idx": positive}
         return plain(*given, **more)
 
-    detector.loss_function = of_rows
-    try:
+    # What the setter of `loss_function` sets; unlike it, this can be taken back.
+    with replaced_attribute(detector, "_loss_function", of_rows):
         yield
-    finally:
-        if set_before:
-            detector.loss_function = plain
-        else:
-            del detector._loss_function
