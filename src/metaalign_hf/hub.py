@@ -15,12 +15,12 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .checks import Limits, check_entries
 from .errors import UserError
 from .progress import no_hub_progress_bars, no_model_progress_bars
 from .reports import (
@@ -88,6 +89,23 @@ class HubConfig:
     attempts: int = 5
     retry_seconds: float = 2.0
     overwrite: bool = False
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "push_every": Limits(0),
+        "attempts": Limits(1),
+        "retry_seconds": Limits(0),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "hub.", self.LIMITS)
 
 
 class HubError(UserError):

@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 from metaalign_hf.cli import run
+from metaalign_hf.errors import UserError
+from metaalign_hf.training import adapt, load_config
+from metaalign_hf.training.configuration import OptimizerConfig
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 TINY_VIT = [
@@ -46,7 +49,7 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--training.batchsize", "8"], ["training.batchsize", "training.batch_size"]),
         (["--trainnig.batch_size", "8"], ["trainnig.batch_size", "training.batch_size"]),
         (["--max_steps", "8"], ["max_steps", "training.max_steps"]),
-        (["--training.batch_size", "many"], ["training.batch_size", "many", "int"]),
+        (["--training.batch_size", "many"], ["training.batch_size is many: it must be a whole number, 1 or more"]),
         (["--training.batch_size", "2000"], ["2000", "1437", "batch_size"]),
         (["--training.batch_size", "0"], ["batch_size", "1 or more"]),
         (["--training.mixed_precision", "fp8"], ["mixed_precision", "bf16"]),
@@ -79,6 +82,29 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--training.mixed_precision", "fp16", "--training.device", "cpu"], ["fp16", "GPU"]),
         (["--optimizer.lr", "-0.1"], ["optimizer.lr"]),
         (["--data.image_size", "64"], ["image_size", "64", "18"]),
+        (["--training.max_steps", "null"], ["training.max_steps is null: it must be a whole number, 1 or more\n"]),
+        (["--training.seed", "-1"], ["training.seed is -1: it must be a whole number from 0 to 4294967295\n"]),
+        (["--training.seed", "99999999999999999999"], ["training.seed is 99999999999999999999: it must be a whole"]),
+        (["--training.output_dir", ""], ["training.output_dir is ''", "text that is not empty\n"]),
+        (["--training.max_grad_norm", "0"], ["max_grad_norm is 0.0: it must be a finite number above 0 or null\n"]),
+        (["--training.ema_decay", "1"], ["ema_decay is 1.0: it must be a finite number between 0 and 1 or null\n"]),
+        (["--data.num_workers", "-1"], ["data.num_workers is -1: it must be a whole number, 0 or more\n"]),
+        (["--data.source.split_seed", "-1"], ["data.source.split_seed is -1: it must be a whole number from 0 to"]),
+        (["--data.target.test_fraction", "2"], ["data.target.test_fraction is 2.0: it must be a finite number betw"]),
+        (["--model.bottleneck_dim", "0"], ["model.bottleneck_dim is 0: it must be a whole number, 1 or more or null"]),
+        (["--model.backbone", ""], ["model.backbone is '': it must be text that is not empty or a mapping\n"]),
+        (["--optimizer.warmup_steps", "-1"], ["optimizer.warmup_steps is -1: it must be a whole number, 0 or more"]),
+        (["--optimizer.lr", "nan"], ["optimizer.lr is nan: it must be a finite number, 0 or more\n"]),
+        (["--optimizer.lr", ".nan"], ["optimizer.lr is nan: it must be a finite number, 0 or more\n"]),
+        (["--optimizer.lr", ".inf"], ["optimizer.lr is inf: it must be a finite number, 0 or more\n"]),
+        (["--optimizer.name", "adam"], ["optimizer.name is adam: it must be one of sgd, adamw\n"]),
+        (["--optimizer.name", "null"], ["optimizer.name is null: it must be one of sgd, adamw\n"]),
+        (["--training.resume", "maybe"], ["training.resume is maybe: it must be true or false\n"]),
+        (["--training.trackers", "3"], ["training.trackers is 3: it must be a list\n"]),
+        (["--training.seed", ""], ["training.seed is '': it must be a whole number"]),
+        (["--training", "3"], ["training must be a section with keys, not 3"]),
+        (["--hub.attempts", "0"], ["hub.attempts is 0: it must be a whole number, 1 or more\n"]),
+        (["--hub.retry_seconds", "-1"], ["hub.retry_seconds is -1.0: it must be a finite number, 0 or more\n"]),
         (["--training.seed"], ["training.seed", "lacks its value"]),
         (["training.seed", "1"], ["training.seed", "--section.key"]),
         (["--training.trackers", "[no_such_tracker]"], ["no_such_tracker"]),
@@ -88,6 +114,16 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
 def test_a_wrong_option_is_told(options, words, capsys, tmp_path):
     error = train_refused(capsys, tmp_path, *options)
     assert all(word in error for word in words), error
+
+
+def test_a_configuration_made_or_changed_in_python_is_checked_too(tmp_path):
+    with pytest.raises(UserError, match=r"optimizer\.lr is '1': it must be a finite number, 0 or more"):
+        OptimizerConfig(lr="1")
+    config = load_config(TINY, {"training.output_dir": str(tmp_path / "run")})
+    config.data.target.split_seed = None
+    with pytest.raises(UserError, match=r"data\.target\.split_seed is null"):
+        adapt(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -111,6 +147,7 @@ def test_fsdp_asked_for_where_accelerate_cannot_shard(capsys, tmp_path, monkeypa
         ("data: [1, 2\n", ["not valid YAML"]),
         ("- 1\n", ["must hold sections"]),
         ("data: 3\n", ["data must be a section"]),
+        ("data:\n", ["data.source is missing"]),
     ],
 )
 def test_a_wrong_configuration_file_is_told(text, words, capsys, tmp_path):

@@ -203,7 +203,7 @@ def test_the_default_interval_is_a_tenth_of_the_adaptation(tmp_path):
     [
         (["--training.select_by", "entrophy"], ["training.select_by", "did you mean entropy", "null"]),
         (["--training.select_by", "agreement", "--data.augmentation", "none"], ["agreement", "data.augmentation"]),
-        (["--training.select_tolerance", "5"], ["select_tolerance", "0..1"]),
+        (["--training.select_tolerance", "5"], ["select_tolerance", "from 0 to 1"]),
         (["--training.selection_images", "0"], ["selection_images", "1 or more"]),
         (["--training.evaluate_every", "-1"], ["evaluate_every", "0 or more"]),
         (["--training.recalibrate_bn", "source"], ["recalibrate_bn", "target"]),

@@ -1,9 +1,11 @@
 """The typed configuration of a domain pair."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
+from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError
 
 __all__ = ["DIGITS", "SCENES", "DataConfig", "DomainConfig"]
@@ -69,6 +71,25 @@ class DomainConfig:
     test_split: str | None = None
     test_fraction: float = 0.2
     split_seed: int = 0
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "test_fraction": Limits(0, 1, inside=True),
+        "split_seed": Limits(0, LARGEST_SEED),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self, prefix: str = "") -> None:
+        """Refuse values that no domain can use.
+
+        Args:
+            prefix: What the keys start with in the error, such as `data.source.`.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, prefix, self.LIMITS)
 
     @classmethod
     def parse(cls, text: str) -> "DomainConfig":
@@ -143,6 +164,29 @@ class DataConfig:
     resize_size: int = 256
     augmentation: Literal["none", "crop", "crop_flip", "flip", "crop_flip_color"] = "crop_flip"
     num_workers: int = 0
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "image_size": Limits(1),
+        "detector_size": Limits(1),
+        "resize_size": Limits(1),
+        "num_workers": Limits(0),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "data.", self.LIMITS)
+        for number, domain in enumerate(self.sources):
+            domain.check(f"data.source[{number}]." if isinstance(self.source, list) else "data.source.")
+        self.target.check("data.target.")
+        if self.target_labeled is not None:
+            self.target_labeled.check("data.target_labeled.")
 
     @property
     def sources(self) -> list[DomainConfig]:

@@ -205,10 +205,8 @@ def hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], lis
     """Indices to train and to test on: a random choice that depends on the number of images and `split_seed` alone.
 
     Raises:
-        UserError: If `test_fraction` or the domain does not allow it.
+        UserError: If there are too few images.
     """
-    if not 0 < config.test_fraction < 1:
-        raise UserError(f"domain {name}: test_fraction is {config.test_fraction}; it must lie between 0 and 1")
     count = max(1, round(size * config.test_fraction))
     if count >= size:
         raise UserError(

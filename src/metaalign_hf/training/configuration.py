@@ -1,9 +1,12 @@
 """The typed configuration of a training run: six dataclasses, one YAML file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from ..checks import LARGEST_SEED, Limits, check_entries
 from ..data.configuration import DataConfig
+from ..errors import UserError
 from ..hub import HubConfig
 
 __all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
@@ -38,6 +41,19 @@ class ModelConfig:
     detector_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     attention: str | None = None
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {"bottleneck_dim": Limits(1)}
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "model.", self.LIMITS)
 
 
 @dataclass
@@ -84,6 +100,29 @@ class CoordinationConfig:
     weight_lr: float = 0.1
     smoothing: float = 0.0
 
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "inner_lr": Limits(0),
+        "inner_warmup": Limits(0, 1),
+        "swap_every": Limits(1),
+        "weight_lr": Limits(0),
+        "smoothing": Limits(0),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "coordination.", self.LIMITS)
+        if self.smoothing > 0 and self.method == "source_only":
+            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
+        if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
+            raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
+
 
 @dataclass
 class OptimizerConfig:
@@ -109,6 +148,26 @@ class OptimizerConfig:
     discriminator_inner_multiplier: float = 0.1
     schedule: Literal["inverse", "cosine", "constant"] = "inverse"
     warmup_steps: int = 0
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "lr": Limits(0),
+        "weight_decay": Limits(0),
+        "head_multiplier": Limits(0),
+        "discriminator_multiplier": Limits(0),
+        "discriminator_inner_multiplier": Limits(0),
+        "warmup_steps": Limits(0),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "optimizer.", self.LIMITS)
 
 
 @dataclass
@@ -184,6 +243,52 @@ class TrainingConfig:
     trackers: list[str] = field(default_factory=list)
     resume: bool = False
 
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        "source_steps": Limits(0),
+        "max_steps": Limits(1),
+        "batch_size": Limits(1),
+        "gradient_accumulation_steps": Limits(1),
+        "max_grad_norm": Limits(0, inside=True),
+        "ema_decay": Limits(0, 1, inside=True),
+        "pseudo_label_weight": Limits(0),
+        "seed": Limits(0, LARGEST_SEED),
+        "evaluate_every": Limits(0),
+        "select_tolerance": Limits(0, 1),
+        "selection_images": Limits(1),
+        "log_every": Limits(1),
+        "checkpoint_every": Limits(0),
+        "keep_checkpoints": Limits(1),
+        "evaluation_batch_size": Limits(1),
+    }
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            UserError: For the first one.
+        """
+        check_entries(self, "training.", self.LIMITS)
+        threshold = self.pseudo_label_threshold
+        for name, value in threshold.items() if isinstance(threshold, dict) else [("", threshold)]:
+            if not 0 <= value <= 1:
+                key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
+                raise UserError(f"{key} is {value}: it must lie in 0..1")
+        if self.pseudo_label_weight > 0 and self.ema_decay is None:
+            raise UserError(
+                "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"
+            )
+        if self.batch_norm == "per_domain":
+            # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more
+            # after it.
+            for name in ("compile", "gradient_checkpointing"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"training.batch_norm: per_domain does not work with training.{name}; switch one off"
+                    )
+
 
 @dataclass
 class Config:
@@ -204,3 +309,23 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that no run can use, alone or together; a section may have been changed since it was made.
+
+        Raises:
+            UserError: For the first one.
+        """
+        for section in (self.data, self.model, self.coordination, self.optimizer, self.training, self.hub):
+            section.check()
+        method, training = self.coordination.method, self.training
+        if training.pseudo_label_weight > 0 and method == "source_only":
+            raise UserError(
+                "training.pseudo_label_weight: source_only reads no target; set coordination.method to joint or "
+                "metaalign"
+            )
+        if self.coordination.order == 2 and training.gradient_checkpointing:
+            raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import statistics
 import time
@@ -40,7 +39,6 @@ from .batch_norm import (
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .configuration import Config
 from .domain_batch_norm import SourceStatistics
-from .mean_teacher import check_pseudo_labels
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
@@ -93,8 +91,8 @@ class _Run:
     def __init__(self, config: Config, build_task: Callable[[], Task]) -> None:
         training = config.training
         self.config = config
-        self.output_dir = Path(training.output_dir)
         _check(config)
+        self.output_dir = Path(training.output_dir)
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)
         self.pusher: BackgroundPusher | None = None
@@ -489,39 +487,9 @@ class _Run:
 
 
 def _check(config: Config) -> None:
-    """Refuse settings out of range, before anything is built."""
-    training, optimizer = config.training, config.optimizer
-    at_least_one = ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints")
-    for name in (*at_least_one, "evaluation_batch_size", "selection_images"):
-        if getattr(training, name) < 1:
-            raise UserError(f"training.{name} is {getattr(training, name)}: it must be 1 or more")
-    for name in ("source_steps", "evaluate_every", "checkpoint_every"):
-        if (getattr(training, name) or 0) < 0:
-            raise UserError(f"training.{name} is {getattr(training, name)}: it must be 0 or more")
-    if training.ema_decay is not None and not 0 < training.ema_decay < 1:
-        raise UserError(f"training.ema_decay is {training.ema_decay}: it must lie between 0 and 1, or be null")
-    check_pseudo_labels(config)
-    for name in ("lr", "weight_decay", "head_multiplier", "discriminator_multiplier", "discriminator_inner_multiplier"):
-        value = getattr(optimizer, name)
-        if not math.isfinite(value) or value < 0:
-            raise UserError(f"optimizer.{name} is {value}: it must be a finite number, 0 or more")
-    if not 0 <= config.coordination.inner_warmup <= 1:
-        raise UserError(f"coordination.inner_warmup is {config.coordination.inner_warmup}: it must lie between 0 and 1")
-    if config.coordination.order == 2 and training.gradient_checkpointing:
-        raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
-    if config.coordination.smoothing > 0:
-        coordination = config.coordination
-        if coordination.method == "source_only":
-            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
-        if coordination.method == "metaalign" and coordination.inner_scope != "all" and coordination.share_prefix:
-            raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
-    if training.batch_norm == "per_domain":
-        # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more after it.
-        for name in ("compile", "gradient_checkpointing"):
-            if getattr(training, name):
-                raise UserError(f"training.batch_norm: per_domain does not work with training.{name}; switch one off")
-    if not 0 <= training.select_tolerance <= 1:
-        raise UserError(f"training.select_tolerance is {training.select_tolerance}: it must lie in 0..1")
+    """Refuse what the configuration asks for and this machine does not have, before anything is built."""
+    training = config.training
+    config.check()
     if training.select_by not in (None, "auto"):
         try:
             get_validator(training.select_by)

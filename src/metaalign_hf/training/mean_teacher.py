@@ -15,7 +15,6 @@ score); Zhao et al., "Masked Retraining Teacher-Student Framework for Domain Ada
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,10 +24,9 @@ from torchvision.ops import box_convert, nms
 from torchvision.transforms import v2
 
 from ..errors import UserError
-from .configuration import Config
 from .task import Batch, StepClosures
 
-__all__ = ["STUDENT_VIEW", "MeanTeacher", "check_pseudo_labels", "strong_view", "with_pseudo_labels"]
+__all__ = ["STUDENT_VIEW", "MeanTeacher", "strong_view", "with_pseudo_labels"]
 
 STUDENT_VIEW = "student_view"
 """Key of a target batch under which its strong view with pseudo-labels lies."""
@@ -42,31 +40,6 @@ _STRONG = v2.Compose(
         v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5),
     ]
 )
-
-
-def check_pseudo_labels(config: Config) -> None:
-    """Refuse settings of pseudo-labels that make no sense, as far as they are known without data and model.
-
-    Raises:
-        UserError: If a value is out of range, or there is no average of the weights, or no target in the step.
-    """
-    training = config.training
-    weight, threshold = training.pseudo_label_weight, training.pseudo_label_threshold
-    if not math.isfinite(weight) or weight < 0:
-        raise UserError(f"training.pseudo_label_weight is {weight}: it must be a finite number, 0 or more")
-    named = threshold.items() if isinstance(threshold, dict) else [("", threshold)]
-    for name, value in named:
-        if not 0 <= value <= 1:
-            key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
-            raise UserError(f"{key} is {value}: it must lie in 0..1")
-    if weight > 0 and training.ema_decay is None:
-        raise UserError(
-            "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"
-        )
-    if weight > 0 and config.coordination.method == "source_only":
-        raise UserError(
-            "training.pseudo_label_weight: source_only reads no target; set coordination.method to joint or metaalign"
-        )
 
 
 class MeanTeacher:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ..checks import requirement
 from ..data.configuration import DomainConfig
 from ..errors import UserError
 from .configuration import Config
@@ -85,12 +86,7 @@ def parse_domain(text: str, arguments: list[str]) -> DomainConfig:
             near = get_close_matches(name, list(values), n=2) or list(values)
             raise UserError(f"option --{key}: unknown key; did you mean {' or '.join(f'data.{k}' for k in near)}?")
         values[name] = _parse_value(value)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DomainConfig, "data")
-    try:
-        return parser.instantiate(parser.parse_object({"data": values})).data
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
+    return _domain(values, "data")
 
 
 def build_parser() -> ArgumentParser:
@@ -107,6 +103,10 @@ def build_parser() -> ArgumentParser:
 
 
 def _to_config(values: dict[str, Any]) -> Config:
+    values = {section: entries for section, entries in values.items() if entries is not None}
+    for section, entries in values.items():
+        if not isinstance(entries, dict):
+            raise UserError(f"{section} must be a section with keys, not {entries!r}")
     data = values.setdefault("data", {})
     for name in DOMAINS:
         given = data.get(name)
@@ -122,7 +122,7 @@ def _to_config(values: dict[str, Any]) -> Config:
     try:
         namespace = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(_one_line(str(error), _fields(Config))) from error
     return Config(**{section: namespace[section] for section in _fields(Config)})
 
 
@@ -136,13 +136,20 @@ def _spell_out(given: Any, key: str) -> dict[str, Any]:
     for name in given:
         if name not in _fields(DomainConfig):
             raise UserError(_unknown_key(f"{key}.{name}"))
+    return dataclasses.asdict(_domain(given, key))
+
+
+def _domain(given: dict[str, Any], key: str) -> DomainConfig:
+    """A domain of these entries, told as those of `key` where one is wrong."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DomainConfig, key)
-    section, name = key.split(".")
+    parser.add_class_arguments(DomainConfig, "domain")
     try:
-        return dataclasses.asdict(parser.instantiate(parser.parse_object({section: {name: given}}))[section][name])
+        domain: DomainConfig = parser.instantiate(parser.parse_object({"domain": given})).domain
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(f"{key}.{_one_line(str(error), {'domain': DomainConfig}).removeprefix('domain.')}") from error
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from error
+    return domain
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
@@ -162,6 +169,8 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _parse_value(text: str) -> Any:
+    if not text:
+        return text  # an empty variable of the shell, not YAML's null
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -267,13 +276,13 @@ def _merge(values: dict[str, Any], new: dict[str, Any]) -> None:
             values[section] = entries
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, sections: dict[str, type]) -> str:
     """Jsonargparse's message as one line: which key, what it got, what it takes."""
     key = re.search(r'key "([^"]+)"', message)
-    got = re.findall(r"(?:Got value|Given value): (.+)", message)
-    expected = re.search(r"Subtypes: (.+)|Expected an? (.+?)(?:\. Got value|$)", message, re.M)
-    if key and got and expected:
-        takes = (expected.group(1) or expected.group(2)).replace("typing.", "")
-        takes = re.sub(r"<class '([\w.]+)'>", r"\1", takes)
-        return f"{key.group(1)} is {got[-1].strip()}: it must be {takes}"
-    return " ".join(message.split())
+    got = re.findall(r"(?:Got value|Given value): (.*)", message)
+    section, _, name = key.group(1).rpartition(".") if key else ("", "", "")
+    kind: Any = sections.get(section)
+    if kind is None or not got or name not in _fields(kind):
+        return " ".join(message.split())
+    takes = requirement(typing.get_type_hints(kind)[name], kind.LIMITS.get(name))
+    return f"{section}.{name} is {got[-1].strip() or "''"}: it must be {takes}"

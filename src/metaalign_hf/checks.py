@@ -1,0 +1,115 @@
+"""What the entries of a configuration take, and the one line that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from .errors import UserError
+
+__all__ = ["LARGEST_SEED", "Limits", "check_entries", "requirement"]
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The range of a number.
+
+    Attributes:
+        least: The smallest value, if there is one.
+        most: The largest value, if there is one.
+        inside: Whether the ends themselves are left out.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    inside: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Whether the value lies in the range."""
+        if self.inside and value in (self.least, self.most):
+            return False
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f" between {self.least} and {self.most}" if self.inside else f" from {self.least} to {self.most}"
+        if self.least is not None:
+            return f" above {self.least}" if self.inside else f", {self.least} or more"
+        return "" if self.most is None else f", {self.most} or less"
+
+
+def check_entries(section: Any, prefix: str, limits: Mapping[str, Limits]) -> None:
+    """Refuse an entry of the wrong type, an empty text and a number out of range.
+
+    Args:
+        section: A dataclass with type hints.
+        prefix: What its keys start with, such as `training.`; may be empty.
+        limits: Ranges of the numbers that have one, by name.
+
+    Raises:
+        UserError: For the first wrong entry: its key, its value, and what would be right.
+    """
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        name, value = field.name, getattr(section, field.name)
+        if not _fits(value, hints[name], limits.get(name, Limits())):
+            shown = "null" if value is None else repr(value)
+            wanted = requirement(hints[name], limits.get(name))
+            raise UserError(f"{prefix}{name} is {shown}: it must be {wanted}")
+
+
+def requirement(hint: Any, limits: Limits | None = None) -> str:
+    """What an entry takes, in words: "a whole number, 1 or more", "sgd or adamw"."""
+    options = _options(hint)
+    words = [_kind(option, limits or Limits()) for option in options if option is not types.NoneType]
+    return " or ".join([*words, *(["null"] if types.NoneType in options else [])])
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _kind(hint: Any, limits: Limits) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (list, dict):
+        return "a list" if origin is list else "a mapping"
+    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text that is not empty"}
+    return words.get(hint, "a domain") + (str(limits) if hint in (int, float) else "")
+
+
+def _fits(value: Any, hint: Any, limits: Limits) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option, limits) for option in inner)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(entry, inner[0], limits) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(entry, inner[1], limits) for entry in value.values())
+    if hint is Any:
+        return True
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and limits.hold(value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value) and limits.hold(value)
+    if hint is str:
+        return isinstance(value, str) and value.strip() != "" and "\0" not in value
+    return isinstance(value, hint)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
