@@ -285,4 +285,5 @@ def _one_line(message: str, sections: dict[str, type]) -> str:
     if kind is None or not got or name not in _fields(kind):
         return " ".join(message.split())
     takes = requirement(typing.get_type_hints(kind)[name], kind.LIMITS.get(name))
-    return f"{section}.{name} is {got[-1].strip() or "''"}: it must be {takes}"
+    shown = got[-1].strip() or "''"
+    return f"{section}.{name} is {shown}: it must be {takes}"
