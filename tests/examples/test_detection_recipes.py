@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metaalign_hf import adapt, load_config
-from metaalign_hf.data.configuration import DomainConfig
+from metaalign_hf.configuration import DomainConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "detection").glob("*.yaml"))
 IMAGES = 6

@@ -1,6 +1,6 @@
 """Domain pairs: where images come from, label agreement, preprocessing and endless streams."""
 
-from .configuration import DataConfig, DomainConfig
+from ..configuration import DataConfig, DomainConfig
 from .detection_batches import augment_objects, detection_batch, detection_batches, detection_stream
 from .detection_pair import DetectionPair, load_detection_pair, load_detection_view
 from .digit_scenes import load_digit_scenes

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..configuration import DomainConfig
 from ..errors import UserError
-from .configuration import DomainConfig
 from .objects import DetectionSet, Objects
 
 __all__ = ["ClassNames", "FoundObject", "RawDetectionDomain", "corners", "header_size", "packed", "required_entry"]

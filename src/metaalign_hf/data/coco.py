@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, header_size, packed, required_entry
 from .bad_boxes import BoxCheck
-from .configuration import DomainConfig
 from .images import FileLoader, ImageSet
 from .objects import DetectionSet
 

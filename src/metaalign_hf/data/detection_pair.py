@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import RawDetectionDomain
-from .configuration import DomainConfig
 from .detection_readers import read_detection_domain
 from .domain_pair import hold_out
 from .images import ImageSet

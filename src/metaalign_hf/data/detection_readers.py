@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..configuration import SCENES, DomainConfig
 from ..errors import UserError
 from .annotations import ClassNames, RawDetectionDomain
 from .bad_boxes import BoxCheck
 from .coco import read_coco
-from .configuration import SCENES, DomainConfig
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, find_images
 from .object_columns import objects_of_rows, read_objects_dataset

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..configuration import SCENES
 from ..errors import UserError
-from .configuration import SCENES
 from .digits import load_digits_images, load_photos, split_digits
 
 __all__ = ["SCENE_LABELS", "SCENE_SIZE", "draw_scene", "load_digit_scenes"]

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..configuration import DIGITS
 from ..errors import UserError
-from .configuration import DIGITS
 from .images import read_image
 
 __all__ = ["load_digits_images", "load_photos", "split_digits"]

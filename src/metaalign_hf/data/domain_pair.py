@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from ..configuration import DomainConfig
 from ..errors import UserError
-from .configuration import DomainConfig
 from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .readers import RawDomain, read_domain

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, packed
 from .bad_boxes import BoxCheck
-from .configuration import DomainConfig
 from .images import DatasetLoader, ImageSet
 from .objects import DetectionSet
 from .readers import dataset_split, load_splits

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..configuration import DomainConfig
 from ..errors import UserError
-from .configuration import DomainConfig
 from .digits import load_digits_images, split_digits
 from .images import DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
 

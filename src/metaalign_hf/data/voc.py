@@ -8,10 +8,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
+from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import ClassNames, FoundObject, RawDetectionDomain, header_size, packed
 from .bad_boxes import BoxCheck
-from .configuration import DomainConfig
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .objects import DetectionSet
 from .readers import required_path

@@ -1,10 +1,19 @@
 """Training: the configuration, the Accelerate loop and its checkpoints."""
 
+from ..configuration import (
+    Config,
+    CoordinationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    build_parser,
+    load_config,
+    parse_config,
+    parse_domain,
+)
 from .classification import ClassificationSummary, build_model
-from .configuration import Config, CoordinationConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from .detection import DetectionSummary, build_detector
 from .loop import adapt
-from .parsing import build_parser, load_config, parse_config, parse_domain
 from .summary import Summary
 
 __all__ = [

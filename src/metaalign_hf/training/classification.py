@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..configuration import Config, ModelConfig
 from ..coordination import SharedPrefix, frozen_running_statistics, has_live_statistics
 from ..data import (
     DomainPair,
@@ -35,7 +36,6 @@ from ..evaluation import (
 )
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
-from .configuration import Config, ModelConfig
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import MeanTeacher

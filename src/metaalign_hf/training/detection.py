@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..configuration import Config, ModelConfig
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
 from ..data.detection_batches import distort_color
@@ -26,7 +27,6 @@ from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
 from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
-from .configuration import Config, ModelConfig
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import STUDENT_VIEW, MeanTeacher, with_pseudo_labels

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..configuration import Config
 from ..coordination import MetaAlign
 from ..data import DetectionPair, DomainPair
 from ..errors import UserError
@@ -37,7 +38,6 @@ from .batch_norm import (
     running_statistics,
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
-from .configuration import Config
 from .domain_batch_norm import SourceStatistics
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config

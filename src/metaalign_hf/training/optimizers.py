@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .configuration import OptimizerConfig
+from ..configuration import OptimizerConfig
 
 __all__ = ["build_optimizer", "parameter_groups", "set_learning_rate"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from ..configuration import Config
 from ..errors import UserError
 from .checkpoints import latest_checkpoint
-from .configuration import Config
 
 __all__ = ["CONFIG_FILE", "METRICS_FILE", "SUMMARY_FILE", "check_output_dir", "truncate_metrics"]
 

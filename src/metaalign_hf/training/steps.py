@@ -11,9 +11,9 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..configuration import CoordinationConfig
 from ..coordination import Joint, MetaAlign, StepReport
 from ..errors import UserError
-from .configuration import CoordinationConfig
 from .task import Batch, StepClosures
 
 __all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step"]

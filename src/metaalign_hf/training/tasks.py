@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..configuration import Config
 from ..models import MetaAlignForObjectDetection
 from .classification import ClassificationTask
-from .configuration import Config
 from .detection import DetectionTask
 from .starting_point import starting_architecture
 from .task import Task

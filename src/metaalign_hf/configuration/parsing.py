@@ -13,9 +13,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..checks import requirement
-from ..data.configuration import DomainConfig
 from ..errors import UserError
-from .configuration import Config
+from .data import DomainConfig
+from .training import Config
 
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
 

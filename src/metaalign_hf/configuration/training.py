@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..checks import LARGEST_SEED, Limits, check_entries
-from ..data.configuration import DataConfig
 from ..errors import UserError
-from ..hub import HubConfig
+from .data import DataConfig
+from .hub import HubConfig
 
 __all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
 
