@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from metaalign_hf.cli import run
+from metaalign_hf.configuration import OptimizerConfig
 from metaalign_hf.errors import UserError
 from metaalign_hf.training import adapt, load_config
-from metaalign_hf.configuration import OptimizerConfig
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 TINY_VIT = [
