@@ -44,6 +44,15 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--model.backbone", "bert"], ["bert", "no image classifier"]),
         (["--model.alignment", "dan"], ["dan", "dann"]),
         (["--model.alignment", "null"], ["model.alignment", "source_only"]),
+        (["--model.alignment", "3"], ["alignment: 3 must be a name or a mapping with a name", "dann"]),
+        (["--model.alignment", "[" * 3000 + "]" * 3000], ["option --model.alignment is nested too deeply"]),
+        (
+            ["--model.backbone_options", "{depth: 1, depth: 2}"],
+            ["backbone_options", "key 'depth' stands twice"],
+        ),
+        (["--data.source", "imagefolder:"], ["domain 'imagefolder:' has no path; write imagefolder:PATH"]),
+        (["--data.source", "list:"], ["domain 'list:' has no path; write list:PATH"]),
+        (["--data.source", "mnist:"], ["domain 'mnist:' is unknown; did you mean mnist?"]),
         (["--model.checkpoint", "/no/such/checkpoint"], ["model.checkpoint", "/no/such/checkpoint"]),
         (["--model.backbone_options.depth", "[1, 1]"], ["depth", "depths"]),
         (["--training.batchsize", "8"], ["training.batchsize", "training.batch_size"]),
@@ -148,13 +157,28 @@ def test_fsdp_asked_for_where_accelerate_cannot_shard(capsys, tmp_path, monkeypa
         ("- 1\n", ["must hold sections"]),
         ("data: 3\n", ["data must be a section"]),
         ("data:\n", ["data.source is missing"]),
+        ("data: " + "[" * 5000 + "]" * 5000, ["run.yaml is nested too deeply"]),
+        ("data: &a {source: *a}\n", ["run.yaml is nested too deeply, or contains itself"]),
+        ("training:\n  max_steps: 3\n  max_steps: 4\n", ["run.yaml, line 3: key 'max_steps' stands twice"]),
+        ("data: {source: {list: }, target: mnist}\n", ["domain 'list:' has no path"]),
+        ("data: {source: {imagefolder: /no/photos}, target: mnist}\n", ["the folder /no/photos does not exist"]),
     ],
 )
 def test_a_wrong_configuration_file_is_told(text, words, capsys, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     error = refused(capsys, "train", "--config", str(path))
-    assert all(word in error for word in [*words, "" if "missing" in words[0] else "run.yaml"]), error
+    of_the_whole = any(word in words[0] for word in ("missing", "no path", "does not exist"))
+    assert all(word in error for word in [*words, "" if of_the_whole else "run.yaml"]), error
+
+
+def test_a_configuration_file_in_another_encoding_is_told(capsys, tmp_path):
+    text = "data: {source: mnist, target: mnist_m}\ntraining: {max_steps: 0}  # 3 \u20ac\n"
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-16")
+    assert "run.yaml is not UTF-8 text (UTF-16); save it as UTF-8" in refused(capsys, "train", "--config", str(path))
+    path.write_text(text, encoding="utf-8-sig")
+    assert "training.max_steps is 0" in refused(capsys, "train", "--config", str(path))
 
 
 def test_a_missing_configuration_file_is_told(capsys):

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError
 
-__all__ = ["DIGITS", "SCENES", "DataConfig", "DomainConfig"]
+__all__ = ["DIGITS", "SCENES", "DataConfig", "DomainConfig", "Kind"]
 
 DIGITS = ("mnist", "uci_digits", "mnist_m")
 SCENES = ("scenes_plain", "scenes_photo")
@@ -105,7 +105,7 @@ class DomainConfig:
         Raises:
             UserError: If the text is none of these.
         """
-        kind, colon, path = text.partition(":")
+        kind, colon, path = (part.strip() for part in text.partition(":"))
         if not colon and text in DIGITS:
             return cls(kind="digits", name=text)
         if not colon and text in SCENES:
@@ -115,6 +115,8 @@ class DomainConfig:
         kinds = [k for k in get_args(Kind) if k not in ("digits", "digit_scenes")]
         if colon and kind in kinds and path:
             return cls(kind=kind, path=path)  # type: ignore[arg-type]
+        if kind in kinds and not path:
+            raise UserError(f"domain {text!r} has no path; write {kind}:PATH, and refine it with more keys")
         near = get_close_matches(text, [*DIGITS, *SCENES], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]

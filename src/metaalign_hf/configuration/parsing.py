@@ -14,7 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..checks import requirement
 from ..errors import UserError
-from .data import DomainConfig
+from ..text_files import read_text, read_yaml
+from .data import DIGITS, SCENES, DomainConfig, Kind
 from .training import Config
 
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
@@ -62,7 +63,7 @@ def parse_config(arguments: list[str]) -> Config:
             _merge(values, _read_yaml(Path(text)))
         else:
             _check_dotted(key)
-            _assign(values, key, _parse_value(text))
+            _assign(values, key, _parse_value(key, text))
     return _to_config(values)
 
 
@@ -85,7 +86,7 @@ def parse_domain(text: str, arguments: list[str]) -> DomainConfig:
         if name not in values:
             near = get_close_matches(name, list(values), n=2) or list(values)
             raise UserError(f"option --{key}: unknown key; did you mean {' or '.join(f'data.{k}' for k in near)}?")
-        values[name] = _parse_value(value)
+        values[name] = _parse_value(key, value)
     return _domain(values, "data")
 
 
@@ -128,6 +129,8 @@ def _to_config(values: dict[str, Any]) -> Config:
 
 def _spell_out(given: Any, key: str) -> dict[str, Any]:
     """All entries of a domain that is given in short form or as some of its entries."""
+    if isinstance(given, dict):
+        given = _short_form(given) or given
     if isinstance(given, str):
         return dataclasses.asdict(DomainConfig.parse(given))
     if not isinstance(given, dict):
@@ -168,21 +171,32 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _parse_value(text: str) -> Any:
+def _short_form(given: dict[str, Any]) -> str | None:
+    """The text that YAML took for a mapping: `imagefolder:`, or `imagefolder: photos` with a space."""
+    if len(given) != 1:
+        return None
+    ((kind, path),) = given.items()
+    if kind not in (*typing.get_args(Kind), *DIGITS, *SCENES) or not isinstance(path, str | None):
+        return None
+    return f"{kind}:{path or ''}"
+
+
+def _parse_value(key: str, text: str) -> Any:
     if not text:
         return text  # an empty variable of the shell, not YAML's null
     try:
-        return yaml.safe_load(text)
+        value = read_yaml(text, f"option --{key}")
     except yaml.YAMLError:
         return text
+    if isinstance(value, dict) and key in [f"data.{name}" for name in DOMAINS]:
+        return _short_form(value) or value
+    return value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"--config: {path} cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(read_text(path, "--config:"), f"--config: {path}")
+    except yaml.YAMLError as error:
         raise UserError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if values is None:
         return {}
@@ -220,7 +234,7 @@ def _check_keys(values: dict[str, Any], kind: type, prefix: str, file: str) -> N
         if name not in known:
             raise UserError(f"{file}: {_unknown_key(key)}")
         if dataclasses.is_dataclass(known[name]) and value is not None:
-            if isinstance(value, dict):
+            if isinstance(value, dict) and not (known[name] is DomainConfig and _short_form(value)):
                 _check_keys(value, known[name], f"{key}.", file)
             elif known[name] is not DomainConfig:
                 raise UserError(f"{file}: {key} must be a section with keys, not {value!r}")

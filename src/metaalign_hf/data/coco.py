@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from ..text_files import read_json
 from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, header_size, packed, required_entry
 from .bad_boxes import BoxCheck
 from .images import FileLoader, ImageSet
@@ -39,12 +39,7 @@ def read_coco(config: DomainConfig) -> RawDetectionDomain:
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
     place = Path(path).expanduser()
-    try:
-        document = json.loads(place.read_text())
-    except OSError as error:
-        raise UserError(f"domain {name}: annotations {place} cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"domain {name}: annotations {place} are no valid json ({error})") from error
+    document = read_json(place, f"domain {name}: annotations")
     if not isinstance(document, dict):
         raise UserError(f"{place}: must be a COCO object with images, annotations and categories")
     for key in ("images", "annotations", "categories"):

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from ..text_files import read_text
 from .digits import load_digits_images, split_digits
-from .images import DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
 
 __all__ = ["RawDomain", "dataset_split", "load_splits", "read_domain", "required_path"]
 
@@ -117,33 +118,39 @@ class _Row:
 
 
 def _read_list(path: str, config: DomainConfig, name: str) -> list[_Row]:
-    """Rows `path label`; paths may hold spaces, the label is what follows the last one where it is a label."""
+    """Rows `path label`: the label follows the last tab or, without tabs, the last space where it is a label."""
     file = Path(path).expanduser()
     root = Path(config.root).expanduser() if config.root is not None else file.parent
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"domain {name}: the list {file} cannot be read ({error.strerror})") from error
     rows, unlabelled = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(file, f"domain {name}: the list").splitlines(), start=1):
         if not line.strip():
             continue
         place = f"{file}, line {number}"
-        image, _, label = line.strip().rpartition(" ")
+        image, _, label = line.strip().rpartition("\t" if "\t" in line.strip() else " ")
         if not image or ("." in label.rpartition("/")[2] and Path(label).suffix.lower() in (".jpg", ".jpeg", ".png")):
             unlabelled.append(place)
             image, label = line.strip(), ""
-        rows.append(_Row(place, root / image.strip(), label or None))
+        rows.append(_Row(place, root / image.strip(), label.strip() or None))
     if not rows:
         raise UserError(f"domain {name}: the list {file} is empty")
     if unlabelled and len(unlabelled) < len(rows):
         raise UserError(f"{unlabelled[0]}: no label after the path; lines are `path label`")
     for row in rows:
         if not row.path.is_file():
-            raise UserError(
-                f"{row.place}: image {row.path} does not exist; set root to the folder that paths start from"
-            )
+            advice = "set root to the folder that paths start from"
+            if other := _other_separator(row):
+                advice = f"separate path and label by a space or a tab, not by {other!r}"
+            raise UserError(f"{row.place}: image {row.path} does not exist; {advice}")
     return rows
+
+
+def _other_separator(row: _Row) -> str | None:
+    """A comma or semicolon after the path, where that is what is wrong with a row."""
+    for sign in ",;|":
+        path, found, _ = str(row.path).rpartition(sign)
+        if found and Path(path.strip().strip("\"'")).suffix.lower() in IMAGE_SUFFIXES:
+            return sign
+    return None
 
 
 def _classes(rows: list[_Row], names: list[str] | None, config: DomainConfig) -> tuple[list[str], dict[str, int]]:
@@ -191,10 +198,8 @@ def _listed(rows: list[_Row], index: dict[str, int], name: str) -> ImageSet:
 def _label_names(config: DomainConfig) -> list[str] | None:
     if config.labels_file is None:
         return None
-    try:
-        names = [line.strip() for line in Path(config.labels_file).expanduser().read_text().splitlines()]
-    except OSError as error:
-        raise UserError(f"labels_file: {config.labels_file} cannot be read ({error.strerror})") from error
+    text = read_text(Path(config.labels_file).expanduser(), "labels_file:")
+    names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name]
     if len(set(names)) != len(names) or not names:
         raise UserError(f"labels_file: {config.labels_file} must hold different class names, one a line")

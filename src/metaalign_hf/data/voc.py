@@ -10,6 +10,7 @@ from defusedxml.ElementTree import parse
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from ..text_files import read_text
 from .annotations import ClassNames, FoundObject, RawDetectionDomain, header_size, packed
 from .bad_boxes import BoxCheck
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
@@ -51,10 +52,8 @@ def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCh
         folder, _, split = part.strip().rpartition("/")
         base = root / folder
         listing = base / "ImageSets" / "Main" / f"{split}.txt"
-        try:
-            stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-        except OSError as error:
-            raise UserError(f"domain {name}: the list {listing} cannot be read ({error.strerror})") from error
+        text = read_text(listing, f"domain {name}: the list")
+        stems = [line.split()[0] for line in text.splitlines() if line.strip()]
         if not stems:
             raise UserError(f"domain {name}: the list {listing} is empty")
         for row, stem in enumerate(stems, start=1):

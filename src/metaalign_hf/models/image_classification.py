@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..alignment import AlignmentBatch, build_alignment
+from ..alignment import AlignmentBatch, build_alignment, normalise_alignment
 from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
@@ -136,7 +136,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
             backbone_config=source.config,
             backbone_name=backbone_name,
             bottleneck_dim=bottleneck_dim,
-            alignment=alignment,
+            alignment=normalise_alignment(alignment),  # before the strict types of the configuration, which tell less
             image_mean=list(source.image_mean),
             image_std=list(source.image_std),
             id2label=dict(enumerate(labels)),

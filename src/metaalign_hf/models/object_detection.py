@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConf
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..alignment.detection import DetectionAlignmentBatch, build_levels
+from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
 from .detection_configuration import MetaAlignDetectionConfig
@@ -119,7 +119,7 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         config = MetaAlignDetectionConfig(
             detector_config=detector_config,
             detector_name=name if isinstance(name, str) else detector_config.model_type,
-            alignment=alignment,
+            alignment=normalise_levels(alignment),  # before the strict types of the configuration, which tell less
             id2label=dict(id2label),
             label2id=dict(label2id),
         )

@@ -1,0 +1,119 @@
+"""Text, YAML and JSON that somebody else wrote: read in full, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+
+__all__ = ["read_json", "read_text", "read_yaml"]
+
+_DEEPEST = 50
+_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: The file.
+        what: What errors call it, such as `domain photos: the list`.
+
+    Raises:
+        UserError: If it cannot be read, or is not UTF-8 text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read ({error.strerror})") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = _MARKS.get(content[:2], f"byte 0x{content[error.start]:02x} in line {line}")
+        raise UserError(f"{what} {path} is not UTF-8 text ({found}); save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{what} {path} is not UTF-8 text (it holds zero bytes); save it as UTF-8")
+    return text
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text.
+
+    Args:
+        text: The text.
+        what: What errors call it.
+
+    Raises:
+        UserError: If a mapping has a key twice, or the value is nested too deeply or contains itself.
+        yaml.YAMLError: If it is not YAML.
+    """
+    try:
+        value = yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise _too_deep(what) from None
+    except _RepeatedKeyError as error:
+        raise UserError(f"{what}, line {error.line}: key {error.key!r} stands twice; keep one") from error
+    return _shallow(value, what)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        path: The file.
+        what: What errors call it.
+
+    Raises:
+        UserError: If it cannot be read, is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path, what))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} {path} is not valid json ({error})") from error
+    except RecursionError:
+        raise _too_deep(f"{what} {path}") from None
+
+
+class _RepeatedKeyError(Exception):
+    def __init__(self, key: Any, line: int) -> None:
+        super().__init__(key)
+        self.key, self.line = key, line
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML forbids a key that stands twice; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _RepeatedKeyError(key.value, key.start_mark.line + 1)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _shallow(value: Any, what: str) -> Any:
+    """The value, unless its lists and mappings are nested more deeply than any configuration or annotation is."""
+    level = {id(value): value}
+    for _ in range(_DEEPEST):
+        level = {
+            id(inner): inner
+            for outer in level.values()
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        }
+        if not level:
+            return value
+    raise _too_deep(what)
+
+
+def _too_deep(what: str) -> UserError:
+    return UserError(f"{what} is nested too deeply, or contains itself")

@@ -1,0 +1,95 @@
+"""Files that somebody else wrote: read as meant, or one line that names the file and says what would be right."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from metaalign_hf.configuration import DomainConfig
+from metaalign_hf.data import load_domain
+from metaalign_hf.data.detection_readers import read_detection_domain
+from metaalign_hf.errors import UserError
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Ten pictures of each of two classes, in class folders."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for shade in range(10):
+            Image.new("RGB", (8, 8), (shade, 50 * number, 50)).save(folder / name / f"{shade}.png")
+    return folder
+
+
+def rows(pictures: Path, separator: str) -> str:
+    names = {"cat": "kätzchen", "dog": "hund"}
+    return "".join(
+        f"{path.relative_to(pictures)}{separator}{names[path.parent.name]}\n"
+        for path in sorted(pictures.rglob("*.png"))
+    )
+
+
+def told(domain: DomainConfig | str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_domain(domain)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [("latin-1", "byte 0xe4 in line 1"), ("utf-16", "UTF-16"), ("utf-16-le", "byte 0xe4"), ("utf-32", "UTF-")],
+)
+def test_a_list_in_another_encoding_is_told(pictures, encoding, found):
+    (pictures / "list.txt").write_bytes(rows(pictures, " ").encode(encoding))
+    error = told(f"list:{pictures}/list.txt")
+    assert "list.txt is not UTF-8 text (" in error and found in error and error.endswith("save it as UTF-8")
+
+
+@pytest.mark.parametrize("content", [b"a\0b c\0d\n", bytes(range(256)), b"\x89PNG\r\n"])
+def test_a_binary_list_is_told(pictures, content):
+    (pictures / "list.txt").write_bytes(content)
+    assert "list.txt is not UTF-8 text" in told(f"list:{pictures}/list.txt")
+
+
+def test_a_file_of_class_names_in_another_encoding_is_told(pictures):
+    (pictures / "list.txt").write_text(rows(pictures, " "))
+    (pictures / "names.txt").write_bytes("kätzchen\nhund\n".encode("latin-1"))
+    domain = DomainConfig(kind="list", path=f"{pictures}/list.txt", labels_file=f"{pictures}/names.txt")
+    assert "names.txt is not UTF-8 text (byte 0xe4 in line 1)" in told(domain)
+
+
+def test_a_voc_list_in_another_encoding_is_told(tmp_path):
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes("kätzchen\n".encode("latin-1"))
+    with pytest.raises(UserError, match="train.txt is not UTF-8 text"):
+        read_detection_domain(DomainConfig(kind="voc", path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", "\t "])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_lists_with_tabs_and_byte_order_marks_are_read(pictures, separator, encoding):
+    (pictures / "list.txt").write_text(rows(pictures, separator), encoding=encoding)
+    domain = load_domain(f"list:{pictures}/list.txt")
+    assert domain.labels == ["hund", "kätzchen"] and len(domain.train) + len(domain.test) == 20
+
+
+def test_after_a_tab_a_class_name_may_hold_spaces(pictures):
+    (pictures / "list.txt").write_text(rows(pictures, "\t").replace("hund", "golden retriever"))
+    assert load_domain(f"list:{pictures}/list.txt").labels == ["golden retriever", "kätzchen"]
+
+
+@pytest.mark.parametrize("separator", [",", ", ", ";", "; "])
+def test_a_list_with_commas_is_told_what_separates(pictures, separator):
+    (pictures / "list.txt").write_text(rows(pictures, separator))
+    error = told(f"list:{pictures}/list.txt")
+    assert "line 1" in error and f"by a space or a tab, not by {separator[0]!r}" in error and "set root" not in error
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"[" * 100_000, "nested too deeply"), (b"\xff\xfe{", "UTF-16")])
+def test_bad_annotations_are_told(tmp_path, content, words):
+    (tmp_path / "boxes.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"annotations .*boxes.json is .*{words}") as caught:
+        read_detection_domain(DomainConfig.parse(f"coco:{tmp_path}/boxes.json"))
+    assert "\n" not in str(caught.value)
