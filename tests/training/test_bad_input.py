@@ -95,6 +95,12 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--training.seed", "-1"], ["training.seed is -1: it must be a whole number from 0 to 4294967295\n"]),
         (["--training.seed", "99999999999999999999"], ["training.seed is 99999999999999999999: it must be a whole"]),
         (["--training.output_dir", ""], ["training.output_dir is ''", "text that is not empty\n"]),
+        (
+            ["--training.output_dir", "/dev/null/run"],
+            ["/dev/null/run cannot be made", "/dev/null is not a folder"],
+        ),
+        (["--training.output_dir", "/proc/run"], ["/proc/run cannot be written or read (No such file or directory)\n"]),
+        (["--training.output_dir", "x" * 300], ["output_dir: xxx", "xxx cannot be used (File name too long)"]),
         (["--training.max_grad_norm", "0"], ["max_grad_norm is 0.0: it must be a finite number above 0 or null\n"]),
         (["--training.ema_decay", "1"], ["ema_decay is 1.0: it must be a finite number between 0 and 1 or null\n"]),
         (["--data.num_workers", "-1"], ["data.num_workers is -1: it must be a whole number, 0 or more\n"]),

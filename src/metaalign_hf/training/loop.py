@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from ..configuration import Config
 from ..coordination import MetaAlign
 from ..data import DetectionPair, DomainPair
+from ..disk import told_disk_errors
 from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
@@ -40,7 +41,7 @@ from .batch_norm import (
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .domain_batch_norm import SourceStatistics
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
-from .run_folder import METRICS_FILE, check_output_dir, truncate_metrics, write_config
+from .run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import learning_rate_factor, progress
 from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
@@ -76,10 +77,19 @@ def adapt(
         The summary of the run.
 
     Raises:
-        UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges.
+        UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges, or
+            the disk is full or cannot be written to.
         HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
-    return _Run(config, lambda: build_task(config, pair, model)).run()
+    _check(config)
+    folder = Path(config.training.output_dir)
+
+    def advice() -> str:
+        goes_on = (folder / CONFIG_FILE).exists() and not (folder / SUMMARY_FILE).exists()
+        return "; once that is put right, go on with --training.resume true" if goes_on else ""
+
+    with told_disk_errors(folder, advice):
+        return _Run(config, lambda: build_task(config, pair, model)).run()
 
 
 class _Run:
@@ -91,7 +101,6 @@ class _Run:
     def __init__(self, config: Config, build_task: Callable[[], Task]) -> None:
         training = config.training
         self.config = config
-        _check(config)
         self.output_dir = Path(training.output_dir)
         self.accelerator = _accelerator(config)
         self.console = Console(stderr=False, quiet=not self.accelerator.is_main_process)

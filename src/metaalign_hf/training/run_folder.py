@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..configuration import Config
+from ..disk import refuse_unwritable, write_whole
 from ..errors import UserError
 from .checkpoints import latest_checkpoint
 
@@ -36,8 +37,7 @@ def check_output_dir(config: Config) -> Path | None:
         UserError: If the folder holds something else, another run, or a finished one.
     """
     folder = Path(config.training.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"training.output_dir: {folder} is a file, not a folder")
+    refuse_unwritable(folder, "training.output_dir")
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if not (folder / CONFIG_FILE).exists():
@@ -47,7 +47,7 @@ def check_output_dir(config: Config) -> Path | None:
             f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
             "to go on with it"
         )
-    before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text())), _flat(asdict(config))
+    before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}), _flat(asdict(config))
     for key in sorted({*before, *now} - _FREE):
         if before.get(key) != now.get(key) and not key.startswith("hub."):
             raise UserError(
@@ -65,7 +65,7 @@ def write_config(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = asdict(config)
     values["training"]["resume"] = False
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+    write_whole(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
@@ -80,7 +80,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             break  # the line that the run was killed in
-    path.write_text("".join(kept))
+    write_whole(path, "".join(kept))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
+from ..disk import write_whole
 from ..reports.record import SELECTED_FOLDER
 from .run_folder import SUMMARY_FILE
 from .selection import CheckpointRow
@@ -104,7 +105,7 @@ class Summary(RunFacts):
 def write_summary(summary: Summary) -> Path:
     """Write `summary.json` into the run's folder."""
     path = Path(summary.output_dir) / SUMMARY_FILE
-    path.write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    write_whole(path, json.dumps(asdict(summary), indent=2) + "\n")
     return path
 
 

@@ -1,0 +1,82 @@
+"""Writing to a disk that may be full, read-only or gone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import UserError
+
+__all__ = ["refuse_unwritable", "told_disk_errors", "write_whole"]
+
+
+@contextmanager
+def told_disk_errors(where: Path, advice: Callable[[], str]) -> Iterator[None]:
+    """Tell an error of the disk in one line.
+
+    Args:
+        where: What was being written; named where the error itself names no file.
+        advice: What to do about it, asked for when it happened; may return an empty text.
+
+    Raises:
+        UserError: In the place of an error of the operating system, or one that safetensors passes on.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (reason := _reason(error)) is None:
+            raise
+        path = getattr(error, "filename", None) or where
+        raise UserError(f"{path} cannot be written or read ({reason}){advice()}") from error
+
+
+def refuse_unwritable(folder: Path, key: str) -> None:
+    """Refuse a folder that cannot be made or written to, as far as that is known without trying.
+
+    Args:
+        folder: The folder; it need not exist.
+        key: What named it, for the error.
+
+    Raises:
+        UserError: If a part of its path is a file, too long, or may not be written to.
+    """
+    try:
+        parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{key}: {folder} is a file, not a folder")
+        if not parent.is_dir():
+            raise UserError(f"{key}: {folder} cannot be made, because {parent} is not a folder")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UserError(f"{key}: {folder} cannot be written: {parent} is read-only for you; choose another folder")
+        os.stat(folder)
+    except FileNotFoundError:
+        pass  # it will be made
+    except OSError as error:
+        raise UserError(f"{key}: {folder} cannot be used ({error.strerror})") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text such that the file is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _reason(error: OSError | SafetensorError) -> str | None:
+    """What the operating system said; None where the error is another one, such as a broken connection."""
+    if isinstance(error, ConnectionError):
+        return None
+    if isinstance(error, OSError):
+        # The Hub's client and transformers raise OSErrors of their own, without a number.
+        return None if error.errno is None else os.strerror(error.errno)
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return None if found is None else os.strerror(int(found.group(1)))
