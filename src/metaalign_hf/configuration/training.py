@@ -61,12 +61,19 @@ class CoordinationConfig:
     """How task and alignment share a step.
 
     Args:
-        method: metaalign (the two play meta-train and meta-test), joint (their plain sum) or source_only (no
-            alignment).
+        method: metaalign (the two play meta-train and meta-test), joint (their plain sum), extragradient or heun (two
+            joint passes, the second after a trial step), pga (each objective's gradient after a step up its own and
+            down the other's) or source_only (no alignment).
+        direction: For metaalign, what the inner step follows: fresh, the gradient of the meta-train objective in this
+            step, as published, in a pass of its own; remembered, a gradient that an earlier step has left, so that a
+            step costs no more than a joint one.
+        remember: With direction remembered: total, the last step's whole gradient; role, that of the meta-train
+            objective, taken apart from the other's in every refresh_every-th step.
+        refresh_every: See remember.
         inner_rule: fixed, inner_lr is a factor on each group's learning rate (or absolute, see relative), as published;
             trust_ratio, every tensor moves by the share inner_lr of its own length; normalised, all parameters together
-            move by the distance inner_lr.
-        inner_lr: Inner step size, see inner_rule.
+            move by the distance inner_lr. auto: trust_ratio with direction remembered, normalised for pga, else fixed.
+        inner_lr: Inner step size, see inner_rule. null: 0.03 with direction remembered, 0.05 for pga, else 1.
         relative: Whether inner_lr multiplies the learning rate (rule fixed).
         inner_warmup: Share of the adaptation over which inner_lr rises from 0.
         inner_guard: Shorten inner steps that leave the region in which the first order holds.
@@ -84,9 +91,12 @@ class CoordinationConfig:
             costs one more task pass a step. 0 takes the plain gradient.
     """
 
-    method: Literal["metaalign", "joint", "source_only"] = "metaalign"
-    inner_rule: Literal["fixed", "trust_ratio", "normalised"] = "fixed"
-    inner_lr: float = 1.0
+    method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only"] = "metaalign"
+    direction: Literal["fresh", "remembered"] = "fresh"
+    remember: Literal["total", "role"] = "total"
+    refresh_every: int = 4
+    inner_rule: Literal["auto", "fixed", "trust_ratio", "normalised"] = "auto"
+    inner_lr: float | None = None
     relative: bool = True
     inner_warmup: float = 0.0
     inner_guard: bool = False

@@ -24,25 +24,37 @@ Source: Wei, Lan, Zeng, Chen, "MetaAlign: Coordinating Domain Alignment and Clas
 Adaptation", CVPR 2021, section 3.
 """
 
+from .game import SOLVERS, DoublyPerturbed, Game
+from .gradient_memory import GradientMemory
 from .group_weights import GroupWeights
-from .inner_step import RULES, StepGuard, step_sizes
+from .inner_step import RULES, SCOPES, InnerStep, StepGuard, step_sizes
 from .joint import Joint
-from .metaalign import SCHEDULES, SCOPES, MetaAlign
+from .metaalign import MetaAlign
+from .remembered import REMEMBERED, RememberedMetaAlign
 from .replacement import replaced_attribute
 from .report import ROLES, StepReport
+from .roles import SCHEDULES, Roles
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages
 from .statistics import frozen_running_statistics, has_live_statistics
 from .wrapping import unwrapped
 
 __all__ = [
+    "REMEMBERED",
     "ROLES",
     "RULES",
     "SCHEDULES",
     "SCOPES",
+    "SOLVERS",
+    "DoublyPerturbed",
+    "Game",
+    "GradientMemory",
     "GroupWeights",
+    "InnerStep",
     "Joint",
     "MetaAlign",
+    "RememberedMetaAlign",
+    "Roles",
     "SharedPrefix",
     "Stage",
     "StepGuard",

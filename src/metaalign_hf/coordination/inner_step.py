@@ -2,18 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients import optimizer_parameters, squared_norms
+from .perturbation import Perturbation
+from .stages import find_stages
+from .wrapping import unwrapped
 
-__all__ = ["RULES", "StepGuard", "step_sizes"]
+__all__ = ["RULES", "SCOPES", "InnerStep", "Scope", "StepGuard", "require_name", "require_number", "step_sizes"]
 
 RULES = ("fixed", "trust_ratio", "normalised")
+SCOPES = ("all", "last_stage", "head")
+
+Scope = str | Callable[[str, Tensor], bool]
+
+
+class InnerStep:
+    """Moves the parameters along gradients for the time of a pass: `theta'_p = theta_p - alpha_p g_p`.
+
+    Args:
+        optimizer: Names the parameters and their learning rates.
+        inner_lr: Size of the step; what it means depends on the rule. May be set anew between steps.
+        rule: One of `RULES`, see `step_sizes`.
+        relative: Whether `inner_lr` multiplies the learning rates (rule `fixed`).
+        scope: Parameters that move: `all`; `last_stage` (and everything after it) or `head`, see `find_stages`; or a
+            predicate of a parameter's name and the parameter.
+        module: The model as it is called; needed for a scope other than `all`.
+        unnoticed: See `Perturbation`.
+
+    Raises:
+        ValueError: If a number is out of range, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inner_lr: float,
+        rule: str,
+        relative: bool = True,
+        scope: Scope = "all",
+        module: nn.Module | None = None,
+        unnoticed: bool = False,
+    ) -> None:
+        require_number("inner_lr", inner_lr)
+        require_name("rule", rule, RULES)
+        self.optimizer = optimizer
+        self.inner_lr = inner_lr
+        self.rule = rule
+        self.relative = relative
+        self.in_scope = resolve_scope(scope, optimizer_parameters(optimizer), module)
+        self._perturbation = Perturbation(unnoticed)
+
+    def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
+        """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
+
+        Args:
+            gradients: One for each parameter, times `scale`; None where there is none.
+            scale: Scale of the gradients.
+            share: Factor on `inner_lr`.
+        """
+        inner_lr = self.inner_lr * share
+        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale)
+
+    @contextmanager
+    def taken(self, gradients: Sequence[Tensor | None], sizes: Sequence[float], scale: float = 1.0) -> Iterator[Tensor]:
+        """Parameters at theta' inside, at theta (the exact same bits) afterwards; yields `|theta' - theta|`."""
+        moved = [
+            (p, g, size / scale)
+            for p, g, size in zip(optimizer_parameters(self.optimizer), gradients, sizes, strict=True)
+            if g is not None and size != 0
+        ]
+        if not moved:
+            yield torch.zeros(())
+            return
+        parameters, directions = [p for p, _, _ in moved], [g for _, g, _ in moved]
+        squares = squared_norms(directions)
+        lengths = torch.tensor([size for _, _, size in moved], dtype=squares.dtype, device=squares.device)
+        displacement = (squares * lengths.square()).sum().sqrt()
+        with self._perturbation.moved(parameters, directions, [-size for _, _, size in moved]):
+            yield displacement
 
 
 def step_sizes(
@@ -124,3 +198,43 @@ class StepGuard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self.factor, self._loss, self._excess = state["factor"], dict(state["loss"]), state["excess"]
+
+
+def resolve_scope(scope: Scope, parameters: Sequence[Tensor], module: nn.Module | None) -> list[bool]:
+    """Whether each parameter is in the scope; see `InnerStep`.
+
+    Raises:
+        ValueError: If the scope is unknown or empty, or there is no module to look it up in.
+    """
+    if scope == "all":
+        return [True] * len(parameters)
+    if isinstance(scope, str):
+        require_name("scope", scope, SCOPES)
+    if module is None:
+        raise ValueError("a scope other than all needs the model: give module=")
+    bare = unwrapped(module)
+    if callable(scope):
+        inside = {id(p) for name, p in bare.named_parameters() if scope(name, p)}
+    else:
+        stages = find_stages(bare)
+        chosen = [stage for stage in stages if stage.name == "head"]
+        if scope == "last_stage" or not chosen:
+            chosen += [stage for stage in stages if stage.name != "head"][-1:]
+        names = {name for stage in chosen for name in stage.parameters}
+        inside = {id(p) for name, p in bare.named_parameters() if name in names}
+    found = [id(p) in inside for p in parameters]
+    if not any(found):
+        raise ValueError("scope: no parameter of the optimiser is in it")
+    return found
+
+
+def require_name(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a name that is unknown."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+
+
+def require_number(name: str, value: float) -> None:
+    """Refuse a step size that is negative or not finite."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value}: it must be a finite number, 0 or more")

@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from .gradients import add_gradients, inner_products, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, resolve_groups
+from .inner_step import InnerStep, require_number
 from .perturbation import Perturbation
 from .report import StepReport
+from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
 from .wrapping import no_sync_of, unwrapped
 
@@ -78,6 +80,8 @@ class Joint:
         alignment: Sequence[Closure] = (),
         *,
         both: Sequence[JointClosure] = (),
+        shared: Sequence[SharedPrefix] = (),
+        step: int | None = None,
     ) -> StepReport:
         """Leave the joint gradient of the whole accumulated batch in `.grad` (which is overwritten).
 
@@ -85,25 +89,28 @@ class Joint:
             task: Closures that each run a forward pass and return the task loss of one micro-batch.
             alignment: The same for the alignment loss.
             both: Closures that return `(task loss, alignment loss)` from one forward pass on the concatenated batch,
-                the cheapest form; the two gradients are then not told apart, and the report has no cosine.
+                the cheapest form, which is used where it is given (but not with smoothing, which needs the task loss
+                by itself); the two gradients are then not told apart, and the report has no cosine.
+            shared: Not used: it is there so that all coordinators are called alike.
+            step: Not used, see `shared`.
 
         Returns:
             The report of this step.
 
         Raises:
-            ValueError: If neither `both` nor both of `task` and `alignment` are given, or smoothing meets `both`.
+            ValueError: If neither `both` nor both of `task` and `alignment` are given, or smoothing has `both` alone.
             FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
                 `skipped` instead.
         """
         parameters = optimizer_parameters(self.optimizer)
-        if both and self.smoothing > 0:
+        if both and self.smoothing > 0 and not (task and alignment):
             raise ValueError("smoothing needs closures of each objective: it smooths the task's alone")
-        if both and not task and not alignment:
+        if both and self.smoothing == 0:
             self.optimizer.zero_grad(set_to_none=True)
             task_loss, alignment_loss = self._run_both(both)
             skipped = self._overflowed("joint", norm(p.grad for p in parameters))
             return StepReport("joint", task_loss, alignment_loss, skipped=skipped)
-        require_closures(task, alignment, both)
+        require_closures(task, alignment)
         self.optimizer.zero_grad(set_to_none=True)
         task_loss = self._run_objective("task", task)
         task_gradients = take_gradients(parameters)
@@ -114,6 +121,21 @@ class Joint:
         add_gradients(parameters, task_gradients)
         displacement = task_loss.new_zeros(())
         return StepReport("joint", task_loss, alignment_loss, displacement=displacement, skipped=skipped, **measures)
+
+    inner: InnerStep | None = None
+    """The inner step; None where there is none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values; see also `memory`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+
+    @property
+    def memory(self) -> nn.Module | None:
+        """Tensors that a resumed run needs, as the state of a module; None where there are none."""
+        return None
 
     def _run(self, closures: Sequence[Closure]) -> Tensor:
         """Backward through the mean of the closures' losses; returns that mean."""
@@ -212,13 +234,7 @@ def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(scale > 0, product / scale.clamp_min(torch.finfo(scale.dtype).tiny), torch.zeros_like(scale))
 
 
-def require_number(name: str, value: float) -> None:
-    """Refuse a step size that is negative or not finite."""
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value}: it must be a finite number, 0 or more")
-
-
-def require_closures(task: Sequence[Closure], alignment: Sequence[Closure], both: Sequence[JointClosure]) -> None:
-    """Refuse a step that lacks an objective, or has both forms at once."""
-    if both or not task or not alignment:
+def require_closures(task: Sequence[Closure], alignment: Sequence[Closure]) -> None:
+    """Refuse a step that lacks an objective."""
+    if not task or not alignment:
         raise ValueError("give at least one closure for the task and one for the alignment objective")

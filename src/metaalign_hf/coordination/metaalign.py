@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,24 +11,18 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from .gradients import add_gradients, norm, optimizer_parameters, squared_norms, take_gradients
+from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .group_weights import Groups, GroupWeights
-from .inner_step import RULES, StepGuard, step_sizes
-from .joint import Closure, Joint, JointClosure, require_closures, require_number
-from .perturbation import Perturbation
+from .inner_step import InnerStep, Scope, StepGuard, require_number
+from .joint import Closure, Joint, JointClosure, require_closures
 from .report import ROLES, StepReport
+from .roles import Roles
 from .second_order import GradientGraph, RandomState, vector_jacobian_product
 from .shared_prefix import NOT_THE_ONLY_WAY, SharedPrefix
-from .stages import find_stages
 from .statistics import frozen_running_statistics
-from .wrapping import averaging_of, is_fsdp, unwrapped
+from .wrapping import averaging_of, is_fsdp
 
-__all__ = ["SCHEDULES", "SCOPES", "MetaAlign"]
-
-SCHEDULES = ("alternate", "task", "alignment")
-SCOPES = ("all", "last_stage", "head")
-
-Scope = str | Callable[[str, Tensor], bool]
+__all__ = ["MetaAlign"]
 
 
 class MetaAlign(Joint):
@@ -77,6 +71,8 @@ class MetaAlign(Joint):
         ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2 or smoothing.
     """
 
+    inner: InnerStep
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -107,42 +103,36 @@ class MetaAlign(Joint):
             backward=backward,
             no_sync=no_sync,
         )
-        require_number("inner_lr", inner_lr)
         require_number("weight_lr", weight_lr)
-        _require_name("first", first, ROLES)
-        _require_name("roles", roles, SCHEDULES)
-        _require_name("rule", rule, RULES)
-        if swap_every < 1:
-            raise ValueError(f"swap_every is {swap_every}: it must be 1 or more")
+        self.roles = Roles(roles, first, swap_every)
         if order not in (1, 2):
             raise ValueError(f"order is {order!r}: it must be 1 or 2")
         if order == 2 and smoothing > 0:
             raise ValueError("order is 2: it has no smoothed form; set smoothing to 0, or order to 1")
         if order == 2 and is_fsdp(module):
             raise ValueError("order is 2: FSDP2 shards cannot be differentiated twice; use order 1, or DDP")
-        self.inner_lr = inner_lr
-        self.relative = relative
-        self.first = first
-        self.roles = roles
-        self.swap_every = swap_every
         self.order = order
-        self.rule = rule
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, unnoticed=order == 2)
         self.guard = StepGuard() if guard else None
         self.step = 0
         parameters = optimizer_parameters(optimizer)
-        self._in_scope = _resolve_scope(scope, parameters, module)
         self._average = averaging_of(module)
-        self._perturbation = Perturbation(unnoticed=order == 2)
         self.group_weights: GroupWeights | None = None
         if self.group_names:
             self.group_weights = GroupWeights(self.group_names, weight_lr, parameters[0].device)
 
+    @property
+    def inner_lr(self) -> float:
+        """Inner step size; may be set anew between steps."""
+        return self.inner.inner_lr
+
+    @inner_lr.setter
+    def inner_lr(self, value: float) -> None:
+        self.inner.inner_lr = value
+
     def role(self, step: int) -> str:
         """The objective that is meta-train in the given step, a pure function of the step number."""
-        if self.roles != "alternate":
-            return self.roles
-        swapped = (step // self.swap_every) % 2 == 1
-        return ROLES[1 - ROLES.index(self.first)] if swapped else self.first
+        return self.roles.meta_train(step)
 
     def backward(
         self,
@@ -158,7 +148,7 @@ class MetaAlign(Joint):
         Args:
             task: Closures that each run a forward pass and return the task loss of one micro-batch.
             alignment: The same for the alignment loss.
-            both: Not for MetaAlign, whose two passes run at different parameters.
+            both: Not used: the two passes of MetaAlign run at different parameters.
             shared: The prefix of each micro-batch inside whose `run` the closures run their passes, if they do.
             step: Number of the step, which decides the roles; by default the calls are counted from 0.
 
@@ -166,12 +156,12 @@ class MetaAlign(Joint):
             The report of this step.
 
         Raises:
-            ValueError: If an objective has no closures, `both` is given, or shared prefixes meet order 2 or smoothing.
+            ValueError: If an objective has no closures, or shared prefixes meet order 2 or smoothing.
             RuntimeError: If something takes a way around a shared prefix, or (order 2) a kernel has no double backward.
             FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
                 `skipped` instead, and the optimiser's step through the scaler does nothing.
         """
-        require_closures(task, alignment, both)
+        require_closures(task, alignment)
         if shared and self.order == 2:
             raise ValueError("a shared prefix is for order 1: order 2 runs the meta-train pass once more")
         if shared and self.smoothing > 0:
@@ -198,7 +188,7 @@ class MetaAlign(Joint):
                 return StepReport(first, losses["task"], losses["alignment"], skipped=True)
             alphas = self.inner_step_sizes(train_gradients)
             factors = self._weighted(alphas)
-            with self._inner_step(train_gradients, factors) as displacement:
+            with self.inner.taken(train_gradients, factors, self._scale()) as displacement:
                 losses[second] = self._run_objective(second, test)
             test_gradients = [p.grad for p in parameters]
             ordered = (train_gradients, test_gradients)
@@ -245,8 +235,7 @@ class MetaAlign(Joint):
 
     def inner_step_sizes(self, gradients: Sequence[Tensor | None]) -> list[float]:
         """`alpha` of every parameter for meta-train gradients in the order of the optimiser's groups."""
-        inner_lr = self.inner_lr * (1.0 if self.guard is None else self.guard.factor)
-        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self._in_scope, self._scale())
+        return self.inner.sizes(gradients, self._scale(), 1.0 if self.guard is None else self.guard.factor)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values: the step, the group weights and the guard."""
@@ -271,25 +260,6 @@ class MetaAlign(Joint):
             return list(alphas)
         weights = self.group_weights.weights().tolist()
         return [alpha * weights[group] for alpha, group in zip(alphas, self._group_of, strict=True)]
-
-    @contextmanager
-    def _inner_step(self, gradients: Sequence[Tensor | None], factors: Sequence[float]) -> Iterator[Tensor]:
-        """Parameters at theta' inside, at theta (the exact same bits) afterwards; yields `|theta' - theta|`."""
-        scale = self._scale()
-        moved = [
-            (p, g, factor / scale)
-            for p, g, factor in zip(optimizer_parameters(self.optimizer), gradients, factors, strict=True)
-            if g is not None and factor > 0
-        ]
-        if not moved:
-            yield torch.zeros(())
-            return
-        parameters, directions = [p for p, _, _ in moved], [g for _, g, _ in moved]
-        squares = squared_norms(directions)
-        sizes = torch.tensor([f for _, _, f in moved], dtype=squares.dtype, device=squares.device)
-        displacement = (squares * sizes.square()).sum().sqrt()
-        with self._perturbation.moved(parameters, directions, [-f for _, _, f in moved]):
-            yield displacement
 
     def _run_keeping_graph(self, train: Closure, parameters: Sequence[Tensor]) -> tuple[Tensor, GradientGraph]:
         """The meta-train pass with gradients that can be differentiated once more; their values are left in `.grad`."""
@@ -384,31 +354,3 @@ class MetaAlign(Joint):
         if self._average is not None:
             self._average([p.grad for p in parameters if p.grad is not None])
         add_gradients(parameters, gradients)
-
-
-def _resolve_scope(scope: Scope, parameters: Sequence[Tensor], module: nn.Module | None) -> list[bool]:
-    if scope == "all":
-        return [True] * len(parameters)
-    if isinstance(scope, str):
-        _require_name("scope", scope, SCOPES)
-    if module is None:
-        raise ValueError("a scope other than all needs the model: give module=")
-    bare = unwrapped(module)
-    if callable(scope):
-        inside = {id(p) for name, p in bare.named_parameters() if scope(name, p)}
-    else:
-        stages = find_stages(bare)
-        chosen = [stage for stage in stages if stage.name == "head"]
-        if scope == "last_stage" or not chosen:
-            chosen += [stage for stage in stages if stage.name != "head"][-1:]
-        names = {name for stage in chosen for name in stage.parameters}
-        inside = {id(p) for name, p in bare.named_parameters() if name in names}
-    found = [id(p) in inside for p in parameters]
-    if not any(found):
-        raise ValueError("scope: no parameter of the optimiser is in it")
-    return found
-
-
-def _require_name(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(known)}")

@@ -213,7 +213,8 @@ class ClassificationTask:
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
         coordination, training = self.config.coordination, self.config.training
-        if coordination.method != "metaalign" or coordination.inner_scope == "all" or coordination.order == 2:
+        two_passes = coordination.method == "metaalign" and coordination.direction == "fresh"
+        if not two_passes or coordination.inner_scope == "all" or coordination.order == 2:
             return None
         if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
             return None

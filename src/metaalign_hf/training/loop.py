@@ -127,6 +127,7 @@ class _Run:
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.coordinator = build_coordinator(config.coordination, self.optimizer, self.model, self.accelerator)
+        self.inner_lr = 0.0 if self.coordinator.inner is None else self.coordinator.inner.inner_lr
         self.average = self._weight_average()
         self.step = 0
         self.evaluations: dict[str, dict[str, Scores]] = {}
@@ -293,9 +294,9 @@ class _Run:
             self.task.source_statistics = SourceStatistics(self.bare)
 
     def _warm_up(self, done: float) -> None:
-        coordination = self.config.coordination
-        if isinstance(self.coordinator, MetaAlign) and coordination.inner_warmup > 0:
-            self.coordinator.inner_lr = coordination.inner_lr * min(1.0, done / coordination.inner_warmup)
+        warmup = self.config.coordination.inner_warmup
+        if self.coordinator.inner is not None and warmup > 0:
+            self.coordinator.inner.inner_lr = self.inner_lr * min(1.0, done / warmup)
 
     def _after_step(self, end_of_phase: bool, adapting: bool) -> None:
         training = self.config.training
@@ -365,7 +366,7 @@ class _Run:
             "cosine_count": self.cosine_count,
             "pseudo_boxes": self.pseudo_boxes,
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "coordinator": self.coordinator.state_dict() if isinstance(self.coordinator, MetaAlign) else None,
+            "coordinator": self.coordinator.state_dict(),
             "selection": self.selection.state() if self.selection is not None else [],
         }
         save_checkpoint(
@@ -388,6 +389,8 @@ class _Run:
             modules["average"] = self.average.module
         if self.task.source_statistics is not None:
             modules["source_statistics"] = self.task.source_statistics
+        if self.coordinator.memory is not None:
+            modules["coordination"] = self.coordinator.memory
         return modules
 
     def _restore(self, folder: Path) -> None:
@@ -404,8 +407,7 @@ class _Run:
             self.selection.restore(state["selection"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if isinstance(self.coordinator, MetaAlign):
-            self.coordinator.load_state_dict(state["coordinator"])
+        self.coordinator.load_state_dict(state["coordinator"])
         self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:

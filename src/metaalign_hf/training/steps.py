@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..configuration import CoordinationConfig
-from ..coordination import Joint, MetaAlign, StepReport
+from ..coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
 from ..errors import UserError
 from .task import Batch, StepClosures
 
@@ -21,7 +21,7 @@ __all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step
 
 def build_coordinator(
     config: CoordinationConfig, optimizer: Optimizer, model: nn.Module, accelerator: Accelerator
-) -> Joint | MetaAlign:
+) -> Joint:
     """The coordinator that the configuration names, running its backward passes through accelerate.
 
     Raises:
@@ -34,32 +34,99 @@ def build_coordinator(
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("coordination: FSDP 1 flattens the parameters; launch with --fsdp_version 2")
-    wrapped: dict[str, Any] = {
-        "smoothing": config.smoothing,
-        "module": model,
-        "scaler": accelerator.scaler,
-        "backward": accelerator.backward,
-    }
+    common: dict[str, Any] = {"module": model, "scaler": accelerator.scaler, "backward": accelerator.backward}
     try:
-        if config.method != "metaalign":
-            return Joint(optimizer, groups=config.groups, **wrapped)
+        return _COORDINATORS[config.method](config, optimizer, common)
+    except ValueError as error:
+        raise UserError(f"coordination.{error}") from error
+
+
+def _joint(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+    return Joint(optimizer, groups=config.groups, smoothing=config.smoothing, **common)
+
+
+def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+    roles: dict[str, Any] = {"roles": config.roles, "first": config.first, "swap_every": config.swap_every}
+    if config.direction == "fresh":
+        inner_lr, rule = _inner(config, 1.0, "fixed")
         return MetaAlign(
             optimizer,
-            config.inner_lr,
+            inner_lr,
             config.relative,
-            config.first,
-            roles=config.roles,
-            swap_every=config.swap_every,
             order=config.order,
             scope=config.inner_scope,
             groups=config.groups,
-            rule=config.inner_rule,
+            rule=rule,
             guard=config.inner_guard,
             weight_lr=config.weight_lr,
-            **wrapped,
+            smoothing=config.smoothing,
+            **roles,
+            **common,
         )
-    except ValueError as error:
-        raise UserError(f"coordination.{error}") from error
+    refused = {
+        "order": config.order == 2,
+        "groups": config.groups != "none",
+        "inner_guard": config.inner_guard,
+        "smoothing": config.smoothing > 0,
+    }
+    for key, asked in refused.items():
+        if asked:
+            raise ValueError(
+                f"{key}: it needs the two gradients of every step apart, which coordination.direction: remembered does "
+                "not have; use fresh, or leave it at its default"
+            )
+    inner_lr, rule = _inner(config, 0.03, "trust_ratio")
+    return RememberedMetaAlign(
+        optimizer,
+        inner_lr,
+        rule=rule,
+        relative=config.relative,
+        remember=config.remember,
+        refresh_every=config.refresh_every,
+        scope=config.inner_scope,
+        **roles,
+        **common,
+    )
+
+
+def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+    inner_lr, rule = _inner(config, 1.0, "fixed")
+    return Game(
+        optimizer,
+        inner_lr,
+        solver=config.method,
+        rule=rule,
+        relative=config.relative,
+        scope=config.inner_scope,
+        **common,
+    )
+
+
+def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+    inner_lr, rule = _inner(config, 0.05, "normalised")
+    return DoublyPerturbed(
+        optimizer, inner_lr, inner_lr, rule=rule, relative=config.relative, scope=config.inner_scope, **common
+    )
+
+
+def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> tuple[float, str]:
+    """Size and rule of the inner step; where none is named, those of the method."""
+    if config.inner_rule != "auto" and config.inner_rule != rule and config.inner_lr is None:
+        raise ValueError(f"inner_lr: it must be set with inner_rule: {config.inner_rule}")
+    return (
+        inner_lr if config.inner_lr is None else config.inner_lr,
+        rule if config.inner_rule == "auto" else config.inner_rule,
+    )
+
+
+_COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Joint]] = {
+    "joint": _joint,
+    "source_only": _joint,
+    "metaalign": _metaalign,
+    "extragradient": _game,
+    "heun": _game,
+    "pga": _pga,
+}
 
 
 def source_step(
@@ -83,22 +150,20 @@ def source_step(
     return StepReport("source", loss, None)
 
 
-def adaptation_step(coordinator: Joint | MetaAlign, closures: StepClosures, step: int) -> StepReport:
+def adaptation_step(coordinator: Joint, closures: StepClosures, step: int) -> StepReport:
     """Leave the gradient of task and alignment in `.grad`.
 
     Args:
-        coordinator: `Joint` runs the closures of both losses, `MetaAlign` the task and alignment closures.
+        coordinator: Runs those closures that it needs.
         closures: The passes of the step.
         step: Number of the adaptation step, which decides the roles.
 
     Returns:
         The coordinator's report.
     """
-    if isinstance(coordinator, MetaAlign):
-        return coordinator.backward(closures.task, closures.alignment, shared=closures.shared, step=step)
-    if coordinator.smoothing > 0:
-        return coordinator.backward(closures.task, closures.alignment)
-    return coordinator.backward(both=closures.both)
+    return coordinator.backward(
+        closures.task, closures.alignment, both=closures.both, shared=closures.shared, step=step
+    )
 
 
 def micro_batches(stream: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:

@@ -1,0 +1,237 @@
+"""Steps of game theory: adversarial alignment as a game whose players move at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from .gradients import add_gradients, local, norm, optimizer_parameters, take_gradients
+from .inner_step import InnerStep, Scope, require_name, require_number
+from .joint import Closure, Joint, JointClosure, require_closures
+from .report import ROLES, StepReport
+from .shared_prefix import SharedPrefix
+from .statistics import frozen_running_statistics
+
+__all__ = ["SOLVERS", "DoublyPerturbed", "Game"]
+
+SOLVERS = ("extragradient", "heun")
+
+
+class Game(Joint):
+    """A step along the field of both players, looked up a second time after a trial step.
+
+    With `v = g_task + g_alignment`, in which gradient reversal makes the discriminator ascend where the features
+    descend::
+
+        theta'_p = theta_p - alpha_p v_p(theta)
+        .grad    = v(theta')                                  extragradient
+        .grad    = (v(theta) + v(theta')) / 2                 heun (second order where alpha is the learning rate)
+
+    Cost: two joint steps. `RememberedMetaAlign` with `remember="total"` takes the trial step along the field of the
+    step before instead, at the cost of one. Running statistics are moved by the pass at theta.
+
+    Source: Korpelevich, "The extragradient method for finding saddle points", 1976; Acuna, Law, Zhang, Fidler, "Domain
+    Adversarial Training: A Game Perspective", ICLR 2022, section 4.
+
+    Args:
+        optimizer: Its parameter groups name the parameters and their learning rates.
+        inner_lr: Size of the trial step, see `rule`. 0 gives the joint gradient.
+        solver: `extragradient` or `heun`.
+        rule: How `inner_lr` is meant; see `step_sizes`. `fixed` with `inner_lr` 1 is a step of the learning rate.
+        relative: See `step_sizes`, rule `fixed`.
+        scope: Parameters that take the trial step; see `InnerStep`.
+        module: As in `Joint`; its running statistics stay in the second pass.
+        scaler: As in `Joint`.
+        backward: As in `Joint`.
+        no_sync: As in `Joint`.
+
+    Raises:
+        ValueError: If a number is out of range, or a name is unknown.
+    """
+
+    inner: InnerStep
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inner_lr: float = 1.0,
+        *,
+        solver: str = "extragradient",
+        rule: str = "fixed",
+        relative: bool = True,
+        scope: Scope = "all",
+        module: nn.Module | None = None,
+        scaler: GradScaler | None = None,
+        backward: Callable[[Tensor], None] | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        require_name("solver", solver, SOLVERS)
+        self.solver = solver
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
+
+    def backward(
+        self,
+        task: Sequence[Closure] = (),
+        alignment: Sequence[Closure] = (),
+        *,
+        both: Sequence[JointClosure] = (),
+        shared: Sequence[SharedPrefix] = (),
+        step: int | None = None,
+    ) -> StepReport:
+        """Leave the gradient of the step, of the whole accumulated batch, in `.grad`.
+
+        Args:
+            task: As in `Joint`.
+            alignment: As in `Joint`.
+            both: As in `Joint`.
+            shared: Not used.
+            step: Not used.
+
+        Returns:
+            The report of the pass at theta, with the length of the trial step.
+
+        Raises:
+            ValueError: If an objective has no closures.
+            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
+        """
+        parameters = optimizer_parameters(self.optimizer)
+        try:
+            report = super().backward(task, alignment, both=both)
+            if report.skipped:
+                return report
+            field = take_gradients(parameters)
+            with (
+                self.inner.taken(field, self.inner.sizes(field, self._scale()), self._scale()) as displacement,
+                frozen_running_statistics(self.module or nn.Module()),
+            ):
+                skipped = super().backward(task, alignment, both=both).skipped
+            if self.solver == "heun":
+                add_gradients(parameters, field)
+                torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], 0.5)
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        return replace(report, first="game", displacement=displacement, skipped=skipped)
+
+
+class DoublyPerturbed(Joint):
+    """Each objective's gradient where its own loss is higher and the other's is lower.
+
+    With the lengths of the steps by a rule (`normalised`: `rho g / |g|`, as published)::
+
+        .grad = g_task(theta + rho g_task / |g_task| - rho' g_alignment / |g_alignment|)
+              + g_alignment(theta + rho g_alignment / |g_alignment| - rho' g_task / |g_task|)
+
+    Ascending one's own gradient looks for flat minima, as SAM does; descending the other's raises the inner product of
+    the two gradients, as MetaAlign does. Cost: both objectives' passes twice. Running statistics are moved by the
+    passes at theta.
+
+    Source: Phan, Tran, Le, Bui, "Enhancing Domain Adaptation through Prompt Gradient Alignment", NeurIPS 2024.
+
+    Args:
+        optimizer: Its parameter groups name the parameters and their learning rates.
+        inner_lr: Size rho' of the descent along the other objective's gradient.
+        ascent: Size rho of the ascent along one's own.
+        rule: `normalised` or another of `step_sizes`.
+        relative: See `step_sizes`, rule `fixed`.
+        scope: Parameters that move; see `InnerStep`.
+        module: As in `Joint`; its running statistics stay in the moved passes.
+        scaler: As in `Joint`.
+        backward: As in `Joint`.
+        no_sync: As in `Joint`.
+
+    Raises:
+        ValueError: If a number is out of range, or a name is unknown.
+    """
+
+    inner: InnerStep
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inner_lr: float = 0.05,
+        ascent: float = 0.05,
+        *,
+        rule: str = "normalised",
+        relative: bool = True,
+        scope: Scope = "all",
+        module: nn.Module | None = None,
+        scaler: GradScaler | None = None,
+        backward: Callable[[Tensor], None] | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        require_number("ascent", ascent)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
+        self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module)
+
+    def backward(
+        self,
+        task: Sequence[Closure] = (),
+        alignment: Sequence[Closure] = (),
+        *,
+        both: Sequence[JointClosure] = (),
+        shared: Sequence[SharedPrefix] = (),
+        step: int | None = None,
+    ) -> StepReport:
+        """Leave the sum of the two perturbed gradients, of the whole accumulated batch, in `.grad`.
+
+        Args:
+            task: Closures that each run a forward pass and return the task loss of one micro-batch.
+            alignment: The same for the alignment loss.
+            both: Not used: each objective has passes of its own.
+            shared: Not used.
+            step: Not used.
+
+        Returns:
+            The report of the passes at theta, with the longer of the two displacements.
+
+        Raises:
+            ValueError: If an objective has no closures.
+            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
+        """
+        require_closures(task, alignment)
+        parameters = optimizer_parameters(self.optimizer)
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            task_loss = self._run(task)
+            task_gradients = take_gradients(parameters)
+            alignment_loss = self._run(alignment)
+            alignment_gradients = take_gradients(parameters)
+            measures = self._measure(task_gradients, alignment_gradients)[0]
+            report = StepReport("both", task_loss, alignment_loss, **measures)
+            if any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES]):
+                found, displacement = [task_gradients, alignment_gradients], task_loss.new_zeros(())
+            else:
+                first, moved = self._run_perturbed(task, task_gradients, alignment_gradients)
+                second, moved_too = self._run_perturbed(alignment, alignment_gradients, task_gradients)
+                found, displacement = [first, second], torch.maximum(moved, moved_too)
+            skipped = any([self._overflowed("joint", norm(each)) for each in found])
+            for each in found:
+                add_gradients(parameters, each)
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        return replace(report, displacement=displacement, skipped=skipped)
+
+    def _run_perturbed(
+        self, closures: Sequence[Closure], own: list[Tensor | None], other: list[Tensor | None]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """An objective's gradient after the ascent along its own and the descent along the other's, and how far."""
+        scale = self._scale()
+        up = [-size for size in self.ascent.sizes(own, scale)]
+        with (
+            self.ascent.taken(own, up, scale) as risen,
+            self.inner.taken(other, self.inner.sizes(other, scale), scale) as fallen,
+            frozen_running_statistics(self.module or nn.Module()),
+        ):
+            self._run(closures)
+        return take_gradients(optimizer_parameters(self.optimizer)), risen + fallen

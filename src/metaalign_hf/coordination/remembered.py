@@ -1,0 +1,184 @@
+"""MetaAlign from memory: an inner step along a gradient that an earlier step has left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from .gradient_memory import GradientMemory
+from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
+from .inner_step import InnerStep, Scope, require_name
+from .joint import Closure, Joint, JointClosure, require_closures
+from .report import ROLES, StepReport
+from .roles import Roles
+from .shared_prefix import SharedPrefix
+
+__all__ = ["REMEMBERED", "RememberedMetaAlign"]
+
+REMEMBERED = ("total", "role")
+
+
+class RememberedMetaAlign(Joint):
+    """MetaAlign whose inner step follows a remembered gradient, so that one joint pass serves both losses.
+
+    With m the gradient that an earlier step has left, at the parameters where it was taken::
+
+        theta'_p = theta_p - alpha_p m_p                      for every p in the scope
+        .grad    = g_task(theta') + g_alignment(theta')       one pass, as the joint step's
+        m        = .grad                                      remember: total
+
+    Both roles of MetaAlign are in it at once. With m = g_task + g_alignment, by Taylor::
+
+        L_task(theta') + L_alignment(theta') = L_task + L_alignment - 2 alpha <g_task, g_alignment>
+                                               - alpha |g_task|^2 - alpha |g_alignment|^2 + ...
+
+    The inner product in the first line is what two swapped MetaAlign steps raise; the second line is each objective's
+    step along its own gradient, a lookahead as in Nesterov's method. For an adversarial objective, whose gradient is a
+    vector field of two players, this is the past-extragradient or optimistic method: the fresh form (`Game`) evaluates
+    the field twice a step, this one once. It damps the rotation about an equilibrium that the joint step keeps up.
+
+    `remember="role"` follows the gradient of one objective, the meta-train objective of the step, as MetaAlign does. To
+    know it apart from the other's, every `refresh_every`-th step takes the two gradients in two passes (both at
+    theta'), and keeps each.
+
+    Cost: one joint step, and a copy of the gradients in memory (two for `role`). In the first step of a run nothing is
+    remembered yet: it is the joint step. Parameters are restored exactly, also when a closure raises. After a step that
+    the gradient scaler skips, the memory stays as it was.
+
+    Source: the step is this package's. Popov, "A modification of the Arrow-Hurwicz method", 1980 (past-extragradient);
+    Daskalakis et al., "Training GANs with Optimism", ICLR 2018; Acuna et al., "Domain Adversarial Training: A Game
+    Perspective", ICLR 2022 (adversarial adaptation as a game); Wei et al., CVPR 2021 (MetaAlign).
+
+    Args:
+        optimizer: Its parameter groups name the parameters and their learning rates.
+        inner_lr: Size of the inner step, see `rule`. 0 gives the joint gradient.
+        rule: How `inner_lr` is meant; see `step_sizes`. `trust_ratio` moves every tensor by the share `inner_lr` of its
+            own length.
+        relative: See `step_sizes`, rule `fixed`.
+        remember: `total` or `role`.
+        refresh_every: Steps between two passes that tell the objectives apart (`role`).
+        roles: See `Roles` (`role`).
+        first: See `Roles` (`role`).
+        swap_every: See `Roles` (`role`).
+        scope: Parameters that take the inner step; see `InnerStep`.
+        module: As in `Joint`.
+        scaler: As in `Joint`.
+        backward: As in `Joint`.
+        no_sync: As in `Joint`.
+
+    Raises:
+        ValueError: If a number is out of range, or a name is unknown.
+    """
+
+    inner: InnerStep
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inner_lr: float = 0.03,
+        *,
+        rule: str = "trust_ratio",
+        relative: bool = True,
+        remember: str = "total",
+        refresh_every: int = 4,
+        roles: str = "alternate",
+        first: str = "task",
+        swap_every: int = 1,
+        scope: Scope = "all",
+        module: nn.Module | None = None,
+        scaler: GradScaler | None = None,
+        backward: Callable[[Tensor], None] | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        require_name("remember", remember, REMEMBERED)
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every is {refresh_every}: it must be 1 or more")
+        self.remember = remember
+        self.refresh_every = refresh_every
+        self.roles = Roles(roles, first, swap_every)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
+        self.step = 0
+        parameters = optimizer_parameters(optimizer)
+        names = ("total",) if remember == "total" else ROLES
+        self._memory = {name: GradientMemory(parameters, self.inner.in_scope) for name in names}
+
+    @property
+    def memory(self) -> nn.ModuleDict:
+        """The remembered gradients: `total`, or `task` and `alignment`."""
+        return nn.ModuleDict(self._memory)
+
+    def backward(
+        self,
+        task: Sequence[Closure] = (),
+        alignment: Sequence[Closure] = (),
+        *,
+        both: Sequence[JointClosure] = (),
+        shared: Sequence[SharedPrefix] = (),
+        step: int | None = None,
+    ) -> StepReport:
+        """Leave the gradient at the moved parameters, of the whole accumulated batch, in `.grad`.
+
+        Args:
+            task: Closures that each run a forward pass and return the task loss of one micro-batch; not needed where
+                `both` is given, but for `role`.
+            alignment: The same for the alignment loss.
+            both: Closures that return both losses from one forward pass on the concatenated batch, the cheapest form.
+            shared: Not used: one pass shares everything.
+            step: Number of the step; by default the calls are counted from 0.
+
+        Returns:
+            The report of this step; `first` is `both`, or the objective whose gradient the inner step followed.
+
+        Raises:
+            ValueError: If an objective has no closures.
+            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
+        """
+        step = self.step if step is None else step
+        self.step = step + 1
+        apart = not both or (self.remember == "role" and step % self.refresh_every == 0)
+        if apart:
+            require_closures(task, alignment)
+        parameters = optimizer_parameters(self.optimizer)
+        first = "both" if self.remember == "total" else self.roles.meta_train(step)
+        remembered = self._memory["total" if self.remember == "total" else first].gradients()
+        scale = self._scale()
+        measures: dict[str, Any] = {}
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.inner.taken(remembered, self.inner.sizes(remembered)) as displacement:
+                if apart:
+                    losses = [self._run(task)]
+                    task_gradients = take_gradients(parameters)
+                    losses.append(self._run(alignment))
+                else:
+                    losses = list(self._run_both(both))
+            if apart:
+                ordered = (task_gradients, [p.grad for p in parameters])
+                measures = self._measure(*ordered)[0]
+                skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
+                if self.remember == "role" and not skipped:
+                    for name, gradients in zip(ROLES, ordered, strict=True):
+                        self._memory[name].keep(gradients, scale)
+                add_gradients(parameters, task_gradients)
+            else:
+                skipped = self._overflowed("joint", norm(p.grad for p in parameters))
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        if self.remember == "total" and not skipped:
+            self._memory["total"].keep([p.grad for p in parameters], scale)
+        return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps taken; the gradients are in `memory`."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.step = state["step"]
