@@ -13,7 +13,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, find_stages
+from metaalign_hf.coordination import (
+    DoublyPerturbed,
+    Game,
+    Joint,
+    MetaAlign,
+    RememberedMetaAlign,
+    SharedPrefix,
+    find_stages,
+)
 from networks import Classifier, conv_net, vit
 
 
@@ -42,7 +50,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def step(model, bare, rank, world, micro_batches, share, steps=2, **options):
     """The reports and gradients of a task-first and an alignment-first step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-    kind = Joint if options.pop("joint", False) else MetaAlign
+    kind = options.pop("kind", MetaAlign)
     meta = kind(optimizer, module=model, **options)
     reports = []
     for number in range(steps):
@@ -64,12 +72,12 @@ def step(model, bare, rank, world, micro_batches, share, steps=2, **options):
             with prefixes[index].run():
                 return model(mixed, domains, "alignment")
 
-        more = {} if kind is Joint else {"shared": prefixes, "step": number}
         reports.append(
             meta.backward(
                 [lambda i=i: task(i) for i in range(len(batches))],
                 [lambda i=i: alignment(i) for i in range(len(batches))],
-                **more,
+                shared=prefixes,
+                step=number,
             )
         )
         reports[-1] = (reports[-1].to_dict(), gradients(model))
@@ -89,7 +97,12 @@ def shard(model: torch.nn.Module, **options) -> torch.nn.Module:
 
 
 CASES = {
-    "joint": {"joint": True},
+    "joint": {"kind": Joint},
+    "remembered": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "steps": 3},
+    "remembered accumulation": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "steps": 3, "micro_batches": 2},
+    "remembered role": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "remember": "role", "refresh_every": 2},
+    "game": {"kind": Game, "inner_lr": 0.2, "rule": "trust_ratio", "solver": "heun"},
+    "doubly perturbed": {"kind": DoublyPerturbed},
     "order 1": {},
     "accumulation": {"micro_batches": 2},
     "smoothing": {"smoothing": 0.7, "micro_batches": 2},

@@ -1,0 +1,253 @@
+"""One adaptation run of a small network on frozen features, in about a second: the breadth of `accuracy.py`.
+
+The network is two hidden layers of 256 units and a classifier. Steps, objectives, schedules and validators are the
+package's; only the loop is this file's, so that nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metaalign_hf.alignment import AlignmentBatch, build_alignment
+from metaalign_hf.coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign
+from metaalign_hf.evaluation import CachedOutputs, get_validator
+from metaalign_hf.training.schedules import learning_rate_factor
+
+WIDTH = 256
+BATCH = 32
+OPTIONS = {"dann": {"hidden": 256}, "cdan": {"hidden": 256}, "gvb": {}, "mcc": {}}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Frozen features of a domain.
+
+    Attributes:
+        features: `(n, views, D)`; view 0 is the one that is evaluated.
+        labels: Class indices `(n,)`; of a target they are used to report accuracy and for nothing else.
+        is_test: `(n,)`, whether an image is in the test split.
+    """
+
+    features: Tensor
+    labels: Tensor
+    is_test: Tensor
+
+
+class Network(nn.Module):
+    """Two hidden layers, a classifier and an alignment objective."""
+
+    def __init__(self, width: int, classes: int, objective: str) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        self.classifier = nn.Linear(WIDTH, classes)
+        spec = None if objective == "none" else {"name": objective, **OPTIONS[objective]}
+        self.alignment = build_alignment(spec, WIDTH, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden features and logits."""
+        features = self.backbone(images)
+        logits = self.classifier(features)
+        for bridge in self.alignment.classifier_bridges() if self.alignment is not None else ():
+            logits = logits - bridge(features)
+        return features, logits
+
+    def task_loss(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of the source rows, which come first."""
+        rows = len(labels)
+        loss = F.cross_entropy(logits[:rows], labels)
+        penalty = self.alignment.task_penalty(features[:rows]) if self.alignment is not None else None
+        return loss if penalty is None else loss + penalty
+
+    def alignment_loss(self, features: Tensor, logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """The alignment loss of the whole batch."""
+        assert self.alignment is not None
+        rows = len(labels)
+        unknown = labels.new_full((len(logits) - rows,), -100)
+        domains = torch.cat([labels.new_zeros(rows), labels.new_ones(len(logits) - rows)])
+        batch = AlignmentBatch(features, logits, domains, progress, torch.cat([labels, unknown]))
+        return self.alignment(batch).loss
+
+
+Coordinate = Callable[[torch.optim.Optimizer, Network], Any]
+
+
+def run(
+    source: Domain,
+    target: Domain,
+    objective: str,
+    coordinate: Coordinate | None,
+    *,
+    lr: float,
+    steps: int,
+    seed: int,
+    optimizer: str = "sgd",
+) -> dict[str, Any]:
+    """Adapt from scratch and evaluate the last network.
+
+    Args:
+        source: The labelled domain.
+        target: The other one.
+        objective: Name of the alignment objective; `none` trains on the source alone.
+        coordinate: Makes the coordinator; None for `none`.
+        lr: Learning rate of the backbone; classifier and discriminator have the same.
+        steps: Number of steps.
+        seed: Seed of everything.
+        optimizer: `sgd` or `adamw`.
+
+    Returns:
+        Shares of 0..1 on the test splits: accuracy, class mean and average precision of the target, class mean of the
+        source; the validator bnm; seconds per step.
+    """
+    torch.manual_seed(seed)
+    classes = int(source.labels.max()) + 1
+    network = Network(source.features.shape[-1], classes, objective)
+    if optimizer == "sgd":
+        stepper: torch.optim.Optimizer = torch.optim.SGD(
+            network.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+    else:
+        stepper = torch.optim.AdamW(network.parameters(), lr, weight_decay=5e-4)
+    coordinator = coordinate(stepper, network) if coordinate is not None else None
+    generator = torch.Generator().manual_seed(seed)
+    draws = [_Draw(domain, generator) for domain in (source, target)]
+    started = time.perf_counter()
+    network.train()
+    for step in range(steps):
+        for group in stepper.param_groups:
+            group["lr"] = lr * learning_rate_factor("inverse", step, steps)
+        images, labels = draws[0]()
+        done = step / steps
+        if coordinator is None:
+            stepper.zero_grad()
+            network.task_loss(*network(images), labels).backward()
+        else:
+            both = torch.cat([images, draws[1]()[0]])
+
+            def joint(both: Tensor = both, labels: Tensor = labels, done: float = done) -> tuple[Tensor, Tensor]:
+                features, logits = network(both)
+                aligned = network.alignment_loss(features, logits, labels, done)
+                return network.task_loss(features, logits, labels), aligned
+
+            def task(images: Tensor = images, labels: Tensor = labels) -> Tensor:
+                return network.task_loss(*network(images), labels)
+
+            def alignment(both: Tensor = both, labels: Tensor = labels, done: float = done) -> Tensor:
+                return network.alignment_loss(*network(both), labels, done)
+
+            coordinator.backward([task], [alignment], both=[joint], step=step)
+        stepper.step()
+    seconds = (time.perf_counter() - started) / steps
+    return {**_evaluate(network, source, target, classes), "seconds_per_step": seconds}
+
+
+class _Draw:
+    """Endless random batches of a domain's training images, each image in a random view."""
+
+    def __init__(self, domain: Domain, generator: torch.Generator) -> None:
+        rows = ~domain.is_test
+        self.features, self.labels, self.generator = domain.features[rows], domain.labels[rows], generator
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        if len(self.order) < BATCH:
+            self.order = torch.randperm(len(self.labels), generator=self.generator)
+        chosen, self.order = self.order[:BATCH], self.order[BATCH:]
+        views = torch.randint(self.features.shape[1], (BATCH,), generator=self.generator)
+        return self.features[chosen, views], self.labels[chosen]
+
+
+@torch.no_grad()
+def _evaluate(network: Network, source: Domain, target: Domain, classes: int) -> dict[str, Any]:
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_average_precision
+
+    network.eval()
+    outputs = {}
+    for name, domain, rows in (
+        ("source", source, source.is_test),
+        ("target", target, target.is_test),
+        ("unlabelled", target, ~target.is_test),
+    ):
+        features, logits = network(domain.features[rows, 0])
+        outputs[name] = (features, logits, domain.labels[rows])
+    # Of the validators only the package's default, which costs nothing.
+    found: dict[str, Any] = {"bnm": get_validator("bnm")(CachedOutputs(*outputs["source"], *outputs["unlabelled"][:2]))}
+    outputs["whole"] = tuple(torch.cat(pair) for pair in zip(outputs["target"], outputs["unlabelled"], strict=True))
+    for name in ("source", "target", "whole"):
+        _, logits, labels = outputs[name]
+        found[f"{name}_class_mean"] = float(multiclass_accuracy(logits, labels, classes, average="macro"))
+        found[f"{name}_accuracy"] = float(multiclass_accuracy(logits, labels, classes, average="micro"))
+    _, logits, labels = outputs["target"]
+    found["target_average_precision"] = float(multiclass_average_precision(logits.softmax(1), labels, classes))
+    return found
+
+
+class Noise(RememberedMetaAlign):
+    """A control: as `RememberedMetaAlign`, along a random direction of the same length."""
+
+    def backward(self, *arguments: Any, **options: Any) -> Any:
+        """As its parent, with the memory replaced by noise."""
+        for buffer in self.memory.buffers():
+            buffer.normal_()
+        return super().backward(*arguments, **options)
+
+
+class Reversed(RememberedMetaAlign):
+    """A control: as `RememberedMetaAlign`, in the opposite direction."""
+
+    def backward(self, *arguments: Any, **options: Any) -> Any:
+        """As its parent, with the memory's sign reversed."""
+        for buffer in self.memory.buffers():
+            buffer.neg_()
+        return super().backward(*arguments, **options)
+
+
+class OnePassMoved(Joint):
+    """An ablation: the remembered step for one objective's pass only; the other's is at theta."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, moved: str, inner_lr: float = 0.03) -> None:
+        super().__init__(optimizer)
+        self.moved = moved
+        self.remembered = RememberedMetaAlign(optimizer, inner_lr)
+
+    def backward(self, task: Any, alignment: Any, **options: Any) -> Any:
+        """The sum of a pass at theta' and one at theta."""
+        inner, memory = self.remembered.inner, self.remembered._memory["total"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.zero_grad()
+        for name, closures in (("task", task), ("alignment", alignment)):
+            with ExitStack() as stack:
+                if name == self.moved:
+                    remembered = memory.gradients()
+                    stack.enter_context(inner.taken(remembered, inner.sizes(remembered)))
+                closures[0]().backward()
+        memory.keep([p.grad for p in parameters])
+
+
+def remembered(rho: float = 0.03, **options: Any) -> Coordinate:
+    return lambda optimizer, network: RememberedMetaAlign(optimizer, rho, module=network, **options)
+
+
+FORMS: dict[str, Coordinate] = {
+    "joint": lambda optimizer, network: Joint(optimizer),
+    "joint, SDAT 0.02": lambda optimizer, network: Joint(optimizer, smoothing=0.02),
+    "metaalign, fresh, trust ratio 0.03": lambda o, n: MetaAlign(o, 0.03, rule="trust_ratio"),
+    "metaalign, fresh, trust ratio 0.1": lambda o, n: MetaAlign(o, 0.1, rule="trust_ratio"),
+    "metaalign, fresh, 100 x lr, as published": lambda o, n: MetaAlign(o, 100.0),
+    "metaalign, fresh, 10 x lr": lambda o, n: MetaAlign(o, 10.0),
+    "metaalign, remembered total": remembered(),
+    "metaalign, remembered role": remembered(remember="role"),
+    "extragradient, 1 x lr": lambda o, n: Game(o, 1.0),
+    "extragradient, trust ratio 0.03": lambda o, n: Game(o, 0.03, rule="trust_ratio"),
+    "heun, 1 x lr": lambda o, n: Game(o, 1.0, solver="heun"),
+    "pga, normalised 0.05": lambda o, n: DoublyPerturbed(o),
+    "control: noise": lambda o, n: Noise(o),
+    "control: reversed": lambda o, n: Reversed(o),
+}
