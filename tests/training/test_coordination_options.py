@@ -106,6 +106,72 @@ def test_law_7_holds_with_group_weights_and_an_average(tmp_path):
     assert steps(tmp_path / "killed")[-1]["weight/stage4"] != 1.0
 
 
+@pytest.mark.parametrize("method", ["heun", "extragradient", "pga"])
+def test_the_other_steps_train_to_a_checkpoint_that_loads(method, tmp_path):
+    train(tmp_path / "run", "--coordination.method", method)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values() if value.is_floating_point())
+    assert all(line["displacement"] > 0 for line in steps(tmp_path / "run"))
+
+
+REMEMBERED = ["--coordination.direction", "remembered"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [REMEMBERED, [*REMEMBERED, "--coordination.remember", "role", "--training.gradient_accumulation_steps", "2"]],
+    ids=["total", "role"],
+)
+def test_law_7_holds_with_a_remembered_gradient(options, tmp_path):
+    """Killed between two refreshes of the role's gradient; the memory is part of the checkpoint."""
+    train(tmp_path / "whole", *options)
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "killed"), *options]
+    arguments += ["--training.checkpoint_every", "7"]
+    run_until_checkpoint(arguments)
+    assert run([*arguments, "--training.resume", "true"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    taken = steps(tmp_path / "killed")
+    assert taken[-1]["displacement"] > 0
+
+
+def test_with_rho_0_a_remembered_run_is_the_joint_run_bit_for_bit(tmp_path):
+    train(tmp_path / "joint", "--coordination.method", "joint")
+    train(tmp_path / "zero", *REMEMBERED, "--coordination.inner_lr", "0")
+    joint, zero = weights(tmp_path / "joint"), weights(tmp_path / "zero")
+    assert all(torch.equal(zero[name], joint[name]) for name in joint)
+    train(tmp_path / "moved", *REMEMBERED)
+    assert any(not torch.equal(weights(tmp_path / "moved")[name], joint[name]) for name in joint)
+
+
+def test_a_resumed_run_whose_memory_is_missing_says_so(tmp_path, capsys):
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), *REMEMBERED]
+    arguments += ["--training.checkpoint_every", "7"]
+    run_until_checkpoint(arguments)
+    (memory,) = (tmp_path / "run/checkpoints").glob("step-*/coordination.safetensors")
+    memory.unlink()
+    assert run([*arguments, "--training.resume", "true"]) == 2
+    message = capsys.readouterr().err
+    assert "coordination.safetensors" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ([*REMEMBERED, "--coordination.order", "2"], "coordination.order"),
+        ([*REMEMBERED, "--coordination.refresh_every", "0"], "coordination.refresh_every is 0"),
+        ([*REMEMBERED, "--coordination.inner_lr", "-1"], "coordination.inner_lr is -1"),
+        ([*REMEMBERED, "--coordination.inner_lr", ".inf"], "coordination.inner_lr is inf"),
+        ([*REMEMBERED, "--coordination.inner_rule", "normalised"], "coordination.inner_lr"),
+        (["--coordination.method", "pga", "--coordination.smoothing", "0.1"], "coordination.smoothing"),
+    ],
+)
+def test_a_step_that_cannot_work_is_refused_in_one_line(options, key, tmp_path, capsys):
+    assert run(["train", "--config", TINY, "--training.output_dir", str(tmp_path / "run"), *options]) == 2
+    message = capsys.readouterr().err
+    assert key in message and message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def launch(output: Path, *options: str, config: str = TINY) -> subprocess.CompletedProcess:
     # --multi_gpu starts two gloo processes where there is no GPU; --cpu would silently start one.
     command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]

@@ -114,6 +114,7 @@ class CoordinationConfig:
         "inner_lr": Limits(0),
         "inner_warmup": Limits(0, 1),
         "swap_every": Limits(1),
+        "refresh_every": Limits(1),
         "weight_lr": Limits(0),
         "smoothing": Limits(0),
     }
@@ -132,6 +133,24 @@ class CoordinationConfig:
             raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
+        own_rule = {"pga": "normalised"}.get(self.method, "fixed")
+        if self.method == "metaalign" and self.direction == "remembered":
+            own_rule = "trust_ratio"
+        if self.inner_lr is None and self.inner_rule not in ("auto", own_rule):
+            raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {self.inner_rule}")
+        one_gradient = "coordination.direction: remembered" if self.direction == "remembered" else self.method
+        if self.direction == "remembered" or self.method in ("extragradient", "heun", "pga"):
+            asked = {
+                "order": self.order == 2,
+                "groups": self.groups != "none",
+                "inner_guard": self.inner_guard,
+                "smoothing": self.smoothing > 0,
+            }
+            for key in (name for name, set_here in asked.items() if set_here):
+                raise UserError(
+                    f"coordination.{key}: it needs a meta-train gradient of this step by itself, which {one_gradient} "
+                    "does not have; leave it at its default, or use method: metaalign with direction: fresh"
+                )
 
 
 @dataclass

@@ -63,18 +63,6 @@ def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[st
             **roles,
             **common,
         )
-    refused = {
-        "order": config.order == 2,
-        "groups": config.groups != "none",
-        "inner_guard": config.inner_guard,
-        "smoothing": config.smoothing > 0,
-    }
-    for key, asked in refused.items():
-        if asked:
-            raise ValueError(
-                f"{key}: it needs the two gradients of every step apart, which coordination.direction: remembered does "
-                "not have; use fresh, or leave it at its default"
-            )
     inner_lr, rule = _inner(config, 0.03, "trust_ratio")
     return RememberedMetaAlign(
         optimizer,
@@ -111,8 +99,6 @@ def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any
 
 def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> tuple[float, str]:
     """Size and rule of the inner step; where none is named, those of the method."""
-    if config.inner_rule != "auto" and config.inner_rule != rule and config.inner_lr is None:
-        raise ValueError(f"inner_lr: it must be set with inner_rule: {config.inner_rule}")
     return (
         inner_lr if config.inner_lr is None else config.inner_lr,
         rule if config.inner_rule == "auto" else config.inner_rule,
