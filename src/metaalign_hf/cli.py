@@ -27,8 +27,8 @@ USAGE = """usage: metaalign COMMAND ...
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
 
 CHECKPOINT is a folder, a Hub id (org/name) or an id at a branch, tag or commit (org/name@revision).
-DOMAIN is mnist, uci_digits, mnist_m, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME, and for detectors scenes_plain,
-scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
+DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME, and for
+detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf.cli train --config FILE ...
 """
 

@@ -8,11 +8,13 @@ from typing import ClassVar, Literal, get_args
 from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError
 
-__all__ = ["DIGITS", "SCENES", "DataConfig", "DomainConfig", "Kind"]
+__all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
 
 DIGITS = ("mnist", "uci_digits", "mnist_m")
+SOLAR = ("solar_mono", "solar_poly")
 SCENES = ("scenes_plain", "scenes_photo")
-Kind = Literal["digits", "imagefolder", "list", "dataset", "digit_scenes", "coco", "voc"]
+Kind = Literal["digits", "solar", "imagefolder", "list", "dataset", "digit_scenes", "coco", "voc"]
+EMBEDDED = ("digits", "solar", "digit_scenes")
 
 
 @dataclass
@@ -20,11 +22,11 @@ class DomainConfig:
     """Where the images of a domain come from.
 
     Args:
-        kind: digits (embedded), imagefolder (one folder per class), list (a file with lines `path label`) or dataset (a
-            data set of the Hub or a local one); for detectors digit_scenes (embedded), coco (a json file and a folder
-            of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main) or dataset.
-        name: Name of an embedded domain (mnist, uci_digits, mnist_m; scenes_plain, scenes_photo); for other kinds a
-            display name.
+        kind: digits or solar (embedded), imagefolder (one folder per class), list (a file with lines `path label`) or
+            dataset (a data set of the Hub or a local one); for detectors digit_scenes (embedded), coco (a json file and
+            a folder of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main) or dataset.
+        name: Name of an embedded domain (mnist, uci_digits, mnist_m; solar_mono, solar_poly; scenes_plain,
+            scenes_photo); for other kinds a display name.
         path: Folder of images, list file, or data set id or folder.
         root: Folder that the paths of a list start from; by default the list's own folder.
         labels_file: Class names of a list with integer labels, one a line.
@@ -96,8 +98,9 @@ class DomainConfig:
         """A domain from its short form.
 
         Args:
-            text: `mnist`, `uci_digits`, `mnist_m`, `imagefolder:FOLDER`, `list:FILE` or `dataset:ORG/NAME`; for
-                detectors `scenes_plain`, `scenes_photo`, `coco:ANNOTATIONS.json`, `voc:FOLDER` or `dataset:ORG/NAME`.
+            text: `mnist`, `uci_digits`, `mnist_m`, `solar_mono`, `solar_poly`, `imagefolder:FOLDER`, `list:FILE` or
+                `dataset:ORG/NAME`; for detectors `scenes_plain`, `scenes_photo`, `coco:ANNOTATIONS.json`, `voc:FOLDER`
+                or `dataset:ORG/NAME`.
 
         Returns:
             The domain.
@@ -108,24 +111,26 @@ class DomainConfig:
         kind, colon, path = (part.strip() for part in text.partition(":"))
         if not colon and text in DIGITS:
             return cls(kind="digits", name=text)
+        if not colon and text in SOLAR:
+            return cls(kind="solar", name=text)
         if not colon and text in SCENES:
             return cls(kind="digit_scenes", name=text)
         if kind == "coco" and path:
             return cls(kind="coco", annotations=path)
-        kinds = [k for k in get_args(Kind) if k not in ("digits", "digit_scenes")]
+        kinds = [k for k in get_args(Kind) if k not in EMBEDDED]
         if colon and kind in kinds and path:
             return cls(kind=kind, path=path)  # type: ignore[arg-type]
         if kind in kinds and not path:
             raise UserError(f"domain {text!r} has no path; write {kind}:PATH, and refine it with more keys")
-        near = get_close_matches(text, [*DIGITS, *SCENES], n=1)
+        near = get_close_matches(text, [*DIGITS, *SOLAR, *SCENES], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]
-        valid = ", ".join([*DIGITS, *SCENES, *forms])
+        valid = ", ".join([*DIGITS, *SOLAR, *SCENES, *forms])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
 
     def short_form(self) -> str:
         """The text that `parse` reads, without what refines it."""
-        if self.kind in ("digits", "digit_scenes"):
+        if self.kind in EMBEDDED:
             return str(self.name)
         return f"{self.kind}:{self.annotations if self.kind == 'coco' else self.path}"
 

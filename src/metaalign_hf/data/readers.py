@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..text_files import read_text
 from .digits import load_digits_images, split_digits
 from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
 __all__ = ["RawDomain", "dataset_split", "load_splits", "read_domain", "required_path"]
 
@@ -46,7 +47,7 @@ def read_domain(config: DomainConfig) -> RawDomain:
     Raises:
         UserError: If something is missing, empty or malformed: one line that names the file, row or key.
     """
-    readers = {"digits": _digits, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}
+    readers = {"digits": _digits, "solar": _solar, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}
     if config.kind not in readers:
         raise UserError(f"domain {config.describe()}: kind {config.kind} is for detectors; valid: {', '.join(readers)}")
     return readers[config.kind](config)
@@ -57,6 +58,11 @@ def _digits(config: DomainConfig) -> RawDomain:
     images, labels = load_digits_images(name)
     data = ImageSet(name, len(images), TensorLoader(images), labels)
     return RawDomain(name, [str(digit) for digit in range(10)], data, held_out=split_digits(name))
+
+
+def _solar(config: DomainConfig) -> RawDomain:
+    name = config.name or ""
+    return RawDomain(name, list(SOLAR_CLASSES), load_solar_cells(name), held_out=split_solar_cells(name))
 
 
 def _imagefolder(config: DomainConfig) -> RawDomain:

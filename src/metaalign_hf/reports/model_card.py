@@ -199,6 +199,7 @@ class _Facts:
         words = f"**{name}** {self._domain(name) if alone else _domain_name(config)} ({role})"
         kinds = {
             "digits": "embedded digits of installed packages",
+            "solar": "embedded photographs of solar cells (elpv-dataset, CC-BY-NC-SA-4.0)",
             "imagefolder": "a local folder of images",
             "list": "a local list of images",
             "coco": "a local set of images with COCO annotations",
@@ -219,6 +220,8 @@ class _Facts:
                 words += "; tested on the training images"
             elif config.get("kind") == "digit_scenes":
                 words += "; tested on scenes with other digits"
+            elif config.get("kind") == "solar":
+                words += "; tested on a fifth of the cells, whole blocks of neighbours"
             elif not any(config.get(key) for key in ("test_path", "test_split", "test_annotations")):
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
