@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from metaalign_hf import DomainPair, MetaAlign, MetaAlignForImageClassification, load_domain_pair
-from metaalign_hf.data import build_image_processor, preprocess
+from metaalign_hf.data import preprocess
 
 
 class MetaAlignTrainer(Trainer):
@@ -62,5 +62,5 @@ if __name__ == "__main__":
     (arguments,) = parser.parse_args_into_dataclasses()
     pair = load_domain_pair("uci_digits", "mnist")
     model = MetaAlignForImageClassification.from_backbone("resnet10t", pair.labels, "dann", pretrained=False)
-    processor = build_image_processor(32, 32, model.config.image_mean, model.config.image_std)
-    MetaAlignTrainer(model, arguments, train_dataset=Pairs(pair, processor)).train()
+    model.set_image_sizes(32, 32)
+    MetaAlignTrainer(model, arguments, train_dataset=Pairs(pair, model.image_processor())).train()

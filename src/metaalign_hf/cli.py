@@ -165,7 +165,8 @@ def _predict(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from .hub import load_checkpoint
+    from .hub import load_checkpoint, native_form
+    from .models.image_processor import savable_processor
     from .progress import no_model_progress_bars
 
     parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
@@ -184,18 +185,20 @@ def _export(arguments: list[str]) -> None:
     is_native = not hasattr(model, "export_native")
     if is_native and not options.onnx:
         raise UserError(f"checkpoint {options.checkpoint} is a native {type(model).__name__} already")
-    native = model if is_native else model.export_native()
+    native = model if is_native else native_form(model, processor)
+    saved = savable_processor(processor)
     # What may be refused comes first: then a refused command leaves no folder behind.
     with tempfile.TemporaryDirectory() as scratch:
         written = None
         if options.onnx:
             from .models.onnx_export import export_onnx
 
-            size = tuple(options.image_size) if options.image_size else _input_size(processor)
+            size = tuple(options.image_size) if options.image_size else _input_size(saved or processor)
             written = export_onnx(native, size, Path(scratch) / "model.onnx")
         with no_model_progress_bars():
             native.save_pretrained(scratch)
-        processor.save_pretrained(scratch)
+        if saved is not None:
+            saved.save_pretrained(scratch)
         options.folder.mkdir(parents=True, exist_ok=True)
         for file in Path(scratch).iterdir():
             shutil.move(file, options.folder / file.name)
@@ -259,6 +262,8 @@ def _refuse_existing(path: Path) -> None:
 
 def _input_size(processor: Any) -> tuple[int, int]:
     """Height and width of the images that an image processor hands on; a square where it keeps the images' shape."""
+    if not hasattr(processor, "size"):  # timm's, which says it its own way
+        return tuple(processor.data_config["input_size"][1:])
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("shortest_edge")
     return int(size.get("height") or side), int(size.get("width") or side)

@@ -139,6 +139,15 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     return model.eval(), processor
 
 
+def native_form(model: Any, processor: Any) -> Any:
+    """The plain transformers model of an adapted one, which makes its images as the image processor does."""
+    from .models import MetaAlignForImageClassification
+
+    if isinstance(model, MetaAlignForImageClassification):
+        return model.export_native(processor)
+    return model.export_native()
+
+
 def push(
     checkpoint: str | Path,
     repo_id: str,
@@ -479,7 +488,7 @@ def _write_native(checkpoint: str, folder: Path) -> str:
     model, processor = load_checkpoint(checkpoint)
     if not hasattr(model, "export_native"):
         raise UserError(f"push: checkpoint {checkpoint} is a native {type(model).__name__} already; leave out --native")
-    native = model.export_native()
+    native = native_form(model, processor)
     with no_model_progress_bars():
         native.save_pretrained(folder)
     processor.save_pretrained(folder)

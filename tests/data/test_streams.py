@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from metaalign_hf import UserError, load_domain
-from metaalign_hf.data import augment, batch_indices, build_image_processor, evaluation_batches, training_stream
+from metaalign_hf.data import augment, batch_indices, evaluation_batches, training_stream
+from metaalign_hf.models import build_image_processor
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

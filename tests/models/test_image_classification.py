@@ -14,7 +14,8 @@ from transformers import (
     pipeline,
 )
 
-from metaalign_hf import MetaAlignForImageClassification, UserError
+from metaalign_hf import MetaAlignForImageClassification, UserError, parse_config
+from metaalign_hf.training.classification import ClassificationTask
 
 LABELS = ["cat", "dog", "eel"]
 
@@ -55,8 +56,11 @@ BACKBONES = {
 }
 
 
-def build(name: str, alignment: object = "gvb") -> tuple[MetaAlignForImageClassification, torch.Tensor]:
+def build(
+    name: str, alignment: object = "gvb", **arguments: object
+) -> tuple[MetaAlignForImageClassification, torch.Tensor]:
     backbone, options, size = BACKBONES[name]
+    options = {**options, **arguments}
     torch.manual_seed(0)
     model = MetaAlignForImageClassification.from_backbone(backbone, LABELS, alignment, pretrained=False, **options)
     return model, torch.randn(4, 3, size, size)
@@ -158,15 +162,51 @@ def test_parameter_roles_cover_every_parameter_once():
     assert roles["discriminator"] and not any("bridge" in n and n in roles["head"] for n in roles["discriminator"])
 
 
-def test_bottleneck_trains_and_loads_but_has_no_native_form(tmp_path):
-    model = tiny("dann", bottleneck_dim=8).eval()
+@pytest.mark.parametrize("kind", ["linear", "batch_norm"])
+@pytest.mark.parametrize("name", ["native_resnet", "resnet18"])
+def test_a_bottleneck_folds_into_the_native_classifier(kind, name, tmp_path):
+    model, images = build(name, bottleneck_dim=8, bottleneck_kind=kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):  # running statistics, scales and offsets all move
+        optimizer.zero_grad()
+        model(images, torch.tensor([0, 2, -100, -100]), torch.tensor([0, 0, 1, 1])).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "adapted")
+    loaded = MetaAlignForImageClassification.from_pretrained(tmp_path / "adapted").eval()
+    output = loaded(images)
+    assert output.features.shape == (4, 8)
+    assert torch.equal(output.logits, model.eval()(images).logits)
+    unfolded = torch.nn.functional.linear(output.features, *loaded.effective_classifier())
+    torch.testing.assert_close(output.logits, unfolded, rtol=1e-4, atol=1e-5)
+    loaded.export_native().save_pretrained(tmp_path / "native")
+    native = copy.deepcopy(AutoModelForImageClassification.from_pretrained(tmp_path / "native")).eval()
+    assert torch.equal(native(images).logits, output.logits)
+
+
+def test_a_bottleneck_with_a_relu_is_served_but_trained_and_exported_no_more(tmp_path):
+    """As checkpoints have it that were made before there was a choice: their configuration does not name the kind."""
+    config = tiny("dann", bottleneck_dim=8).config
+    config.bottleneck_kind = None
+    model = MetaAlignForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "old")
+    written = json.loads((tmp_path / "old" / "config.json").read_text())
+    del written["bottleneck_kind"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(written))
+    loaded = MetaAlignForImageClassification.from_pretrained(tmp_path / "old").eval()
     images = torch.randn(2, 3, 32, 32)
-    model.save_pretrained(tmp_path)
-    loaded = MetaAlignForImageClassification.from_pretrained(tmp_path).eval()
-    assert loaded(images).features.shape == (2, 8)
+    assert isinstance(loaded.bottleneck[2], torch.nn.ReLU)
     assert torch.equal(loaded(images).logits, model(images).logits)
-    with pytest.raises(UserError, match="bottleneck"):
-        model.export_native()
+    with pytest.raises(UserError, match=r"ReLU.*bottleneck_kind"):
+        loaded.export_native()
+    domains = ["--data.source", "uci_digits", "--data.target", "mnist"]
+    with pytest.raises(UserError, match=r"could not be exported.*ReLU"):
+        ClassificationTask(parse_config(domains), model=MetaAlignForImageClassification(as_digits(config)))
+
+
+def as_digits(config):
+    labels = [str(digit) for digit in range(10)]
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    return config
 
 
 def test_auto_classes_and_pipeline(tmp_path):

@@ -16,8 +16,9 @@ from transformers import AutoModelForImageClassification
 
 from metaalign_hf import load_config, load_domain_pair
 from metaalign_hf.cli import run
-from metaalign_hf.data import build_image_processor, evaluation_batches
+from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier, validator_names
+from metaalign_hf.models import build_image_processor
 from metaalign_hf.training.batch_norm import recalibrate_batch_norm, running_statistics
 from metaalign_hf.training.selection import Evaluation, Selection, choose, still_selectable
 

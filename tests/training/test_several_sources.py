@@ -13,7 +13,8 @@ from transformers import AutoModelForImageClassification
 from metaalign_hf import MetaAlignForImageClassification, UserError, load_config, load_domain_pair
 from metaalign_hf.alignment import AlignmentBatch, build_alignment
 from metaalign_hf.cli import run
-from metaalign_hf.data import batch_indices, build_image_processor, even_batch_indices, training_stream
+from metaalign_hf.data import batch_indices, even_batch_indices, training_stream
+from metaalign_hf.models import build_image_processor
 from metaalign_hf.training.classification import mix, with_target_labels
 
 TINY = str(Path(__file__).parent / "tiny.yaml")

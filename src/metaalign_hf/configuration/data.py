@@ -151,10 +151,12 @@ class DataConfig:
             (semi-supervised); they take no part in alignment or selection. Keep them out of the target's test images.
         source_sampling: Of several sources: even, the same number of images from each; or size, in proportion to it.
         label_policy: strict, both domains have the same class names; or shared, only the classes of both are kept.
-        image_size: Side of the square images that a classifier sees, in pixels.
+        image_size: Side of the square images that a classifier sees, in pixels; null takes that of the backbone's own
+            pretrained configuration, or of model.checkpoint.
         detector_size: Size of the images that a detector sees, in pixels: a number for squares, or two for the shortest
             and the longest edge; null keeps what the detector's own image processor does.
-        resize_size: Side that images are resized to before cropping, in pixels.
+        resize_size: Side of the square that images are resized to before cropping, in pixels; null takes image_size /
+            0.875, or where neither is given that of model.checkpoint.
         augmentation: Of training images: none (centre crop), crop (random crop), or crop_flip (and horizontal flip).
             Detectors also have flip (nothing else) and crop_flip_color (and scale jitter and photometric distortion);
             their crop keeps the objects whose centre stays inside.
@@ -166,9 +168,9 @@ class DataConfig:
     target_labeled: DomainConfig | None = None
     source_sampling: Literal["even", "size"] = "even"
     label_policy: Literal["strict", "shared"] = "strict"
-    image_size: int = 224
+    image_size: int | None = None
     detector_size: int | list[int] | None = None
-    resize_size: int = 256
+    resize_size: int | None = None
     augmentation: Literal["none", "crop", "crop_flip", "flip", "crop_flip_color"] = "crop_flip"
     num_workers: int = 0
 

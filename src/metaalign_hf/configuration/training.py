@@ -20,7 +20,8 @@ class ModelConfig:
         backbone: timm name, Hub id, local folder, model type of transformers, or a configuration with model_type.
         pretrained: true, false (random weights, no network for timm names and model types), or where the weights are.
         backbone_options: Entries of the backbone's configuration, or arguments of timm.create_model.
-        bottleneck_dim: Width of a linear bottleneck before the classifier; null has none.
+        bottleneck_dim: Width of a bottleneck before the classifier; null has none.
+        bottleneck_kind: linear, or batch_norm (and a batch normalisation); both fold into the classifier when exported.
         alignment: Alignment objective, or for detectors level or preset: a name, a mapping with name, weight and
             options, a list of those, or null. auto: gvb for classifiers, detr for detectors.
         detector: For object detection, in the backbone's place: Hub id, local folder, model type of transformers
@@ -36,6 +37,7 @@ class ModelConfig:
     pretrained: bool | str = True
     backbone_options: dict[str, Any] = field(default_factory=dict)
     bottleneck_dim: int | None = None
+    bottleneck_kind: Literal["linear", "batch_norm"] = "batch_norm"
     alignment: Any = "auto"
     detector: str | dict[str, Any] | None = None
     detector_options: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from .domain_pair import Domain, DomainPair, load_domain, load_domain_pair, load
 from .images import ImageSet, image_files, read_image
 from .objects import DetectionSet, Objects
 from .streams import batch_indices, evaluation_batches, even_batch_indices, training_stream
-from .transforms import augment, build_image_processor, preprocess
+from .transforms import augment, preprocess
 
 __all__ = [
     "DataConfig",
@@ -23,7 +23,6 @@ __all__ = [
     "augment",
     "augment_objects",
     "batch_indices",
-    "build_image_processor",
     "detection_batch",
     "detection_batches",
     "detection_stream",

@@ -262,15 +262,37 @@ def detection_batches(
 ) -> Iterator[dict[str, Any]]:
     """All images in order, once; with several processes each takes every `world_size`-th.
 
+    A batch ends where the next image comes out in another shape: with padding a detector finds other boxes than in the
+    image alone, as `pipeline` gives it.
+
     Returns:
         An iterator over batches as `detection_batch` makes them, but with `objects`, as they were annotated, in place
         of `labels`, and `index`, the number of each image.
     """
     mine = range(rank, len(images), world_size)
-    for start in range(0, len(mine), batch_size):
-        indices = list(mine[start : start + batch_size])
-        batch = detection_batch([images[i] for i in indices], None, processor, boxes_relative_to_image)
-        batch["index"] = indices
+    kept: list[dict[str, Any]] = []
+    for index in mine:
+        batch = detection_batch([images[index]], None, processor, boxes_relative_to_image)
+        batch["index"] = [index]
         if images.objects is not None:
-            batch["objects"] = [images.objects[i] for i in indices]
-        yield batch
+            batch["objects"] = [images.objects[index]]
+        if kept and (len(kept) == batch_size or _shapes(kept[0]) != _shapes(batch)):
+            yield _joined(kept)
+            kept = []
+        kept.append(batch)
+    if kept:
+        yield _joined(kept)
+
+
+def _shapes(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.shape for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several batches, whose tensors have equal shapes, as one."""
+    return {
+        key: torch.cat([batch[key] for batch in batches])
+        if isinstance(value, Tensor)
+        else [entry for batch in batches for entry in batch[key]]
+        for key, value in batches[0].items()
+    }

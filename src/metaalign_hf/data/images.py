@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -153,11 +152,17 @@ class DatasetLoader:
             raise UserError(
                 f"{self.name}: column {self.column} holds {type(image).__name__}, not images; name another image_column"
             )
-        return _to_tensor(image)
+        try:
+            return _to_tensor(image)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
 
 
 def read_image(path: Path, place: str = "") -> Tensor:
-    """Read an image file as RGB, turned upright by its EXIF orientation.
+    """Read an image file as RGB, upright by its EXIF orientation, exactly as `pipeline` of transformers reads it.
+
+    An alpha channel is therefore dropped, not composited: transparent pixels show the colours stored beneath them.
+    Images of more than 8 bits a channel are refused: `pipeline` clips them at 255.
 
     Args:
         path: The file.
@@ -167,7 +172,7 @@ def read_image(path: Path, place: str = "") -> Tensor:
         The image `(3, H, W)`, uint8.
 
     Raises:
-        UserError: If the file is missing or no readable image.
+        UserError: If the file is missing, no readable image, or one of more than 8 bits a channel.
     """
     where = f"{place}: " if place else ""
     try:
@@ -205,9 +210,9 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("P", "LA", "PA"):
-        upright = upright.convert("RGBA")
-    if upright.mode.startswith("I;16"):
-        return (F.pil_to_tensor(upright).to(torch.int32) // 256).to(torch.uint8).expand(3, -1, -1).contiguous()
-    return F.pil_to_tensor(upright.convert("RGB"))
+    """As `transformers.image_utils.load_image`: what is served elsewhere must be what is trained on."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(
+            f"mode {image.mode} has more than 8 bits a channel, which transformers clips at 255; save it with 8 bits"
+        )
+    return F.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))

@@ -194,7 +194,7 @@ def endless(batches: Dataset, seed: int, start_batch: int, num_workers: int) -> 
 
 
 def evaluation_batches(
-    images: ImageSet, processor: BitImageProcessor, batch_size: int, *, rank: int = 0, world_size: int = 1
+    images: ImageSet, processor: Any, batch_size: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[dict[str, Tensor]]:
     """All images in order, once; with several processes each takes every `world_size`-th.
 

@@ -1,4 +1,4 @@
-"""One rule of preprocessing: resize to a square, crop a square, normalise.
+"""From images to pixel values.
 
 Training crops at random and may flip; everything else goes through the image processor that is saved with the model, so
 that what is evaluated here is what `pipeline` computes elsewhere.
@@ -7,6 +7,7 @@ that what is evaluated here is what `pipeline` computes elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,51 +15,26 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from transformers import BitImageProcessor
 
-from ..errors import UserError
-
-__all__ = ["AUGMENTATIONS", "augment", "build_image_processor", "preprocess"]
+__all__ = ["AUGMENTATIONS", "augment", "preprocess"]
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
-def build_image_processor(
-    image_size: int, resize_size: int, image_mean: Sequence[float], image_std: Sequence[float]
-) -> BitImageProcessor:
-    """The image processor of a model: resize to a square, centre crop, rescale to 0..1, normalise.
+def preprocess(images: Sequence[Tensor], processor: Any) -> Tensor:
+    """Images as pixel values by the image processor, exactly as `pipeline` makes them of image files.
 
     Args:
-        image_size: Side of the crop, in pixels.
-        resize_size: Side of the square before the crop, in pixels.
-        image_mean: Mean per channel, in 0..1.
-        image_std: Standard deviation per channel, in 0..1.
+        images: Images `(3, H, W)`, uint8, of any sizes.
+        processor: The image processor of an adapted model, or of any native one, timm's among them.
 
     Returns:
-        The processor; it takes images of any size.
-
-    Raises:
-        UserError: If the crop does not fit.
+        Pixel values `(B, 3, S, S)`.
     """
-    if not 1 <= image_size <= resize_size:
-        raise UserError(
-            f"data.image_size is {image_size} and data.resize_size {resize_size}: the crop must fit into the square"
-        )
-    return BitImageProcessor(
-        do_resize=True,
-        size={"height": resize_size, "width": resize_size},
-        resample=2,  # bilinear
-        do_center_crop=True,
-        crop_size={"height": image_size, "width": image_size},
-        do_rescale=True,
-        do_normalize=True,
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-        do_convert_rgb=True,
-    )
-
-
-def preprocess(images: Sequence[Tensor], processor: BitImageProcessor) -> Tensor:
-    """Images `(3, H, W)`, uint8, of any sizes, as pixel values `(B, 3, S, S)`, by the image processor."""
-    return processor(list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    if isinstance(processor, BitImageProcessor):
+        # Ours: it makes the same tensors of the images as they are, and needs not turn them around first.
+        return processor(list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    # Others need not know this layout, or resize PIL images otherwise than tensors; pipeline hands them PIL images.
+    return processor([F.to_pil_image(image) for image in images], return_tensors="pt")["pixel_values"]
 
 
 def augment(

@@ -13,6 +13,7 @@ from .configuration import MetaAlignConfig
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import detector_types
 from .image_classification import IGNORED_LABEL, MetaAlignForImageClassification, MetaAlignOutput
+from .image_processor import build_image_processor
 from .native_export import export_native
 from .object_detection import MetaAlignDetectionOutput, MetaAlignForObjectDetection
 
@@ -24,6 +25,7 @@ __all__ = [
     "MetaAlignForImageClassification",
     "MetaAlignForObjectDetection",
     "MetaAlignOutput",
+    "build_image_processor",
     "detector_types",
     "export_native",
 ]

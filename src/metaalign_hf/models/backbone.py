@@ -29,6 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import UserError
+from .image_processor import backbone_image_size, processor_image_size
 
 __all__ = [
     "BackboneSource",
@@ -58,6 +59,7 @@ class BackboneSource:
         weights: Hub id, folder or safetensors file of the pretrained weights; None starts from random weights.
         image_mean: Mean per channel of the images that the weights were trained on.
         image_std: Standard deviation per channel.
+        image_size: Side of those images, in pixels.
     """
 
     config: PreTrainedConfig
@@ -65,6 +67,7 @@ class BackboneSource:
     weights: str | None
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    image_size: int
 
 
 class _PassThrough(nn.Module):
@@ -95,7 +98,7 @@ def resolve_backbone(
         **options: Entries of the native configuration, or keyword arguments of `timm.create_model` for timm names.
 
     Returns:
-        The configuration, the place of the weights and the normalisation that goes with them.
+        The configuration, the place of the weights, and normalisation and size of the images that go with them.
 
     Raises:
         UserError: If the name means nothing, or its kind of model is no image classifier.
@@ -111,18 +114,19 @@ def resolve_backbone(
         if pretrained is True:
             raise UserError("backbone: a configuration has no weights; use pretrained=False or give the weights' path")
         config = _with_options(_checked(name, name.model_type), options)
-        return BackboneSource(config, name.model_type, weights, IMAGENET_MEAN, IMAGENET_STD)
+        size = backbone_image_size(config)
+        return BackboneSource(config, name.model_type, weights, IMAGENET_MEAN, IMAGENET_STD, size)
 
     architecture = name.removeprefix("timm/")
     is_timm = timm.is_model(architecture) and not Path(name).is_dir()
     if is_timm and pretrained is not True:
         config = _timm_config(architecture, options)
-        return BackboneSource(config, name, weights, *_timm_statistics(config))
+        return BackboneSource(config, name, weights, *_timm_statistics(config), backbone_image_size(config))
     if name in CONFIG_MAPPING_NAMES and not Path(name).is_dir():
         if pretrained is True:
             raise UserError(f"backbone: {name!r} is a model type without weights; use pretrained=False or a Hub id")
         config = _with_options(_checked(AutoConfig.for_model(name), name), options)
-        return BackboneSource(config, name, weights, IMAGENET_MEAN, IMAGENET_STD)
+        return BackboneSource(config, name, weights, IMAGENET_MEAN, IMAGENET_STD, backbone_image_size(config))
 
     place = f"timm/{_with_default_tag(architecture)}" if is_timm else name
     if "/" not in place and not Path(place).is_dir():
@@ -134,12 +138,15 @@ def resolve_backbone(
         raise UserError(f"{_unknown(name)} ({_first_line(error)})") from error
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
-        statistics = _timm_statistics(config)
+        (mean, std), size = _timm_statistics(config), backbone_image_size(config)
     else:
         config = _with_options(config, options)
-        statistics = _processor_statistics(place)
+        mean, std, described = _described_images(place)
+        if described is None or "image_size" in options:
+            described = backbone_image_size(config)
+        size = described
     source = (weights or place) if pretrained else None
-    return BackboneSource(_checked(config, name), name, source, *statistics)
+    return BackboneSource(_checked(config, name), name, source, mean, std, size)
 
 
 def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:
@@ -321,16 +328,17 @@ def _timm_statistics(config: PreTrainedConfig) -> tuple[tuple[float, ...], tuple
     return tuple(described.get("mean", IMAGENET_MEAN)), tuple(described.get("std", IMAGENET_STD))
 
 
-def _processor_statistics(place: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Normalisation of a transformers checkpoint; ImageNet's where the checkpoint has no image processor."""
+def _described_images(place: str) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
+    """Normalisation and size of a transformers checkpoint's images; ImageNet's and None without an image processor."""
     try:
         processor = AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError):
-        return IMAGENET_MEAN, IMAGENET_STD
+        return IMAGENET_MEAN, IMAGENET_STD, None
+    size = processor_image_size(processor)
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if not getattr(processor, "do_normalize", True) or mean is None or std is None:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return tuple(mean), tuple(std)
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), size
+    return tuple(mean), tuple(std), size
 
 
 def _with_default_tag(architecture: str) -> str:

@@ -1,6 +1,6 @@
 """Configuration of an adapted image classifier."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -36,11 +36,15 @@ class MetaAlignConfig(PreTrainedConfig):
         backbone_config: Configuration of the backbone (any image classification model of transformers, timm included).
         backbone_name: Where the backbone came from: a Hub id, a timm name or a model type; for the model card.
         feature_dim: Width D of the pooled backbone feature. Found from the backbone when None.
-        bottleneck_dim: Width of a linear bottleneck (Linear, BatchNorm, ReLU) before the classifier; None has none.
+        bottleneck_dim: Width of a bottleneck before the classifier; None has none.
+        bottleneck_kind: `linear` or `batch_norm` (and a batch normalisation). None, as older checkpoints have it, adds
+            a ReLU as well; such a model has no native form, and is trained no more.
         alignment: Alignment objectives as `normalise_alignment` writes them: one dict each, with name, weight and
             options.
         image_mean: Mean per channel of the images that the backbone was trained on, in 0..1.
         image_std: Standard deviation per channel, in 0..1.
+        image_size: Side of the square images that the model sees, in pixels; None for what the backbone was made for.
+        resize_size: Side of the square before the crop; None for `image_size` / 0.875.
         format_version: Version of the checkpoint layout.
         **kwargs: Anything `PreTrainedConfig` takes, among them `id2label`.
 
@@ -57,9 +61,12 @@ class MetaAlignConfig(PreTrainedConfig):
     backbone_name: str | None = None
     feature_dim: int | None = None
     bottleneck_dim: int | None = None
+    bottleneck_kind: Literal["linear", "batch_norm"] | None = None
     alignment: list[dict[str, Any]] | dict[str, Any] | str | None = None
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_size: int | None = None
+    resize_size: int | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

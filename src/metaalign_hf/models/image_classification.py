@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..alignment import AlignmentBatch, build_alignment, normalise_alignment
@@ -18,6 +18,7 @@ from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .configuration import MetaAlignConfig
+from .image_processor import backbone_image_size, build_image_processor, default_resize_size
 from .loading import align_memory, refuse_lost_tensors
 from .native_export import export_native
 
@@ -55,7 +56,8 @@ class MetaAlignForImageClassification(PreTrainedModel):
 
         logits = (W - sum_j V_j) f + (b - sum_j c_j)
 
-    so that a bridge costs nothing at inference and folds exactly into a plain classifier (`export_native`).
+    so that a bridge costs nothing at inference and folds exactly into a plain classifier (`export_native`). In
+    evaluation mode the bottleneck is folded into the classifier as well, batch normalisation and all.
 
     Args:
         config: The configuration. Use `from_backbone` to start from a backbone, `from_pretrained` for a checkpoint.
@@ -84,7 +86,12 @@ class MetaAlignForImageClassification(PreTrainedModel):
             narrow = nn.Linear(backbone_dim, config.bottleneck_dim)
             nn.init.normal_(narrow.weight, std=0.005)
             nn.init.constant_(narrow.bias, 0.1)
-            self.bottleneck = nn.Sequential(narrow, nn.BatchNorm1d(config.bottleneck_dim), nn.ReLU())
+            layers: list[nn.Module] = [narrow]
+            if config.bottleneck_kind != "linear":
+                layers.append(nn.BatchNorm1d(config.bottleneck_dim))
+            if config.bottleneck_kind is None:
+                layers.append(nn.ReLU())
+            self.bottleneck = nn.Sequential(*layers)
         config.feature_dim = config.bottleneck_dim or backbone_dim
         # Marks the place where the heads begin, for those who hook into it; see `stage_entry`.
         self.head_entry = nn.Identity()
@@ -105,6 +112,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         *,
         pretrained: bool | str = True,
         bottleneck_dim: int | None = None,
+        bottleneck_kind: Literal["linear", "batch_norm"] = "batch_norm",
         **backbone_options: Any,
     ) -> MetaAlignForImageClassification:
         """A classifier for `labels` on a backbone, ready to adapt.
@@ -116,7 +124,8 @@ class MetaAlignForImageClassification(PreTrainedModel):
             alignment: A name, a dict with name, weight and options, a list of those, or None.
             pretrained: True, False (no network needed for timm names, types and configurations), or where to load the
                 weights from.
-            bottleneck_dim: Width of an optional linear bottleneck before the classifier.
+            bottleneck_dim: Width of an optional bottleneck before the classifier.
+            bottleneck_kind: `linear`, or `batch_norm` for a batch normalisation after the linear layer.
             **backbone_options: Entries of the backbone's configuration, or `timm.create_model` arguments.
 
         Returns:
@@ -136,9 +145,11 @@ class MetaAlignForImageClassification(PreTrainedModel):
             backbone_config=source.config,
             backbone_name=backbone_name,
             bottleneck_dim=bottleneck_dim,
+            bottleneck_kind=None if bottleneck_dim is None else bottleneck_kind,
             alignment=normalise_alignment(alignment),  # before the strict types of the configuration, which tell less
             image_mean=list(source.image_mean),
             image_std=list(source.image_std),
+            image_size=source.image_size,
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
         )
@@ -186,10 +197,13 @@ class MetaAlignForImageClassification(PreTrainedModel):
         Returns:
             The output; without labels and domain labels it holds logits and features only.
         """
-        features = self.head_entry(pooled_features(self.backbone, pixel_values))
+        features = pooled = self.head_entry(pooled_features(self.backbone, pixel_values))
         if self.bottleneck is not None:
             features = self.bottleneck(features)
-        logits = F.linear(features, *self.effective_classifier())
+        if self.training or self.no_native_form() is not None:
+            logits = F.linear(features, *self.effective_classifier())
+        else:  # just as the native form computes them
+            logits = F.linear(pooled, *self.folded_classifier())
         task_loss = alignment_loss = parts = None
         if labels is not None and objective != "alignment":
             task_loss = self._task_loss(features, logits, labels)
@@ -230,6 +244,68 @@ class MetaAlignForImageClassification(PreTrainedModel):
             weight, bias = weight - bridge.weight, bias - bridge.bias
         return weight, bias
 
+    def folded_classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight `(K, D)` and bias `(K,)` of the classifier on the backbone's feature, with bridges and bottleneck.
+
+        With the bottleneck's layer A, a and its batch normalisation y = s x + t in evaluation mode::
+
+            W' = W diag(s) A,   b' = b + W (s a + t)
+
+        Raises:
+            UserError: If the bottleneck ends in a ReLU.
+        """
+        weight, bias = self.effective_classifier()
+        if self.bottleneck is None:
+            return weight, bias
+        if (reason := self.no_native_form()) is not None:
+            raise UserError(reason)
+        narrow, *norms = self.bottleneck
+        assert isinstance(narrow, nn.Linear)
+        for norm in norms:
+            assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            bias = bias + weight @ (norm.bias - norm.running_mean * scale)
+            weight = weight * scale
+        return weight @ narrow.weight, bias + weight @ narrow.bias
+
+    def no_native_form(self) -> str | None:
+        """Why the model has no native form; None where it has one."""
+        if self.bottleneck is not None and isinstance(self.bottleneck[-1], nn.ReLU):
+            return (
+                "a bottleneck that ends in a ReLU has no place in a plain transformers model; train with "
+                "model.bottleneck_kind linear or batch_norm, which fold into the classifier"
+            )
+        return None
+
+    def set_image_sizes(self, image_size: int | None, resize_size: int | None) -> None:
+        """Say, before training, which images the model will see; `image_processor` makes them.
+
+        Args:
+            image_size: Side of the square crop, in pixels; None keeps the model's own.
+            resize_size: Side of the square before the crop; None takes `image_size` / 0.875, or the model's own where
+                neither is given.
+        """
+        config = self.config
+        if image_size is not None or resize_size is not None:
+            config.resize_size = resize_size
+        if image_size is not None:
+            config.image_size = image_size
+        elif config.image_size is None:
+            config.image_size = backbone_image_size(config.backbone_config)
+        if config.resize_size is None:
+            config.resize_size = default_resize_size(config.image_size)
+
+    def image_processor(self) -> BitImageProcessor:
+        """The image processor that goes with the model: resize to a square, centre crop, normalise.
+
+        Raises:
+            UserError: If the crop does not fit into the square.
+        """
+        config = self.config
+        size = backbone_image_size(config.backbone_config) if config.image_size is None else config.image_size
+        square = default_resize_size(size) if config.resize_size is None else config.resize_size
+        return build_image_processor(size, square, config.image_mean, config.image_std)
+
     def _task_loss(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         labelled = labels != IGNORED_LABEL
         # The sum over the count, not the mean: a batch without a labelled row has loss 0, not NaN.
@@ -268,9 +344,9 @@ class MetaAlignForImageClassification(PreTrainedModel):
         assert last.entry is not None
         return last.entry
 
-    def export_native(self) -> PreTrainedModel:
+    def export_native(self, processor: Any = None) -> PreTrainedModel:
         """The plain transformers class with identical logits; see `native_export.export_native`."""
-        return export_native(self)
+        return export_native(self, processor)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Trade compute for memory in the backbone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -15,6 +15,7 @@ from transformers import (
 
 from ..errors import UserError
 from .backbone import classifier_name
+from .image_processor import timm_data_config
 
 if TYPE_CHECKING:
     from .image_classification import MetaAlignForImageClassification
@@ -22,27 +23,29 @@ if TYPE_CHECKING:
 __all__ = ["export_native"]
 
 
-def export_native(model: MetaAlignForImageClassification) -> PreTrainedModel:
+def export_native(model: MetaAlignForImageClassification, processor: Any = None) -> PreTrainedModel:
     """The adapted backbone and classifier as the plain image classification class of transformers.
 
-    The objectives' bridges are folded into the classifier (`W - sum_j V_j`), with which `forward` computes as well, so
+    The objectives' bridges and the bottleneck are folded into the classifier, with which `forward` computes as well, so
     that the logits are bit-identical. Discriminators are left out.
+
+    A timm backbone's configuration also says how its images are made (`pretrained_cfg`), because transformers reads
+    that, and no `preprocessor_config.json`, for such a folder. Beside the others save `model.image_processor()`.
 
     Args:
         model: The adapted model; it is not changed, and no tensor is shared.
+        processor: Its image processor, where that is not `model.image_processor()`.
 
     Returns:
         For a timm backbone a `TimmWrapperForImageClassification`, else the native class, such as
         `ViTForImageClassification`.
 
     Raises:
-        UserError: If the model has a bottleneck, for which the native class has no place.
+        UserError: If the bottleneck ends in a ReLU, for which the native class has no place, or timm cannot do what
+            the image processor does.
     """
-    if model.bottleneck is not None:
-        raise UserError(
-            "export: a model with a bottleneck has no native form; use the metaalign checkpoint, or train with "
-            "bottleneck_dim: null"
-        )
+    if (reason := model.no_native_form()) is not None:
+        raise UserError(f"export: {reason}")
     config = copy.deepcopy(model.config.backbone_config)
     config.num_labels = model.config.num_labels
     config.id2label = dict(model.config.id2label)
@@ -51,13 +54,15 @@ def export_native(model: MetaAlignForImageClassification) -> PreTrainedModel:
     is_timm = isinstance(config, TimmWrapperConfig)
     if is_timm:
         config.label_names = model.config.labels
+        described = {k: v for k, v in (config.pretrained_cfg or {}).items() if not k.startswith("test_")}
+        config.pretrained_cfg = {**described, **timm_data_config(processor or model.image_processor())}
     native = (
         TimmWrapperForImageClassification(config) if is_timm else AutoModelForImageClassification.from_config(config)
     )
     classifier = classifier_name(native.timm_model if is_timm else native)
     if is_timm:
         classifier = f"timm_model.{classifier}"
-    weight, bias = model.effective_classifier()
+    weight, bias = model.folded_classifier()
     state = {key: value.detach().clone() for key, value in model.backbone.state_dict().items()}
     state[f"{classifier}.weight"], state[f"{classifier}.bias"] = weight.detach().clone(), bias.detach().clone()
     native.to(device=weight.device, dtype=weight.dtype)

@@ -18,7 +18,6 @@ from ..data import (
     DomainPair,
     ImageSet,
     augment,
-    build_image_processor,
     evaluation_batches,
     load_domain_pair,
     preprocess,
@@ -116,9 +115,10 @@ class ClassificationTask:
         check_labels(self.model.config.labels, self.pair.labels)
         self.pair = self.pair.in_order(self.model.config.labels)
         self._check_sources()
-        self.processor = build_image_processor(
-            data.image_size, data.resize_size, self.model.config.image_mean, self.model.config.image_std
-        )
+        if (reason := self.model.no_native_form()) is not None:
+            raise UserError(f"model: what is trained could not be exported: {reason}")
+        self.model.set_image_sizes(data.image_size, data.resize_size)
+        self.processor = self.model.image_processor()
 
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
@@ -388,6 +388,7 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
         "gvb" if config.alignment == "auto" else config.alignment,
         pretrained=config.pretrained,
         bottleneck_dim=config.bottleneck_dim,
+        bottleneck_kind=config.bottleneck_kind,
         **config.backbone_options,
     )
 
