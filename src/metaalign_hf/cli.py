@@ -166,7 +166,7 @@ def _predict(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     from .hub import load_checkpoint, native_form
-    from .models.image_processor import savable_processor
+    from .models.image_processor import makes_only, savable_processor
     from .progress import no_model_progress_bars
 
     parser = _parser("export", "Write the plain transformers model of an adapted checkpoint.")
@@ -207,6 +207,11 @@ def _export(arguments: list[str]) -> None:
         print(f"ONNX: {options.folder / 'model.onnx'}, outputs within {written.difference:.1e} of torch's (relative)")
         if written.batch_size is not None:
             print("It takes one image at a time: the exporter could not keep the batch size of this model open")
+        if not makes_only(processor, size):
+            print(
+                f"It takes images of {size[0]}x{size[1]} pixels, height x width, which is not what the image processor "
+                "makes of every image: resize them yourself"
+            )
 
 
 def _push(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ checkpoint, native form, commands, ONNX Runtime and the Hub. All of them are sho
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, TimmWrapperImageProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    ConvNextImageProcessor,
+    TimmWrapperImageProcessor,
+    ViTImageProcessor,
+    pipeline,
+)
 from transformers.image_utils import load_image
 
 from hub_server import HubServer
@@ -201,6 +209,14 @@ def test_a_native_timm_folder_is_exported_to_onnx_with_a_processor(trained, file
     np.testing.assert_allclose(served(tmp_path / "again", files), served(native, files), atol=1e-6)
 
 
+def test_an_onnx_file_that_the_processor_does_not_fit_is_told(trained, tmp_path, capsys):
+    words = ["export", str(trained("resnet")[0]), str(tmp_path / "other"), "--onnx", "--image-size"]
+    assert run([*words, "64", "40"]) == 0
+    assert "images of 64x40 pixels, height x width" in capsys.readouterr().out
+    assert run([*words[:2], str(tmp_path / "same"), *words[3:], "48", "48"]) == 0
+    assert "pixels, height x width" not in capsys.readouterr().out
+
+
 PULL = """
 import json, sys
 from transformers import pipeline
@@ -271,9 +287,20 @@ def test_a_detector_finds_the_same_boxes_in_every_form(family, files, tmp_path):
             assert labels == wanted["labels"][order].tolist(), (form, file.name)
             assert (boxes - wanted["boxes"][order]).abs().max() < 0.5, (form, file.name)
 
-    answers = pipeline("object-detection", model=str(tmp_path / "native"), threshold=0.0)([str(f) for f in files])
-    for answer, wanted in zip(answers, expected, strict=True):
-        assert sorted(entry["score"] for entry in answer) == pytest.approx(sorted(wanted["scores"].tolist()), abs=1e-5)
+    for form in ("adapted", "native"):
+        answers = pipeline("object-detection", model=str(tmp_path / form), threshold=0.0)([str(f) for f in files])
+        for answer, wanted in zip(answers, expected, strict=True):
+            boxes = sorted(tuple(entry["box"].values()) for entry in answer)  # as whole pixels, rounded down
+            assert boxes == sorted(tuple(map(int, box)) for box in wanted["boxes"].tolist())
+
+
+@pytest.mark.parametrize("processor", [ViTImageProcessor, ConvNextImageProcessor])
+def test_the_commands_take_native_models_with_other_image_processors(processor, trained, files, tmp_path):
+    shutil.copytree(trained("resnet")[1], tmp_path / "native")
+    size = {"height": 56, "width": 56} if processor is ViTImageProcessor else {"shortest_edge": 56}
+    processor(size=size).save_pretrained(tmp_path / "native")
+    found = commanded(tmp_path / "native", files, tmp_path / "found.csv")
+    np.testing.assert_allclose(found, served(tmp_path / "native", files), atol=1e-5)
 
 
 def test_the_native_form_alone_says_which_pixels_it_wants(trained, files, seen, tmp_path):

@@ -19,6 +19,7 @@ __all__ = [
     "backbone_image_size",
     "build_image_processor",
     "default_resize_size",
+    "makes_only",
     "processor_image_size",
     "savable_processor",
     "timm_data_config",
@@ -146,6 +147,13 @@ def processor_image_size(processor: Any) -> int | None:
     told = getattr(processor, "crop_size" if getattr(processor, "do_center_crop", False) else "size", None)
     found = None if told is None else told.get("width") or told.get("shortest_edge")
     return None if found is None else int(found)
+
+
+def makes_only(processor: Any, size: tuple[int, int]) -> bool:
+    """Whether an image processor makes nothing but images of this height and width, of wide and tall ones alike."""
+    shapes = [(64, 96), (96, 64)]
+    made = [processor(images=Image.new("RGB", shape), return_tensors="pt")["pixel_values"] for shape in shapes]
+    return all(tuple(values.shape[-2:]) == size for values in made)
 
 
 def _sides(size: Any) -> tuple[int, int]:
