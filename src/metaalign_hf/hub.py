@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 
 from .configuration import HubConfig
 from .errors import UserError
-from .progress import no_hub_progress_bars, no_model_progress_bars
+from .progress import no_hub_progress_bars, no_model_progress_bars, quiet_loading
 from .reports import (
     RunRecord,
     card_is_generated,
@@ -128,7 +128,7 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
         detects = names[0].endswith("ObjectDetection")
         kind = AutoModelForObjectDetection if detects else AutoModelForImageClassification
         processor = AutoImageProcessor.from_pretrained(folder)
-        with no_model_progress_bars():
+        with quiet_loading():
             model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except UserError as error:
         raise UserError(str(error).replace(str(folder), checkpoint)) from error

@@ -1,4 +1,4 @@
-"""When the libraries' progress bars are in the way."""
+"""When the libraries' progress bars and reports are in the way."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    get_verbosity,
+    is_progress_bar_enabled,
+    set_verbosity,
+    set_verbosity_error,
+)
 
-__all__ = ["no_hub_progress_bars", "no_model_progress_bars"]
+__all__ = ["no_hub_progress_bars", "no_model_progress_bars", "quiet_loading"]
 
 
 @contextmanager
@@ -23,6 +30,18 @@ def no_model_progress_bars() -> Iterator[None]:
             enable_progress_bar()  # which shows the bars of huggingface_hub as well
         if hidden_uploads:
             disable_progress_bars()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Transformers' table of tensors is in the way where the caller tells in one line what a checkpoint lacks."""
+    verbosity = get_verbosity()
+    set_verbosity_error()
+    try:
+        with no_model_progress_bars():
+            yield
+    finally:
+        set_verbosity(verbosity)
 
 
 @contextmanager

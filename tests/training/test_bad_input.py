@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from metaalign_hf.cli import run
 from metaalign_hf.configuration import OptimizerConfig
@@ -81,6 +83,14 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (
             ["--coordination.order", "2", "--model.backbone", "vit", *TINY_VIT],
             ["twice", "attention: eager"],
+        ),
+        (
+            ["--model.backbone", "vit", *TINY_VIT, "--data.image_size", "18"],
+            ["data.image_size: vit cannot take images of 18 x 18 pixels (", "(18*18)", "(16*16)"],
+        ),
+        (
+            ["--model.backbone", "vit", *TINY_VIT, "--data.image_size", "4"],
+            ["data.image_size: vit cannot take images of 4 x 4 pixels ("],
         ),
         (["--model.attention", "fast"], ["model.attention", "fast"]),
         (["--training.ema_decay", "1.5"], ["training.ema_decay"]),
@@ -247,6 +257,22 @@ def test_a_diverging_run_stops_with_advice(capsys, tmp_path):
 def test_the_other_commands_tell_what_is_wrong(arguments, words, capsys):
     error = refused(capsys, *arguments)
     assert all(word in error for word in words), error
+
+
+def test_a_checkpoint_that_lacks_tensors_is_told_in_one_line_without_a_table(capfd, tmp_path):
+    """Transformers writes a table of some twenty lines to stderr before anybody can say which line matters."""
+    settings = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    ViTForImageClassification(ViTConfig(**settings, intermediate_size=12)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    state = load_file(tmp_path / "vit" / "model.safetensors")
+    kept = {name: tensor for name, tensor in state.items() if ".1." not in name}
+    save_file(kept, tmp_path / "vit" / "model.safetensors", metadata={"format": "pt"})
+    weights = ["--model.pretrained", "true", "--model.backbone_options", "{}", "--data.image_size", "16"]
+    capfd.readouterr()
+    error = train_refused(capfd, tmp_path, "--model.backbone", str(tmp_path / "vit"), *weights)
+    assert "lacks 16 tensors of the backbone, e.g. vit.layers.1." in error
+    error = refused(capfd, "evaluate", str(tmp_path / "vit"), "--data", "mnist")
+    assert "16 tensors are missing" in error
 
 
 def test_output_files_are_not_overwritten(capsys, tmp_path):

@@ -46,8 +46,8 @@ def test_what_is_not_given_follows(words, expected):
 
 def test_a_pretrained_backbone_brings_the_size_of_its_image_processor(tmp_path):
     """Some were trained further at another size than their configuration says."""
-    options = {**VIT_OPTIONS, "image_size": 32, "patch_size": 8}
-    model = MetaAlignForImageClassification.from_backbone("vit", ["a", "b"], None, pretrained=False, **options)
+    options = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    model = MetaAlignForImageClassification.from_backbone("dinov2", ["a", "b"], None, pretrained=False, **options)
     model.export_native().save_pretrained(tmp_path)
     crop, square = {"height": 24, "width": 24}, {"height": 28, "width": 28}
     BitImageProcessor(crop_size=crop, size=square).save_pretrained(tmp_path)

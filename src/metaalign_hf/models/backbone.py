@@ -29,6 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..errors import UserError
+from ..progress import quiet_loading
 from .image_processor import backbone_image_size, processor_image_size
 
 __all__ = [
@@ -226,13 +227,14 @@ def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
     is_timm = isinstance(source.config, TimmWrapperConfig)
     arguments: dict[str, Any] = {"config": source.config, "output_loading_info": True, "use_safetensors": True}
     try:
-        if is_timm:
-            model, info = TimmWrapperModel.from_pretrained(source.weights, **arguments)
-        else:
-            source.config.num_labels = 1
-            model, info = AutoModelForImageClassification.from_pretrained(
-                source.weights, ignore_mismatched_sizes=True, **arguments
-            )
+        with quiet_loading():
+            if is_timm:
+                model, info = TimmWrapperModel.from_pretrained(source.weights, **arguments)
+            else:
+                source.config.num_labels = 1
+                model, info = AutoModelForImageClassification.from_pretrained(
+                    source.weights, ignore_mismatched_sizes=True, **arguments
+                )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"backbone weights: cannot load {source.weights}: {_first_line(error)}") from error
     classifier = "" if is_timm else classifier_name(model)

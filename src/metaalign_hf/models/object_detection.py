@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
+from ..progress import quiet_loading
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
@@ -347,9 +348,10 @@ def _load_weights(place: str, config: PreTrainedConfig) -> PreTrainedModel:
     if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
         raise UserError(f"detector weights: the folder {place} does not exist")
     try:
-        model, info = AutoModelForObjectDetection.from_pretrained(
-            place, config=config, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
-        )
+        with quiet_loading():
+            model, info = AutoModelForObjectDetection.from_pretrained(
+                place, config=config, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"detector weights: cannot load {place}: {reason}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -119,6 +119,7 @@ class ClassificationTask:
             raise UserError(f"model: what is trained could not be exported: {reason}")
         self.model.set_image_sizes(data.image_size, data.resize_size)
         self.processor = self.model.image_processor()
+        _try_one_image(self.model, self.processor)
 
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
@@ -398,6 +399,23 @@ def _checkpoint(place: str) -> MetaAlignForImageClassification:
         return f"; to start from its backbone with a new classifier, use model.backbone: {place}"
 
     return load_starting_point(place, MetaAlignForImageClassification, instead)
+
+
+def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> None:
+    """Refuse a size of images that the backbone cannot take; only a pass tells for every architecture."""
+    pixels = preprocess([torch.zeros(3, 8, 8, dtype=torch.uint8)], processor)
+    height, width = pixels.shape[-2:]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(pixels.to(model.device, model.dtype))
+    except Exception as error:  # each architecture has its own way to say so
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"data.image_size: {model.config.backbone_name} cannot take images of {height} x {width} pixels ({reason})"
+        ) from error
+    finally:
+        model.train(training)
 
 
 def mix(source: Batch, target: Batch) -> Batch:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..hub import fetch
+from ..progress import quiet_loading
 
 __all__ = ["check_labels", "fetch_starting_point", "load_starting_point", "starting_architecture"]
 
@@ -52,7 +53,8 @@ def load_starting_point(place: str, kind: type[M], instead: Callable[[str], str]
     if found != kind.__name__:
         raise UserError(f"model.checkpoint: {place} holds {found}, not {kind.__name__}{instead(found)}")
     try:
-        return kind.from_pretrained(folder, dtype=torch.float32)
+        with quiet_loading():
+            return kind.from_pretrained(folder, dtype=torch.float32)
     except UserError as error:
         raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
