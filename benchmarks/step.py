@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [--networks resnet50_96 vit_small_224 ...] [--rounds 4] [--precision bf16]
 
-All forms of a network are timed interleaved in one process, round by round, after one round of warm-up. A round is two
-steps of each form, one in either order of the roles, and counts with their mean; the ratio is that of the medians. Peak
+All forms of a network are timed interleaved in one process, round by round, after one round of warm-up. A round is four
+steps of each form, two in either order of the roles, and counts with their mean; the ratio is that of the medians. Peak
 memory, of model, optimiser and two steps, is taken in one subprocess per form: of the resident set less what Python and
 its libraries took before on a CPU, `torch.cuda.max_memory_allocated` on a GPU. `published` is the form of the authors'
 code, written from its formula, with the task as meta-train: the inner step keeps the graph, the network runs on
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 
 from metaalign_hf.alignment import reverse_gradient
-from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, find_stages
+from metaalign_hf.coordination import Game, Joint, MetaAlign, RememberedMetaAlign, SharedPrefix, find_stages
 from runs import RESULTS, machine
 
 Losses = dict[str, Callable[[], Tensor]]
@@ -110,7 +110,20 @@ NETWORKS = {
     "vit_small_224": Network(lambda: Classifier("vit_small_patch16_224"), 224, 8),
     "rt_detr_r18_160": Network(Detector, 160, 2, detector=True),
 }
-FORMS = ("joint", "order 1", "order 1, groups", "last stage, shared", "order 2", "order 2, task first", "published")
+FORMS = (
+    "joint",
+    "remembered total",
+    "remembered role",
+    "order 1",
+    "order 1, groups",
+    "last stage, shared",
+    "extragradient",
+    "order 2",
+    "order 2, task first",
+    "published",
+)
+ROUND = 4
+"""Steps of a round: both orders of the roles, and one refresh of what `remembered role` remembers."""
 
 
 class Timed(MetaAlign):
@@ -171,6 +184,14 @@ class Setting:
         if form == "joint":
             joint = Joint(self.optimizer)
             return lambda: self._finish(lambda: joint.backward(both=[self.both]))
+        if form == "extragradient":
+            game = Game(self.optimizer, 1.0, module=self.model)
+            return lambda: self._finish(lambda: game.backward(both=[self.both]).to_dict())
+        if form.startswith("remembered"):
+            kept = RememberedMetaAlign(self.optimizer, module=self.model, remember=form.split()[1], refresh_every=ROUND)
+            return lambda: self._finish(
+                lambda: kept.backward([self.task], [self.alignment], both=[self.both]).to_dict()
+            )
         options = {
             "order 1": {},
             "order 1, groups": {"groups": "stage"},
@@ -229,16 +250,18 @@ def measure_time(name: str, precision: str, rounds: int) -> dict[str, float]:
     setting = Setting(name, precision)
     steps = {form: setting.step(form) for form in forms_of(name)}
     seconds: dict[str, list[float]] = {form: [] for form in steps}
-    for number in range(2 * rounds + 2):
+    for number in range(ROUND * (rounds + 1)):
         for form, step in steps.items():
             _wait(setting.device)
             start = time.perf_counter()
             step()
             _wait(setting.device)
-            if number >= 2:
+            if number >= ROUND:
                 seconds[form].append(time.perf_counter() - start)
     return {
-        form: statistics.median((first + second) / 2 for first, second in zip(values[::2], values[1::2], strict=True))
+        form: statistics.median(
+            statistics.fmean(values[start : start + ROUND]) for start in range(0, len(values), ROUND)
+        )
         for form, values in seconds.items()
     }
 
