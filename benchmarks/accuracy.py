@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from solar_features import solar_features
 
 import frozen
 from frozen import FORMS, Domain
 from runs import RESULTS, machine, mean_and_interval
+from solar_features import solar_features
 
 PAIRS = (("solar_mono", "solar_poly"), ("solar_poly", "solar_mono"))
 OBJECTIVES = ("dann", "cdan", "mcc")

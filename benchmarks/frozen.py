@@ -24,6 +24,7 @@ from metaalign_hf.training.schedules import learning_rate_factor
 WIDTH = 128
 BATCH = 32
 OPTIONS = {"dann": {"hidden": 128}, "cdan": {"hidden": 128}, "mcc": {}}
+FIGURES = tuple(f"{domain}_{name}" for domain in ("source", "target", "whole") for name in ("class_mean", "accuracy"))
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def run(
 
     Returns:
         Shares of 0..1 on the test splits: accuracy, class mean and average precision of the target, class mean of the
-        source; the validator bnm; seconds per step.
+        source; the validator bnm; seconds per step. For a run that diverges, chance.
     """
     torch.manual_seed(seed)
     classes = int(source.labels.max()) + 1
@@ -142,7 +143,10 @@ def run(
             def alignment(both: Tensor = both, labels: Tensor = labels, done: float = done) -> Tensor:
                 return network.alignment_loss(*network(both), labels, done)
 
-            coordinator.backward([task], [alignment], both=[joint], step=step)
+            try:
+                coordinator.backward([task], [alignment], both=[joint], step=step)
+            except FloatingPointError:
+                return {**dict.fromkeys(FIGURES, 1 / classes), "bnm": 0.0, "diverged": 1.0, "seconds_per_step": 0.0}
         stepper.step()
     seconds = (time.perf_counter() - started) / steps
     return {**_evaluate(network, source, target, classes), "seconds_per_step": seconds}
