@@ -60,6 +60,8 @@ def check_entries(section: Any, prefix: str, limits: Mapping[str, Limits]) -> No
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
         name, value = field.name, getattr(section, field.name)
+        if isinstance(value, str) and not _is_unicode(value):
+            raise UserError(f"{prefix}{name} is {value!r}: its bytes are not UTF-8; rename the file or folder")
         if not _fits(value, hints[name], limits.get(name, Limits())):
             shown = "null" if value is None else repr(value)
             wanted = requirement(hints[name], limits.get(name))
@@ -106,6 +108,11 @@ def _fits(value: Any, hint: Any, limits: Limits) -> bool:
     if hint is str:
         return isinstance(value, str) and value.strip() != "" and "\0" not in value
     return isinstance(value, hint)
+
+
+def _is_unicode(value: str) -> bool:
+    """Whether a text can be written; Python keeps bytes of file names that are not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def _finite(value: float) -> bool:

@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 )
 
 from .configuration import HubConfig
+from .configuration.hub import license_notes
 from .errors import UserError
 from .progress import no_hub_progress_bars, no_model_progress_bars, quiet_loading
 from .reports import (
@@ -179,7 +180,7 @@ def push(
         overwrite: Replace the files of a repository whose model is not of metaalign-hf.
         attempts: How often to try when the Hub does not answer or fails.
         retry_seconds: Wait before the second try; it doubles from try to try.
-        report: Called with a line for every failed try.
+        report: Called with a line for every failed try, and where the Hub may not know the licence.
 
     Returns:
         The address of the commit or pull request.
@@ -190,6 +191,8 @@ def push(
     """
     if create_pr and revision is not None:
         raise UserError("push: a pull request goes to main; leave out the revision")
+    for note in license_notes(license):
+        report(note)
     folder = fetch(str(checkpoint), token)
     message = commit_message or ("Push the plain transformers model" if native else "Push the adapted checkpoint")
     with tempfile.TemporaryDirectory() as scratch:

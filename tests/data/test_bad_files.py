@@ -1,12 +1,14 @@
 """Files that somebody else wrote: read as meant, or one line that names the file and says what would be right."""
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from metaalign_hf.configuration import DomainConfig
-from metaalign_hf.data import load_domain
+from metaalign_hf.data import load_domain, load_domain_pair
+from metaalign_hf.data.detection_pair import load_detection_pair
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.errors import UserError
 
@@ -93,3 +95,71 @@ def test_bad_annotations_are_told(tmp_path, content, words):
     with pytest.raises(UserError, match=f"annotations .*boxes.json is .*{words}") as caught:
         read_detection_domain(DomainConfig.parse(f"coco:{tmp_path}/boxes.json"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_link_is_told(pictures):
+    for name in ("gone.png", "lost.png"):
+        (pictures / "cat" / name).symlink_to("/no/such.png")
+    error = told(f"imagefolder:{pictures}")
+    assert f"{pictures}/cat/gone.png is a link to /no/such.png, which does not exist (and 1 more)" in error
+    with pytest.raises(UserError, match="gone.png is a link to /no/such.png"):
+        read_detection_domain(DomainConfig.parse(f"imagefolder:{pictures}"))
+
+
+def test_a_broken_link_in_the_place_of_a_class_is_told(pictures):
+    (pictures / "fish").symlink_to("/no/such/folder")
+    assert f"{pictures}/fish is a link to /no/such/folder, which does not exist" in told(f"imagefolder:{pictures}")
+
+
+def test_images_beside_class_folders_are_noted(pictures):
+    (pictures / "cat" / "0.png").rename(pictures / "loose.png")
+    (pictures / "notes.txt").write_text("not an image")
+    (note,) = load_domain(f"imagefolder:{pictures}").notes
+    assert "1 images beside the class folders" in note and "loose.png" in note
+
+
+def test_names_that_are_not_utf8_are_read_in_files_and_told_in_classes_and_folders(pictures):
+    (pictures / "cat" / "0.png").rename(pictures / "cat" / os.fsdecode(b"\xff.png"))
+    domain = load_domain(f"imagefolder:{pictures}")
+    assert all(view[i].shape == (3, 8, 8) for view in (domain.train, domain.test) for i in range(len(view)))
+    (pictures / "dog").rename(pictures / os.fsdecode(b"d\xf6g"))
+    error = told(f"imagefolder:{pictures}")
+    assert "d\\udcf6g' is not UTF-8; rename it" in error
+    error.encode()
+    with pytest.raises(UserError, match="path is .*its bytes are not UTF-8"):
+        DomainConfig.parse(f"imagefolder:{pictures}{os.fsdecode(bytes([255]))}")
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_an_image_that_would_be_read_as_black_is_told(pictures, mode):
+    Image.new(mode, (8, 8), 1).save(pictures / "cat" / "0.tif")
+    view = load_domain(f"imagefolder:{pictures}").train.join(load_domain(f"imagefolder:{pictures}").test)
+    with pytest.raises(UserError, match=r"cat/0\.tif cannot be read: mode .* has more than 8 bits a channel"):
+        [view[i] for i in range(len(view))]
+
+
+def test_transparent_images_are_noted_and_opaque_ones_are_not(pictures):
+    Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(pictures / "cat" / "opaque.png")
+    assert load_domain(f"imagefolder:{pictures}").notes == []
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(pictures / "cat" / "clear.png")
+    Image.new("LA", (8, 8), (9, 100)).save(pictures / "dog" / "half.png")
+    (note,) = load_domain(f"imagefolder:{pictures}").notes
+    assert "2 of 23 images looked at have transparent pixels, e.g. clear.png" in note
+    (pictures / "list.txt").write_text("cat/clear.png 0\ncat/0.png 0\ndog/0.png 1\n")
+    (note,) = load_domain(f"list:{pictures}/list.txt").notes
+    assert "1 of 3 images" in note
+
+
+@pytest.mark.parametrize("more", ["", "/", "/../photos"])
+def test_a_target_that_is_the_source_is_told(pictures, more):
+    with pytest.raises(UserError, match=r"data.target is the source \(imagefolder:.*\): name another domain"):
+        load_domain_pair(f"imagefolder:{pictures}", f"imagefolder:{pictures}{more}")
+    with pytest.raises(UserError, match="data.target is the source"):
+        load_domain_pair(["mnist", "uci_digits"], "mnist")
+    with pytest.raises(UserError, match=r"data.target is the source \(scenes_plain\)"):
+        load_detection_pair("scenes_plain", "scenes_plain")
+
+
+def test_two_parts_of_one_place_are_two_domains():
+    parts = [DomainConfig(kind="dataset", path="a/b", domain_column="site", domain=name) for name in ("n", "s")]
+    assert not parts[0].is_same_place(parts[1]) and parts[0].is_same_place(parts[0])

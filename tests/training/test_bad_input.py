@@ -12,6 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from metaalign_hf.cli import run
 from metaalign_hf.configuration import OptimizerConfig
+from metaalign_hf.configuration.hub import license_notes
 from metaalign_hf.errors import UserError
 from metaalign_hf.training import adapt, load_config
 
@@ -199,6 +200,16 @@ def test_a_configuration_file_in_another_encoding_is_told(capsys, tmp_path):
 
 def test_a_missing_configuration_file_is_told(capsys):
     assert "none.yaml" in refused(capsys, "train", "--config", "none.yaml")
+
+
+def test_an_unknown_licence_is_noted_when_the_run_starts(capsys, tmp_path):
+    options = ["--training.output_dir", str(tmp_path / "run"), "--training.max_steps", "1", "--hub.license", "apache2"]
+    assert run(["train", "--config", TINY, *options]) == 0
+    said, _, rest = capsys.readouterr().out.replace("\n", " ").partition("before:")
+    assert (
+        "Note: 'apache2' is not among the licences of the Hub" in said and "did you mean apache-2.0?" in said and rest
+    )
+    assert license_notes("apache-2.0") == license_notes(None) == []
 
 
 def test_another_run_is_never_overwritten(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The typed configuration of a domain pair."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -127,6 +128,16 @@ class DomainConfig:
         forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]
         valid = ", ".join([*DIGITS, *SOLAR, *SCENES, *forms])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
+
+    def is_same_place(self, other: "DomainConfig") -> bool:
+        """Whether both take their training images from the same place."""
+        return self._place() == other._place()
+
+    def _place(self) -> tuple[str | None, ...]:
+        files = (self.path, self.annotations, self.root)
+        embedded = self.name if self.path is None and self.annotations is None else None
+        rest = (self.config_name, self.revision, self.domain_column, self.domain, self.train_split, embedded)
+        return (self.kind, *(file and os.path.realpath(os.path.expanduser(file)) for file in files), *rest)
 
     def short_form(self) -> str:
         """The text that `parse` reads, without what refines it."""

@@ -2,11 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import ClassVar
 
 from ..checks import Limits, check_entries
 
-__all__ = ["HubConfig"]
+__all__ = ["LICENSES", "HubConfig", "license_notes"]
+
+_LICENSE_WORDS = """
+afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1
+lgpl-3.0 lgpl-lr llama2
+llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 open-mdw openrail
+openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+"""
+LICENSES = tuple(_LICENSE_WORDS.split())
+"""Licence ids of the Hub, which it adds to now and then; hence a note and no refusal."""
 
 
 @dataclass
@@ -54,3 +69,12 @@ class HubConfig:
             UserError: For the first one.
         """
         check_entries(self, "hub.", self.LIMITS)
+
+
+def license_notes(name: str | None) -> list[str]:
+    """A note where the Hub may not know a licence: it refuses a model card with one that it does not know."""
+    if name is None or name in LICENSES:
+        return []
+    near = get_close_matches(name.lower(), LICENSES, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "use other for one that the Hub does not list."
+    return [f"{name!r} is not among the licences of the Hub that this release knows, and the Hub may refuse it; {hint}"]

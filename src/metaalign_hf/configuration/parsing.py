@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ..checks import requirement
 from ..errors import UserError
 from ..text_files import read_text, read_yaml
-from .data import DIGITS, SCENES, DomainConfig, Kind
+from .data import DIGITS, SCENES, SOLAR, DomainConfig, Kind
 from .training import Config
 
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
@@ -176,7 +176,7 @@ def _short_form(given: dict[str, Any]) -> str | None:
     if len(given) != 1:
         return None
     ((kind, path),) = given.items()
-    if kind not in (*typing.get_args(Kind), *DIGITS, *SCENES) or not isinstance(path, str | None):
+    if kind not in (*typing.get_args(Kind), *DIGITS, *SCENES, *SOLAR) or not isinstance(path, str | None):
         return None
     return f"{kind}:{path or ''}"
 

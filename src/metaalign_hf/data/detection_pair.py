@@ -10,7 +10,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import RawDetectionDomain
 from .detection_readers import read_detection_domain
-from .domain_pair import hold_out
+from .domain_pair import hold_out, refuse_same_domain
 from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .objects import DetectionSet
@@ -67,6 +67,7 @@ def load_detection_pair(
     Raises:
         UserError: If a domain cannot be read, the source has no objects, or the class names do not agree.
     """
+    refuse_same_domain([source], target)
     from_source, from_target = _read(source), _read(target)
     if from_source.labels is None:
         raise UserError(f"source {from_source.name} has no boxes: a detector needs a source with objects")

@@ -10,10 +10,10 @@ from .annotations import ClassNames, RawDetectionDomain
 from .bad_boxes import BoxCheck
 from .coco import read_coco
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
-from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, find_images
+from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
-from .readers import required_path
+from .readers import existing_images, required_path, transparency_notes
 from .voc import read_voc
 
 __all__ = ["read_detection_domain"]
@@ -64,10 +64,11 @@ def _unlabelled_folder(config: DomainConfig) -> RawDetectionDomain:
         place = Path(path).expanduser()
         if not place.is_dir():
             raise UserError(f"domain {name}: the folder {place} does not exist")
-        files = tuple(find_images(place))
+        files = tuple(existing_images(place, name))
         if not files:
             raise UserError(f"domain {name}: the folder {place} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         return DetectionSet(ImageSet(name, len(files), FileLoader(files), None, files))
 
     test = folder(config.test_path) if config.test_path is not None else None
-    return RawDetectionDomain(name, None, folder(required_path(config)), test)
+    train = folder(required_path(config))
+    return RawDetectionDomain(name, None, train, test, transparency_notes(name, train.images.paths))

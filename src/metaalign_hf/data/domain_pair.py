@@ -14,7 +14,15 @@ from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .readers import RawDomain, read_domain
 
-__all__ = ["Domain", "DomainPair", "hold_out", "load_domain", "load_domain_pair", "load_labelled_view"]
+__all__ = [
+    "Domain",
+    "DomainPair",
+    "hold_out",
+    "load_domain",
+    "load_domain_pair",
+    "load_labelled_view",
+    "refuse_same_domain",
+]
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class Domain:
         labels: Class names in the order of the label indices; None without labels.
         train: Training images.
         test: Test images.
+        notes: What of the data is not used, or not as it looks.
     """
 
     name: str
     labels: list[str] | None
     train: ImageSet
     test: ImageSet
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,7 @@ def load_domain_pair(
     given = [source] if isinstance(source, DomainConfig | str) else list(source)
     if not given:
         raise UserError("data.source: the list of sources is empty")
+    refuse_same_domain(given, target)
     sources, from_target = [load_domain(config) for config in given], load_domain(target)
     for domain in sources:
         if domain.labels is None:
@@ -156,8 +167,23 @@ def load_domain_pair(
         target_test_images=from_target.test.without_labels(),
         target_evaluation=evaluation,
         target_labeled=None if target_labeled is None else load_labelled_view(target_labeled, labels, "all"),
-        notes=notes,
+        notes=[*(note for domain in [*sources, from_target] for note in domain.notes), *notes],
     )
+
+
+def refuse_same_domain(sources: Sequence[DomainConfig | str], target: DomainConfig | str) -> None:
+    """Refuse a target whose images are a source's: there would be nothing to adapt to.
+
+    Raises:
+        UserError: If the target is among the sources.
+    """
+    to = _parsed(target)
+    if any(_parsed(source).is_same_place(to) for source in sources):
+        raise UserError(f"data.target is the source ({to.short_form()}): name another domain to adapt to")
+
+
+def _parsed(domain: DomainConfig | str) -> DomainConfig:
+    return DomainConfig.parse(domain) if isinstance(domain, str) else domain
 
 
 def load_labelled_view(
@@ -196,9 +222,9 @@ def load_labelled_view(
 
 def _split(raw: RawDomain, config: DomainConfig) -> Domain:
     if raw.test is not None:
-        return Domain(raw.name, raw.labels, raw.train, raw.test)
+        return Domain(raw.name, raw.labels, raw.train, raw.test, raw.notes)
     train, test = raw.held_out or hold_out(len(raw.train), raw.name, config)
-    return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test))
+    return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test), raw.notes)
 
 
 def hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from ..errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image"]
 
+_WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 
 
@@ -201,12 +202,30 @@ def image_files(paths: Sequence[Path]) -> ImageSet:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files under a folder, sorted; hidden files are left out."""
+    """All image files under a folder, sorted; hidden files are left out, links to files that are gone are not."""
     return sorted(
         p
         for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not any(part.startswith(".") for part in p.parts[-3:])
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and (p.is_file() or p.is_symlink())
+        and not any(part.startswith(".") for part in p.parts[-3:])
     )
+
+
+def transparent_images(paths: Sequence[Path], most: int = 200) -> tuple[int, list[Path]]:
+    """How many images were looked at, evenly spaced among `paths`, and which of them have transparent pixels."""
+    chosen = paths[:: max(1, -(-len(paths) // most))]
+    return len(chosen), [path for path in chosen if path.suffix.lower() in _WITH_ALPHA and _is_transparent(path)]
+
+
+def _is_transparent(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            if not image.has_transparency_data:
+                return False
+            return min(image.convert("RGBA").getchannel("A").tobytes()) < 255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # told when the image is used
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

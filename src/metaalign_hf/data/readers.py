@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from ..text_files import read_text
 from .digits import load_digits_images, split_digits
-from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images, transparent_images
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
 __all__ = ["RawDomain", "dataset_split", "load_splits", "read_domain", "required_path"]
@@ -26,6 +27,7 @@ class RawDomain:
         train: Training images, with labels where there are labels.
         test: Test images of their own; None where they are to be held out of `train`.
         held_out: Indices of `train` to train and to test on, where the domain brings its own fixed split.
+        notes: What of the data is not used, or not as it looks.
     """
 
     name: str
@@ -33,6 +35,7 @@ class RawDomain:
     train: ImageSet
     test: ImageSet | None = None
     held_out: tuple[list[int], list[int]] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def read_domain(config: DomainConfig) -> RawDomain:
@@ -67,34 +70,44 @@ def _solar(config: DomainConfig) -> RawDomain:
 
 def _imagefolder(config: DomainConfig) -> RawDomain:
     name = config.describe()
-    classes, train = _read_folder(required_path(config), name, None)
+    notes: list[str] = []
+    classes, train = _read_folder(required_path(config), name, None, notes)
+    notes += transparency_notes(name, train.paths)
     if config.test_path is None:
-        return RawDomain(name, classes, train)
-    test_classes, test = _read_folder(config.test_path, name, classes)
+        return RawDomain(name, classes, train, notes=notes)
+    test_classes, test = _read_folder(config.test_path, name, classes, notes)
     if (test_classes is None) != (classes is None):
         raise UserError(
             f"domain {name}: test_path {config.test_path} has class folders and path has not, or vice versa"
         )
-    return RawDomain(name, classes, train, test)
+    return RawDomain(name, classes, train, test, notes=list(dict.fromkeys(notes)))
 
 
-def _read_folder(path: str, name: str, known: list[str] | None) -> tuple[list[str] | None, ImageSet]:
-    """Images of a folder: of its class folders, or, where it has none, unlabelled."""
+def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]) -> tuple[list[str] | None, ImageSet]:
+    """Images of a folder: of its class folders, or, where it has none, unlabelled; adds what is not used to `notes`."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"domain {name}: the folder {folder} does not exist")
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    refuse_broken_links(entries, name)
+    folders = [p for p in entries if p.is_dir()]
     if not folders:
-        files = find_images(folder)
+        files = existing_images(folder, name)
         if not files:
             raise UserError(f"domain {name}: the folder {folder} holds no images and no class folders")
         return None, ImageSet(name, len(files), FileLoader(tuple(files)), None, tuple(files))
     classes = known or [p.name for p in folders]
+    loose = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    if loose:
+        notes.append(
+            f"{name}: {len(loose)} images beside the class folders of {folder} are not used, e.g. {_shown(loose[0])}."
+        )
     files, labels = [], []
     for class_folder in folders:
+        refuse_undecodable(class_folder, name)
         if class_folder.name not in classes:
             raise UserError(f"domain {name}: the test folder {class_folder} is no class of the training folder")
-        found = find_images(class_folder)
+        found = existing_images(class_folder, name)
         if not found:
             raise UserError(f"domain {name}: the class folder {class_folder} holds no images; fill or remove it")
         files += found
@@ -102,18 +115,75 @@ def _read_folder(path: str, name: str, known: list[str] | None) -> tuple[list[st
     return classes, ImageSet(name, len(files), FileLoader(tuple(files)), tuple(labels), tuple(files))
 
 
+def existing_images(folder: Path, name: str) -> list[Path]:
+    """All image files under a folder, sorted.
+
+    Raises:
+        UserError: If one is a link to a file that does not exist.
+    """
+    found = find_images(folder)
+    refuse_broken_links(found, name)
+    return found
+
+
+def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:
+    """A note where images have transparent pixels, of which a viewer shows something else than a model sees."""
+    looked_at, found = transparent_images(paths)
+    if not found:
+        return []
+    return [
+        f"{name}: {len(found)} of {looked_at} images looked at have transparent pixels, e.g. {_shown(found[0])}; the "
+        "alpha channel is dropped, as pipeline of transformers does, and the colours stored beneath it are used."
+    ]
+
+
+def _shown(path: Path) -> str:
+    """Name of a file that may be no UTF-8, for notes, which are written into files."""
+    return path.name.encode(errors="backslashreplace").decode()
+
+
+def refuse_broken_links(paths: list[Path], name: str) -> None:
+    """Refuse links that lead nowhere: a disk may be missing, and with it much of the data.
+
+    Raises:
+        UserError: If there is one.
+    """
+    broken = [path for path in paths if path.is_symlink() and not path.exists()]
+    if broken:
+        others = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise UserError(
+            f"domain {name}: {broken[0]} is a link to {broken[0].readlink()}, which does not exist{others}; repair or "
+            "remove it"
+        )
+
+
+def refuse_undecodable(class_folder: Path, name: str) -> None:
+    """Refuse the folder of a class whose name cannot be written into any file.
+
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    try:
+        class_folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"domain {name}: the name of the class folder {str(class_folder)!r} is not UTF-8; rename it"
+        ) from error
+
+
 def _list(config: DomainConfig) -> RawDomain:
     name = config.describe()
     names = _label_names(config)
     rows = _read_list(required_path(config), config, name)
     test_rows = _read_list(config.test_path, config, name) if config.test_path is not None else None
+    notes = transparency_notes(name, [row.path for row in rows])
     texts = {row.label for row in [*rows, *(test_rows or [])]}
     if texts == {None}:
         test = _listed(test_rows, {}, name) if test_rows is not None else None
-        return RawDomain(name, None, _listed(rows, {}, name), test)
+        return RawDomain(name, None, _listed(rows, {}, name), test, notes=notes)
     classes, index = _classes([*rows, *(test_rows or [])], names, config)
     test = _listed(test_rows, index, name) if test_rows is not None else None
-    return RawDomain(name, classes, _listed(rows, index, name), test)
+    return RawDomain(name, classes, _listed(rows, index, name), test, notes=notes)
 
 
 @dataclass(frozen=True)

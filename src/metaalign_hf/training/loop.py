@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration import Config
+from ..configuration.hub import license_notes
 from ..coordination import MetaAlign
 from ..data import DetectionPair, DomainPair
 from ..disk import told_disk_errors
@@ -157,6 +158,8 @@ class _Run:
         if self.accelerator.is_main_process:
             write_config(config)
             truncate_metrics(self.output_dir, self.step)
+        for note in [*self.task.notes, *license_notes(config.hub.license)]:
+            self._report(f"Note: {note}")
         if training.trackers:
             self.accelerator.init_trackers("metaalign", config=_flat_scalars(config))
 
