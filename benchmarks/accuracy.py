@@ -8,11 +8,13 @@ Pairs: mono -> poly and poly -> mono cells (PyPI `elpv-dataset`, real electrolum
 pooled features of EfficientNet-Lite0 (ImageNet), turned to their first 128 principal components, and a small network on
 them; see `frozen.py`. Score: mean over classes of the target's recall, on its test split, in points.
 
-Each form of the step gets its own learning rate from `RATES`, one for each objective: that with the largest mean
-nuclear norm of the predictions on unlabelled target images (BNM), among those whose source score is within 5 points of
-the best, over both pairs and the seeds `CHOICE_SEEDS`. No target label takes part. Then ten other seeds, with `SHORT`
-steps for every form, and with `LONG` steps for `FINALISTS`; the joint step also with twice as many, which says whether
-it had converged. Differences are paired by pair and seed, with 95 % intervals (Student's t).
+Each form of the step in `MAIN` gets its own learning rate from `RATES`, one for each objective: that with the largest
+mean nuclear norm of the predictions on unlabelled target images (BNM), among those whose source score is within 5
+points of the best, over both pairs and the seeds `CHOICE_SEEDS`. No target label takes part. Then ten other seeds, with
+`SHORT` steps for every form, and with `LONG` steps for `FINALISTS`; the joint step also with twice as many, which says
+whether it had converged. The other forms run with DANN and `SHORT` steps: ablations and controls at the learning rate
+of the remembered total, the rest at joint's. Differences are paired by pair and seed, with 95 % intervals (Student's
+t).
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ OBJECTIVES = ("dann", "cdan", "mcc")
 RATES = (0.003, 0.01, 0.03)
 CHOICE_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
-SHORT, LONG = 500, 2000
-FINALISTS = ("joint", "metaalign, remembered total", "metaalign, fresh, trust ratio 0.1", "control: noise")
+SHORT, LONG = 500, 1500
+FINALISTS = ("joint", "metaalign, remembered total", "metaalign, fresh, trust ratio 0.1")
+MAIN = (*FINALISTS, "metaalign, remembered role", "extragradient, trust ratio 0.03")
+"""Forms that choose their own learning rate and are run with every objective; the others borrow one, with DANN."""
+DOUBLED_SEEDS = SEEDS[:5]
 COMPONENTS = 128
 FOLDER = RESULTS / "accuracy"
 
@@ -94,13 +99,15 @@ def principal(features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 def forms_of(objective: str) -> tuple[str, ...]:
     """The forms of the step that are run with an objective."""
-    return ("source only",) if objective == "none" else tuple(FORMS)
+    if objective == "none":
+        return ("source only",)
+    return (*MAIN, *(form for form in FORMS if form not in MAIN)) if objective == "dann" else MAIN
 
 
 def choices() -> Iterator[Run]:
     """The runs that choose learning rates."""
     for objective in ("none", *OBJECTIVES):
-        for form in forms_of(objective):
+        for form in forms_of(objective)[: len(MAIN)]:
             for rate in RATES:
                 for pair in range(len(PAIRS)):
                     yield from ((objective, form, rate, SHORT, pair, seed) for seed in CHOICE_SEEDS)
@@ -108,6 +115,8 @@ def choices() -> Iterator[Run]:
 
 def rate_of(runs: Runs, objective: str, form: str) -> float:
     """The learning rate that a form of the step gets, chosen without target labels."""
+    if form not in ("source only", *MAIN):
+        form = "metaalign, remembered total" if form.startswith(("ablation", "control")) else "joint"
     means = {}
     for rate in RATES:
         found = [
@@ -120,22 +129,26 @@ def rate_of(runs: Runs, objective: str, form: str) -> float:
 
 def comparisons(runs: Runs) -> Iterator[Run]:
     """The runs of the tables."""
-    for objective in ("none", *OBJECTIVES):
-        for form in forms_of(objective):
-            rate = rate_of(runs, objective, form)
-            budgets = (SHORT, LONG) if form in (*FINALISTS, "source only") else (SHORT,)
-            for steps in (*budgets, *((2 * LONG,) if form == "joint" else ())):
+    budgets = (
+        (SHORT, SEEDS, lambda form: True),
+        (LONG, SEEDS, lambda form: form in ("source only", *FINALISTS)),
+        (2 * LONG, DOUBLED_SEEDS, lambda form: form == "joint"),
+    )
+    for steps, seeds, wanted in budgets:
+        for objective in ("none", *OBJECTIVES):
+            for form in filter(wanted, forms_of(objective)):
+                rate = rate_of(runs, objective, form)
                 for pair in range(len(PAIRS)):
-                    yield from ((objective, form, rate, steps, pair, seed) for seed in SEEDS)
+                    yield from ((objective, form, rate, steps, pair, seed) for seed in seeds)
 
 
-def scores(runs: Runs, objective: str, form: str, steps: int) -> list[float]:
+def scores(runs: Runs, objective: str, form: str, steps: int, seeds: tuple[int, ...] = SEEDS) -> list[float]:
     """Target scores by pair and seed, in points."""
     rate = rate_of(runs, objective, form)
     return [
         100 * runs((objective, form, rate, steps, pair, seed))["target_class_mean"]
         for pair in range(len(PAIRS))
-        for seed in SEEDS
+        for seed in seeds
     ]
 
 
@@ -145,7 +158,7 @@ def written(values: list[float], sign: str = "") -> str:
     return f"{mean:{sign}.1f} ± {half:.1f}"
 
 
-def table(runs: Runs, steps: int, forms: tuple[str, ...]) -> Table:
+def table(runs: Runs, steps: int) -> Table:
     """Scores and paired differences at one budget."""
     found = Table(title=f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)")
     for column in ("objective", "step", "lr", "mono -> poly", "poly -> mono", "difference to joint", "worst run"):
@@ -156,13 +169,13 @@ def table(runs: Runs, steps: int, forms: tuple[str, ...]) -> Table:
     found.add_row(
         "", "source only", f"{rate}", written(source[:half]), written(source[half:]), "", f"{min(source):.0f}"
     )
-    pooled: dict[str, list[float]] = {form: [] for form in forms}
+    pooled: dict[str, list[float]] = {}
     for objective in OBJECTIVES:
         joint = scores(runs, objective, "joint", steps)
-        for form in forms:
+        for form in forms_of(objective) if steps == SHORT else FINALISTS:
             own = scores(runs, objective, form, steps)
             gains = [a - b for a, b in zip(own, joint, strict=True)]
-            pooled[form] += gains
+            pooled.setdefault(form, []).extend(gains)
             found.add_row(
                 objective,
                 form,
@@ -172,7 +185,7 @@ def table(runs: Runs, steps: int, forms: tuple[str, ...]) -> Table:
                 "" if form == "joint" else written(gains, "+"),
                 f"{min(own):.0f}",
             )
-    for form in forms[1:]:
+    for form in MAIN[1:] if steps == SHORT else FINALISTS[1:]:
         found.add_row("all", form, "", "", "", written(pooled[form], "+"), "")
     return found
 
@@ -183,8 +196,8 @@ def convergence(runs: Runs) -> Table:
     found.add_column("objective")
     found.add_column("difference")
     for objective in OBJECTIVES:
-        pairs = zip(scores(runs, objective, "joint", 2 * LONG), scores(runs, objective, "joint", LONG), strict=True)
-        found.add_row(objective, written([a - b for a, b in pairs], "+"))
+        longer, shorter = (scores(runs, objective, "joint", steps, DOUBLED_SEEDS) for steps in (2 * LONG, LONG))
+        found.add_row(objective, written([a - b for a, b in zip(longer, shorter, strict=True)], "+"))
     return found
 
 
@@ -207,7 +220,7 @@ def main() -> None:
     if parts > 1:
         return
     console = Console(width=150)
-    for shown in (table(runs, SHORT, tuple(FORMS)), table(runs, LONG, FINALISTS), convergence(runs)):
+    for shown in (table(runs, SHORT), table(runs, LONG), convergence(runs)):
         console.print(shown)
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 

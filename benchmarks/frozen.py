@@ -250,6 +250,12 @@ FORMS: dict[str, Coordinate] = {
     "extragradient, trust ratio 0.03": lambda o, n: Game(o, 0.03, rule="trust_ratio"),
     "heun, 1 x lr": lambda o, n: Game(o, 1.0, solver="heun"),
     "pga, normalised 0.05": lambda o, n: DoublyPerturbed(o),
+    "ablation: remember the task's gradient": remembered(remember="role", roles="task", refresh_every=1),
+    "ablation: remember the alignment's gradient": remembered(remember="role", roles="alignment", refresh_every=1),
+    "ablation: move the task's pass": lambda o, n: OnePassMoved(o, "task"),
+    "ablation: move the alignment's pass": lambda o, n: OnePassMoved(o, "alignment"),
+    "ablation: move the features": remembered(scope=lambda name, _: name.startswith("backbone")),
+    "ablation: move the discriminator": remembered(scope=lambda name, _: name.startswith("alignment")),
     "control: noise": lambda o, n: Noise(o),
     "control: reversed": lambda o, n: Reversed(o),
 }
