@@ -111,9 +111,19 @@ def _evaluate(arguments: list[str]) -> None:
     view = load_labelled_view(domain, labels, options.split)
     found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size or 64), len(labels))
     print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:")
-    print(f"accuracy {100 * found.accuracy:.2f} %, mean over classes {100 * found.class_mean:.2f} %")
+    precision = "unknown" if math.isnan(found.average_precision) else f"{100 * found.average_precision:.2f} %"
+    print(
+        f"accuracy {100 * found.accuracy:.2f} %, balanced accuracy {100 * found.balanced_accuracy:.2f} %, "
+        f"average precision {f'of {labels[1]} ' if len(labels) == 2 else ''}{precision}"
+    )
     per_class = {k: None if math.isnan(v) else v for k, v in zip(labels, found.per_class, strict=True)}
-    figures = {"accuracy": found.accuracy, "class_mean": found.class_mean, "per_class": per_class, "n": found.n}
+    figures = {
+        "accuracy": found.accuracy,
+        "balanced_accuracy": found.balanced_accuracy,
+        "average_precision": None if math.isnan(found.average_precision) else found.average_precision,
+        "per_class": per_class,
+        "n": found.n,
+    }
     _write_figures(options.output, figures)
 
 

@@ -1,5 +1,7 @@
 """The embedded photographs of solar cells, from the files that pip installed to a trained and evaluated model."""
 
+import contextlib
+import io
 import itertools
 import json
 import sys
@@ -11,6 +13,7 @@ import torch
 from metaalign_hf import UserError, load_domain
 from metaalign_hf.cli import run
 from metaalign_hf.data import solar
+from metaalign_hf.reports.record import _of_selected, read_record
 
 CELLS = {"solar_mono": (588, 313), "solar_poly": (920, 402)}
 
@@ -49,17 +52,89 @@ def test_a_missing_extra_is_told_in_one_line(monkeypatch):
     assert 'pip install "metaalign-hf[solar]"' in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_train_and_evaluate_on_cells(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A run on cells that is measured by balanced accuracy, and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "cells"
     words = ["--data.source", "solar_mono", "--data.target", "solar_poly", "--data.image_size", "32"]
     words += ["--data.resize_size", "36", "--model.backbone", "timm/resnet10t", "--model.pretrained", "false"]
-    words += ["--training.max_steps", "2", "--training.batch_size", "8", "--training.output_dir", str(tmp_path / "run")]
-    assert run(["train", *words]) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    words += ["--training.source_steps", "6", "--training.max_steps", "4", "--training.evaluate_every", "8"]
+    words += ["--training.batch_size", "16", "--training.metric", "balanced_accuracy", "--optimizer.lr", "0.01"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(["train", *words, "--training.output_dir", str(output)]) == 0
+    return output, printed.getvalue()
+
+
+def test_a_run_on_cells_reports_every_figure_and_heads_its_tables_with_the_one_asked_for(adapted):
+    output, printed = adapted
+    summary = json.loads((output / "summary.json").read_text())
     assert (summary["source"], summary["target"], summary["target_test_images"]) == ("solar_mono", "solar_poly", 274)
-    card = (tmp_path / "run" / "README.md").read_text()
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["evaluation"]: line for line in lines if "evaluation" in line}
+    assert list(logged) == ["before", "step 8", "after"]
+    for figure in ("accuracy", "balanced_accuracy", "average_precision"):
+        assert summary[f"source_{figure}_before"] == logged["before"][f"source_{figure}"]
+        assert summary[f"source_{figure}"] == logged["after"][f"source_{figure}"]
+        for name in ("before", "after"):
+            assert summary[f"target_{figure}_{name}"] == logged[name][f"target_{figure}"]
+    by_step = {line["step"]: line for line in logged.values()}
+    assert [row["checkpoint"].split()[0] for row in summary["checkpoints"]] == ["last", "selected", "oracle"]
+    for row in summary["checkpoints"]:
+        line = by_step[row["step"]]
+        assert (row["source"], row["target"]) == (line["source_balanced_accuracy"], line["target_balanced_accuracy"])
+    words = [line for line in printed.splitlines() if "test balanced accuracy source" in line]
+    assert len(words) == 3 and f"{100 * summary['target_balanced_accuracy_after']:.1f} %" in words[-1]
+    table = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert table[:4] == ["source solar_mono", "target solar_poly", "target accuracy", "target average precision"]
+    assert "test balanced accuracy by checkpoint" in printed and "points of test balanced accuracy" in printed
+    card = (output / "README.md").read_text()
     assert "CC-BY-NC-SA-4.0" in card and "blocks of neighbours" in card
-    capsys.readouterr()
-    assert run(["evaluate", str(tmp_path / "run"), "--data", "solar_poly"]) == 0
-    assert "274" in capsys.readouterr().out
-    assert run(["evaluate", str(tmp_path / "run"), "--data", "solar_pol"]) == 2
+    rows = [line.split("|")[1].strip() for line in card.splitlines() if line.startswith("| target solar_poly")]
+    figures = ["balanced accuracy", "accuracy", "average precision"]
+    assert rows == [f"target solar_poly, {figure}" for figure in figures]
+
+
+def test_the_saved_model_is_evaluated_to_the_same_figures(adapted, tmp_path, capsys):
+    output, _ = adapted
+    summary = json.loads((output / "summary.json").read_text())
+    figures = tmp_path / "figures.json"
+    assert run(["evaluate", str(output), "--data", "solar_poly", "--output", str(figures)]) == 0
+    printed = capsys.readouterr().out
+    assert "274" in printed and f"balanced accuracy {100 * summary['target_balanced_accuracy_after']:.2f} %" in printed
+    assert f"average precision of defective {100 * summary['target_average_precision_after']:.2f} %" in printed
+    found = json.loads(figures.read_text())
+    for figure in ("accuracy", "balanced_accuracy", "average_precision"):
+        assert found[figure] == summary[f"target_{figure}_after"]
+    assert run(["evaluate", str(output), "--data", "solar_pol"]) == 2
     assert "did you mean solar_poly" in capsys.readouterr().err
+
+
+def test_a_selected_checkpoint_has_a_card_with_its_own_figures(adapted):
+    output, _ = adapted
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if line.get("evaluation") == "step 8")
+    run_folder = read_record(output)
+    row = {"checkpoint": "selected (label-free, bnm)", "step": 8}
+    row |= {domain: line[f"{domain}_balanced_accuracy"] for domain in ("source", "target")}
+    summary = _of_selected({**run_folder.summary, "checkpoints": [row]}, run_folder.metrics)
+    for figure in ("accuracy", "balanced_accuracy", "average_precision"):
+        assert summary[f"source_{figure}"] == line[f"source_{figure}"]
+        assert summary[f"target_{figure}_after"] == line[f"target_{figure}"]
+
+
+def test_average_precision_needs_images_of_the_positive_class(tmp_path, capsys):
+    mono, poly = load_domain("solar_mono"), load_domain("solar_poly")
+    for name, view in (("mono", mono), ("poly", poly)):
+        rows = [f"{path} {label}\n" for path, label in zip(view.train.paths, view.train.labels, strict=True)]
+        (tmp_path / f"{name}.txt").write_text("".join(rows))
+        sound = [path for path, label in zip(view.test.paths, view.test.labels, strict=True) if not label]
+        (tmp_path / f"{name}_test.txt").write_text("".join(f"{path} 0\n" for path in sound))
+    words = ["--data.source", "solar_mono", "--data.target", f"list:{tmp_path / 'poly.txt'}"]
+    words += ["--data.target.test_path", str(tmp_path / "poly_test.txt")]
+    (tmp_path / "names.txt").write_text("sound\ndefective\n")
+    words += ["--data.target.labels_file", str(tmp_path / "names.txt"), "--training.metric", "average_precision"]
+    words += ["--model.backbone", "timm/resnet10t", "--model.pretrained", "false", "--training.max_steps", "1"]
+    assert run(["train", *words, "--training.output_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "training.metric: average_precision is that of the class defective" in error and "\n" not in error
+    assert not (tmp_path / "run").exists()

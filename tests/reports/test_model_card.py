@@ -51,8 +51,8 @@ SUMMARY = {
     "source_accuracy": 0.8765,
     "target_accuracy_before": 0.4321,
     "target_accuracy_after": 0.51234,
-    "target_class_mean_before": None,
-    "target_class_mean_after": None,
+    "target_balanced_accuracy_before": None,
+    "target_balanced_accuracy_after": None,
     "source_test_images": 485,
     "target_test_images": 873,
     "checkpoint": "last",
@@ -77,7 +77,7 @@ def test_the_card_states_what_was_measured():
     text = model_card(record(), repo_id="lab/office", figures=["figures/training.png"], license="mit")
     assert row(text, "target office-home/Clipart, accuracy")[1:] == ["43.21 %", "51.23 %", "+8.02", "873"]
     assert row(text, "source office-home/Art, accuracy")[1:] == ["91.00 %", "87.65 %", "-3.35", "485"]
-    assert "mean class accuracy" not in text, "what was not measured is not stated"
+    assert "balanced accuracy" not in text, "what was not measured is not stated"
     assert "seed 3" in text and "-0.250" in text and "last checkpoint" in text
     assert "figures/training.png" in text and "from_pretrained" in text and "--model.checkpoint lab/office" in text
     assert "wei2021metaalign" in text and "long2018conditional" in text and "ganin2016domain" not in text

@@ -364,8 +364,7 @@ def test_a_checkpoint_that_is_no_metaalign_detector_is_refused(finished, tmp_pat
         (["--training.batch_size", "1000"], "fewer than a batch of 1000"),
         (["--training.select_by", "bnm"], "for detectors: agreement, entropy"),
         (["--data.source", "[scenes_plain, scenes_photo]"], "takes one source"),
-        (["--training.select_by", "bnm"], "for detectors: agreement, entropy"),
-        (["--data.source", "[scenes_plain, scenes_photo]"], "takes one source"),
+        (["--training.metric", "balanced_accuracy"], "training.metric: balanced_accuracy is for classifiers"),
     ],
 )
 def test_bad_input_is_told_in_one_line_and_leaves_nothing(options, message, tmp_path, capsys):

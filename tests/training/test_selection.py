@@ -288,7 +288,7 @@ def test_recalibration_adapts_a_source_only_model(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_select_as_one_does(tmp_path):
-    """All rows reach every process, in the order of one process."""
+    """All rows reach every process, in the order of one process, and so do the figures, also of an empty share."""
     script = tmp_path / "gather.py"
     script.write_text(
         "import os, torch, torch.distributed as dist\n"
@@ -297,7 +297,20 @@ def test_two_processes_select_as_one_does(tmp_path):
         "whole = torch.arange(20).reshape(10, 2)\n"
         "found = gather_rows(whole[dist.get_rank() :: 2], 2)\n"
         "assert torch.equal(found, whole), found\n"
+        "from types import SimpleNamespace\n"
+        "from metaalign_hf.evaluation import evaluate_classifier\n"
+        "torch.manual_seed(0)\n"
+        "images, labels = torch.randn(7, 3), torch.tensor([0, 1, 1, 0, 1, 0, 1])\n"
+        "class Linear(torch.nn.Linear):\n"
+        "    def forward(self, pixel_values):\n"
+        "        return SimpleNamespace(logits=super().forward(pixel_values))\n"
+        "model = Linear(3, 2)\n"
+        "def figures(rows):\n"
+        "    batch = [{'pixel_values': images[rows], 'labels': labels[rows]}] if len(images[rows]) else []\n"
+        "    return evaluate_classifier(model, batch, 2)\n"
+        "shares = [figures(slice(dist.get_rank(), stop, 2)) for stop in (7, 1)]\n"
         "dist.destroy_process_group()\n"
+        "assert [str(x) for x in shares] == [str(figures(slice(stop))) for stop in (7, 1)], shares\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})

@@ -233,6 +233,10 @@ class TrainingConfig:
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
             of the adaptation phase, at least 100 steps apart.
+        metric: Of classifiers, the figure that heads the summary, the progress lines and the tables of checkpoints, and
+            that select_tolerance is measured in: accuracy; balanced_accuracy, the mean over classes of each class's
+            share; or average_precision, with two classes that of the positive class, the last label, otherwise the mean
+            over classes. All three are reported.
         select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy; for
             detectors agreement or entropy) that selects among the models evaluated from the end of the source phase on,
             without target labels; auto: bnm, and agreement for detectors; null selects none. The last model is saved in
@@ -264,6 +268,7 @@ class TrainingConfig:
     pseudo_label_threshold: float | dict[str, float] = 0.5
     seed: int = 0
     evaluate_every: int | None = None
+    metric: Literal["accuracy", "balanced_accuracy", "average_precision"] = "accuracy"
     select_by: str | None = "auto"
     select_tolerance: float = 0.05
     selection_images: int = 512

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..configuration import SOLAR
 from ..errors import UserError
+from ..text_files import read_text
 from .images import FileLoader, ImageSet
 
 __all__ = ["SOLAR_CLASSES", "load_solar_cells", "split_solar_cells"]
@@ -65,10 +66,8 @@ def _cells(name: str) -> tuple[tuple[Path, int, int], ...]:
     if spec is None or spec.origin is None:
         raise UserError(f'the domain {name} needs the package elpv-dataset: pip install "metaalign-hf[solar]"')
     folder = Path(spec.origin).parent / "data"
-    try:
-        rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"the domain {name}: {folder / 'labels.csv'} cannot be read ({error.strerror})") from error
+    lines = read_text(folder / "labels.csv", f"domain {name}: the list").splitlines()
+    rows = [line.split() for line in lines if line.strip()]
     cells, block = [], -1
     for kind, run in groupby(rows, key=lambda row: row[2]):
         if f"solar_{kind}" != name:

@@ -1,39 +1,54 @@
-"""Accuracy of a classifier on a labelled view."""
+"""Figures of a classifier on a labelled view."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["Accuracy", "evaluate_classifier", "predict_probabilities"]
+__all__ = ["FIGURES", "Accuracy", "evaluate_classifier", "predict_probabilities"]
+
+FIGURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "average_precision": "average precision",
+}
+"""Figures that `training.metric` may name, with what they are called in tables."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on n images, in 0..1.
+    """Figures on n images, in 0..1.
 
     Attributes:
         accuracy: Share of images classified correctly.
-        class_mean: Mean over classes of the share of each class's images (recall), as VisDA is reported; over the
-            classes that occur.
+        balanced_accuracy: Mean over classes of the share of each class's images (recall), as VisDA is reported; over
+            the classes that occur.
+        average_precision: Area under the precision-recall curve of the class probabilities. With two classes that of
+            the positive class, which is the last label; otherwise the mean over the classes that occur. NaN where the
+            positive class does not occur.
         per_class: The recall of each class; NaN where the class does not occur.
         n: Number of images.
     """
 
     accuracy: float
-    class_mean: float
+    balanced_accuracy: float
+    average_precision: float
     per_class: list[float]
     n: int
 
 
 @torch.no_grad()
 def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], num_labels: int) -> Accuracy:
-    """Accuracy over batches with `pixel_values` and `labels`; with several processes, over all their batches.
+    """Figures over batches with `pixel_values` and `labels`; with several processes, over all their batches.
 
     The model is put in eval mode and left in the mode it was in.
 
@@ -43,15 +58,19 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], 
         num_labels: Number of classes.
 
     Returns:
-        The accuracy.
+        The figures.
     """
     device = next(model.parameters()).device
     confusion = MulticlassConfusionMatrix(num_labels).to(device)
     was_training = model.training
+    probabilities = [torch.empty(0, num_labels, device=device)]
+    labels = [torch.empty(0, dtype=torch.long, device=device)]
     model.eval()
     for batch in batches:
         logits = model(pixel_values=batch["pixel_values"].to(device)).logits
-        confusion.update(logits.argmax(1), batch["labels"].to(device))
+        labels.append(batch["labels"].to(device))
+        probabilities.append(logits.float().softmax(1))
+        confusion.update(logits.argmax(1), labels[-1])
     model.train(was_training)
     matrix = confusion.compute().double().cpu()
     counts, hits = matrix.sum(1), matrix.diagonal()
@@ -59,10 +78,25 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], 
     total = int(counts.sum())
     return Accuracy(
         accuracy=float(hits.sum() / max(total, 1)),
-        class_mean=float(recall.nanmean()),
+        balanced_accuracy=float(recall.nanmean()),
+        average_precision=_average_precision(_of_all_processes(probabilities), _of_all_processes(labels)),
         per_class=recall.tolist(),
         n=total,
     )
+
+
+def _of_all_processes(rows: list[Tensor]) -> Tensor:
+    """The rows of all processes, which may hold different numbers of them, on the CPU."""
+    own = torch.cat(rows)
+    return torch.cat(gather_all_tensors(own) if dist.is_initialized() else [own]).cpu()
+
+
+def _average_precision(probabilities: Tensor, labels: Tensor) -> float:
+    """Average precision of the last of two classes, or the mean over the classes that occur."""
+    count = probabilities.shape[1]
+    classes = [1] if count == 2 else range(count)
+    of_class = [binary_average_precision(probabilities[:, c], labels == c) for c in classes if (labels == c).any()]
+    return float(torch.stack(of_class).mean()) if of_class else math.nan
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ __all__ = ["write_figures"]
 
 
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw the course of a run: test accuracy or mAP@50 of both domains, the two losses, the cosine of their gradients.
+    """Draw the course of a run: the figure that heads its tables, of both domains, the two losses, their cosine.
 
     Args:
         record: The run's record.
@@ -30,10 +30,11 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     figure = Figure(figsize=(4.2 * (3 if separated else 2), 3.2), layout="constrained")
     panels = figure.subplots(1, 3 if separated else 2)
     colours = {"source": "tab:blue", "target": "tab:orange"}
-    measure, title = ("map50", "mAP@50") if "source_map50" in evaluations[0] else ("accuracy", "accuracy")
+    measure = record.measure
+    title = {"map50": "mAP@50"}.get(measure, measure.replace("_", " "))
     for domain, colour in colours.items():
         key = f"{domain}_{measure}"
-        points = [(line["step"], 100 * line[key]) for line in evaluations if key in line]
+        points = [(line["step"], 100 * line[key]) for line in evaluations if line.get(key) is not None]
         if points:
             name = record.summary.get(domain)
             panels[0].plot(*zip(*points, strict=True), "o-", color=colour, label=f"{domain} {name}" if name else domain)

@@ -32,10 +32,11 @@ _EXAMPLE_DOMAINS = {
     "image-classification": "--data.source imagefolder:SOURCE --data.target imagefolder:TARGET",
     "object-detection": "--data.source coco:SOURCE.json --data.target coco:TARGET.json",
 }
-# Measures of each task, by their name in the summary: Hub metric id, heading, and whether the model index shows it.
+# Measures of each task, by name in the summary: Hub metric id, heading, and whether the model index always has it.
 _MEASURES = {
     "accuracy": ("accuracy", "accuracy", True),
-    "class_mean": ("accuracy", "mean class accuracy", False),
+    "balanced_accuracy": ("balanced_accuracy", "balanced accuracy", False),
+    "average_precision": ("average_precision", "average precision", False),
     "map50": ("mAP", "mAP@50", True),
     "voc_11_point": ("mAP", "11-point mAP@50 of VOC 2007", False),
     "map": ("mAP", "mAP@50:95", False),
@@ -153,7 +154,7 @@ class _Facts:
             "timm": "Timm" in self.architecture,
             "task": self.task,
             "auto_class": _AUTO_CLASSES[self.task],
-            "measure": "mAP@50" if detects else "accuracy",
+            "measure": _MEASURES[self.record.measure][1],
             "verb": "detect" if detects else "classify",
             "example_domains": _EXAMPLE_DOMAINS[self.task],
             "source": domains["source"],
@@ -273,15 +274,16 @@ class _Facts:
         rows = [
             [f"{domain}, {_MEASURES[measure][1]}", _percent(last[f"{domain}_{measure}"])]
             for domain in ("source", "target")
-            for measure in _MEASURES
-            if f"{domain}_{measure}" in last
+            for measure in self._measures()
+            if last.get(f"{domain}_{measure}") is not None
         ]
         return ({"columns": ["test images of", f"step {last['step']}"], "rows": rows} if rows else None), []
 
     def _final_results(self) -> tuple[dict[str, Any] | None, list[EvalResult]]:
         rows, index = [], []
         for domain in ("source", "target"):
-            for measure, (metric, heading, indexed) in _MEASURES.items():
+            for measure in self._measures():
+                metric, heading, indexed = _MEASURES[measure]
                 before = self.summary.get(f"{domain}_{measure}_before")
                 after = self.summary.get(f"{domain}_{measure}_after", self.summary.get(f"{domain}_{measure}"))
                 if after is None:
@@ -290,10 +292,15 @@ class _Facts:
                 change = "" if before is None else f"{100 * (after - before):+.2f}"
                 name = f"{domain} {self._domain(domain)}, {heading}"
                 rows.append([name, "" if before is None else _percent(before), _percent(after), change, str(count)])
-                if indexed:
+                if indexed or measure == self.record.measure:
                     index.append(self._eval_result(domain, metric, heading, after))
         columns = ["test images of", "before", "after", "change, points", "n"]
         return ({"columns": columns, "rows": rows} if rows else None), index
+
+    def _measures(self) -> list[str]:
+        """All measures, the one that heads the run's tables first."""
+        first = self.record.measure
+        return [first, *(measure for measure in _MEASURES if measure != first)]
 
     def _eval_result(self, domain: str, metric: str, heading: str, value: float) -> EvalResult:
         configs = self._domain_configs(domain)

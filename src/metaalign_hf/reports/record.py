@@ -55,6 +55,13 @@ class RunRecord:
         return [line for line in self.metrics if "evaluation" in line]
 
     @property
+    def measure(self) -> str:
+        """The figure that heads the run's tables, by its name in the summary."""
+        if any("source_map50" in line for line in [self.summary, *self.evaluations]):
+            return "map50"
+        return str(self.training.get("training", {}).get("metric") or "accuracy")
+
+    @property
     def labels(self) -> list[str]:
         """The class names in the order of the logits."""
         named = {int(index): name for index, name in self.model.get("id2label", {}).items()}
@@ -82,7 +89,7 @@ def read_record(folder: Path) -> RunRecord:
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
     if config_file.parent != folder:
-        summary = _of_selected(summary)
+        summary = _of_selected(summary, metrics)
     return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics)))
 
 
@@ -93,15 +100,21 @@ def record_folder(folder: Path) -> Path:
     return run if selected and (run / "training_config.yaml").exists() else folder
 
 
-def _of_selected(summary: dict[str, Any]) -> dict[str, Any]:
+def _of_selected(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """The summary with the figures of the selected checkpoint as those of "after"; others of "after" are dropped."""
     row = next((r for r in summary.get("checkpoints") or [] if r["checkpoint"].startswith("selected")), None)
     if row is None:
         return {}
     kept = {k: v for k, v in summary.items() if not k.endswith("_after") and "per_class" not in k}
-    for measure in ("accuracy", "map50"):
-        if f"source_{measure}" in summary:
-            kept |= {f"source_{measure}": row["source"], f"target_{measure}_after": row["target"]}
+    measured = [k.removeprefix("source_") for k in summary if k.startswith("source_") and f"{k}_before" in summary]
+    found: dict[str, Any] = next(
+        (x for x in reversed(metrics) if "evaluation" in x and x.get("step") == row["step"]), {}
+    )
+    for measure in measured:
+        kept |= {f"source_{measure}": found.get(f"source_{measure}")}
+        kept |= {f"target_{measure}_after": found.get(f"target_{measure}")}
+    first = summary.get("metric") or measured[0]
+    kept |= {f"source_{first}": row["source"], f"target_{first}_after": row["target"]}
     steps = row["step"] - summary.get("source_steps", 0)
     return kept | {"checkpoint": "selected", "adaptation_steps": steps}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ..data import (
 from ..errors import UserError
 from ..evaluation import (
     FEWEST_IMAGES,
+    FIGURES,
     CachedOutputs,
     collect_outputs,
     compute_validators,
@@ -39,7 +41,7 @@ from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import MeanTeacher
 from .starting_point import check_labels, load_starting_point
-from .summary import RunFacts, Summary
+from .summary import Row, RunFacts, Summary
 from .task import Batch, Scores, StepClosures
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
@@ -54,30 +56,61 @@ _Context = Callable[[], AbstractContextManager[None]]
 class ClassificationSummary(Summary):
     """What a run achieved. Accuracies are shares of 0..1 on the test splits.
 
+    Balanced accuracy is the mean over classes of the recall; average precision that of the positive class (of two, the
+    last label) or the mean over classes, and None where the positive class does not occur.
+
     Attributes:
+        metric: The figure that heads the summary, as `training.metric` names it.
         source_accuracy_before: Source test accuracy at the end of the source phase.
         source_accuracy: Source test accuracy at the end.
         target_accuracy_before: Target test accuracy at the end of the source phase; None without target labels.
         target_accuracy_after: Target test accuracy at the end; None without target labels.
-        target_class_mean_before: Mean over classes of the target recall at the end of the source phase.
-        target_class_mean_after: The same at the end.
+        source_balanced_accuracy_before: Balanced accuracy on the source at the end of the source phase.
+        source_balanced_accuracy: The same at the end.
+        target_balanced_accuracy_before: Balanced accuracy on the target at the end of the source phase.
+        target_balanced_accuracy_after: The same at the end.
+        source_average_precision_before: Average precision on the source at the end of the source phase.
+        source_average_precision: The same at the end.
+        target_average_precision_before: Average precision on the target at the end of the source phase.
+        target_average_precision_after: The same at the end.
     """
 
-    title: ClassVar[str] = "test accuracy"
-
+    metric: str
     source_accuracy_before: float
     source_accuracy: float
     target_accuracy_before: float | None
     target_accuracy_after: float | None
-    target_class_mean_before: float | None
-    target_class_mean_after: float | None
+    source_balanced_accuracy_before: float
+    source_balanced_accuracy: float
+    target_balanced_accuracy_before: float | None
+    target_balanced_accuracy_after: float | None
+    source_average_precision_before: float | None
+    source_average_precision: float | None
+    target_average_precision_before: float | None
+    target_average_precision_after: float | None
 
-    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
-        """Source and target accuracy."""
-        return [
-            (f"source {self.source}", self.source_accuracy_before, self.source_accuracy, self.source_test_images),
-            (f"target {self.target}", self.target_accuracy_before, self.target_accuracy_after, self.target_test_images),
-        ]
+    @property
+    def title(self) -> str:
+        """What the figures in the rows are called."""
+        return f"test {FIGURES[self.metric]}"
+
+    def rows(self) -> list[Row]:
+        """The figure that `training.metric` names, on source and target."""
+        return [self._row("source", self.metric), self._row("target", self.metric)]
+
+    def further_rows(self) -> list[Row]:
+        """The other figures on the target, where they are known."""
+        found = [(heading, self._row("target", name)) for name, heading in FIGURES.items() if name != self.metric]
+        return [(f"target {heading}", *row[1:]) for heading, row in found if row[2] is not None]
+
+    def _row(self, domain: str, figure: str) -> Row:
+        after = f"{domain}_{figure}" if domain == "source" else f"{domain}_{figure}_after"
+        return (
+            f"{domain} {getattr(self, domain)}",
+            getattr(self, f"{domain}_{figure}_before"),
+            getattr(self, after),
+            getattr(self, f"{domain}_test_images"),
+        )
 
 
 class ClassificationTask:
@@ -92,8 +125,7 @@ class ClassificationTask:
         UserError: If the data or the model cannot be loaded, or their labels differ.
     """
 
-    metric = "accuracy"
-    title = ClassificationSummary.title
+    metrics: tuple[str, ...] = tuple(FIGURES)
     validator = "bnm"
     source_statistics: SourceStatistics | None = None
     mean_teacher: MeanTeacher | None = None
@@ -103,6 +135,8 @@ class ClassificationTask:
     ) -> None:
         data = config.data
         self.config = config
+        self.metric: str = config.training.metric
+        self.title = f"test {FIGURES[self.metric]}"
         select_by = config.training.select_by
         if config.training.pseudo_label_weight > 0:
             raise UserError("training.pseudo_label_weight: pseudo-labels are for detectors; leave it at 0")
@@ -115,6 +149,7 @@ class ClassificationTask:
         check_labels(self.model.config.labels, self.pair.labels)
         self.pair = self.pair.in_order(self.model.config.labels)
         self._check_sources()
+        self._check_metric()
         if (reason := self.model.no_native_form()) is not None:
             raise UserError(f"model: what is trained could not be exported: {reason}")
         self.model.set_image_sizes(data.image_size, data.resize_size)
@@ -260,14 +295,16 @@ class ClassificationTask:
         )
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
-        """Accuracy on the source test images and, where it has labels, on the target's."""
+        """Figures on the source test images and, where it has labels, on the target's."""
         size = self.config.training.evaluation_batch_size
         found = {}
         for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
             if view is not None:
                 batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
                 with self._as_source(model) if domain == "source" else nullcontext():
-                    found[domain] = asdict(evaluate_classifier(model, batches, len(self.pair.labels)))
+                    scores = evaluate_classifier(model, batches, len(self.pair.labels))
+                unknown = math.isnan(scores.average_precision)
+                found[domain] = {**asdict(scores), **({"average_precision": None} if unknown else {})}
         return found
 
     def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
@@ -317,20 +354,34 @@ class ClassificationTask:
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> ClassificationSummary:
         """The summary of a finished run."""
         old, new = before.get("target", {}), after.get("target", {})
+        figures = {}
+        for name in FIGURES:
+            figures[f"source_{name}_before"] = before["source"][name]
+            figures[f"source_{name}"] = after["source"][name]
+            figures[f"target_{name}_before"] = old.get(name)
+            figures[f"target_{name}_after"] = new.get(name)
         found = ClassificationSummary.of(
             facts,
-            source_accuracy_before=before["source"]["accuracy"],
-            source_accuracy=after["source"]["accuracy"],
-            target_accuracy_before=old.get("accuracy"),
-            target_accuracy_after=new.get("accuracy"),
-            target_class_mean_before=old.get("class_mean"),
-            target_class_mean_after=new.get("class_mean"),
+            **figures,
+            metric=self.metric,
             source_test_images=after["source"]["n"],
             target_test_images=new.get("n", 0),
             evaluate_command=evaluate_command(facts.output_dir, self.config.data.target),
         )
         assert isinstance(found, ClassificationSummary)
         return found
+
+    def _check_metric(self) -> None:
+        """Average precision of one class cannot be measured on images that are all of the other."""
+        if self.metric != "average_precision" or len(self.pair.labels) > 2:
+            return
+        views = {self.pair.source_name: self.pair.source_test, self.pair.target_name: self.pair.target_evaluation}
+        for name, view in views.items():
+            if view is not None and 1 not in (view.labels or ()):
+                raise UserError(
+                    f"training.metric: average_precision is that of the class {self.pair.labels[1]}, and {name} has no "
+                    "test image of it; use accuracy"
+                )
 
     def _check_sources(self) -> None:
         """Objectives of several sources need those sources, and rows of each in every micro-batch."""

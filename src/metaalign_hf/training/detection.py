@@ -39,6 +39,7 @@ __all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector
 EXAMPLES_FILE = "detections.png"
 """Picture of target test images with the boxes found before and after."""
 
+DETECTION_TITLE = "test mAP@50"
 _EXAMPLES = 6
 
 
@@ -58,7 +59,6 @@ class DetectionSummary(Summary):
         target_per_class50: Target AP of each class at IoU .50 at the end, by name; None where the class does not occur.
     """
 
-    title: ClassVar[str] = "test mAP@50"
     predict_options: ClassVar[str] = " --draw FOLDER"
 
     source_map50_before: float
@@ -70,6 +70,11 @@ class DetectionSummary(Summary):
     target_voc_11_point_before: float | None
     target_voc_11_point_after: float | None
     target_per_class50: dict[str, float | None]
+
+    @property
+    def title(self) -> str:
+        """What the figures in the rows are called."""
+        return DETECTION_TITLE
 
     def rows(self) -> list[tuple[str, float | None, float | None, int]]:
         """Source and target mAP at IoU .50."""
@@ -92,7 +97,8 @@ class DetectionTask:
     """
 
     metric = "map50"
-    title = DetectionSummary.title
+    metrics: tuple[str, ...] = ("map50",)
+    title = DETECTION_TITLE
     validator = "agreement"
     source_statistics: SourceStatistics | None = None
 
@@ -106,6 +112,11 @@ class DetectionTask:
             raise UserError("data.target_labeled: labelled target images are for classifiers")
         if config.training.batch_norm == "per_domain":
             raise UserError("training.batch_norm: per_domain is for classifiers; use auto, mixed or frozen")
+        if config.training.metric != "accuracy":
+            raise UserError(
+                f"training.metric: {config.training.metric} is for classifiers, and detectors have mAP@50; leave it at "
+                "accuracy"
+            )
         if select_by not in (None, "auto", *DETECTION_VALIDATORS):
             raise UserError(
                 f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"

@@ -329,7 +329,7 @@ class _Run:
             self.evaluations[name] = found
         metric = self.task.metric
         values = self._offer(found) if adapting or name == "before" else {}
-        figures = {f"{domain}_{metric}": scores[metric] for domain, scores in found.items()}
+        figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in self.task.metrics}
         self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)

@@ -17,7 +17,10 @@ from ..reports.record import SELECTED_FOLDER
 from .run_folder import SUMMARY_FILE
 from .selection import CheckpointRow
 
-__all__ = ["SELECTED_FOLDER", "RunFacts", "Summary", "print_summary", "write_summary"]
+__all__ = ["SELECTED_FOLDER", "Row", "RunFacts", "Summary", "print_summary", "write_summary"]
+
+Row = tuple[str, float | None, float | None, int]
+"""Name of a row, figure before and after, images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +78,24 @@ class Summary(RunFacts):
         evaluate_command: Command that evaluates the checkpoint on the target.
     """
 
-    title: ClassVar[str]
     predict_options: ClassVar[str] = ""
 
     source_test_images: int
     target_test_images: int
     evaluate_command: str
 
-    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
-        """Rows of the table: name, figure before and after (0..1, None without labels), images."""
+    @property
+    def title(self) -> str:
+        """What the figures in the rows are called."""
         raise NotImplementedError
+
+    def rows(self) -> list[Row]:
+        """Rows of the table, source and target: name, figure before and after (0..1, None without labels), images."""
+        raise NotImplementedError
+
+    def further_rows(self) -> list[Row]:
+        """Rows below them, with other figures; each name says which."""
+        return []
 
     def next_commands(self) -> list[str]:
         """Commands to try next: evaluate, predict, export, push."""
@@ -124,12 +135,14 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
     table.add_column(summary.title)
     for column in ("before", "after", "change", "images"):
         table.add_column(column, justify="right")
-    for name, before, after, images in summary.rows():
-        if before is None or after is None:
-            table.add_row(name, "no labels", "no labels", "", "")
-            continue
-        change = f"{100 * (after - before):+.1f}"
-        table.add_row(name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images))
+    for section in (summary.rows(), summary.further_rows()):
+        for name, before, after, images in section:
+            if before is None or after is None:
+                table.add_row(name, "no labels", "no labels", "", "")
+                continue
+            change = f"{100 * (after - before):+.1f}"
+            table.add_row(name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images))
+        table.add_section()
     console.print(table)
     if summary.checkpoints:
         console.print(_checkpoint_table(summary))

@@ -21,7 +21,7 @@ __all__ = ["Batch", "Scores", "StepClosures", "Task"]
 
 Batch = dict[str, Any]
 Scores = dict[str, Any]
-"""Figures of one evaluation on one domain, as JSON values: at least the task's `metric` (0..1) and `n`, the images."""
+"""Figures of one evaluation on one domain, as JSON values: at least the task's `metrics` (0..1) and `n`, the images."""
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Task(Protocol):
 
     Attributes:
         metric: Name of the figure that is reported first, such as `accuracy`; a key of `Scores`.
+        metrics: Names of all figures that an evaluation logs, that one among them.
         title: What that figure is called in tables, such as `test accuracy`.
         model: The bare model.
         processor: The image processor that is saved beside it.
@@ -57,6 +58,7 @@ class Task(Protocol):
     """
 
     metric: str
+    metrics: tuple[str, ...]
     title: str
     model: PreTrainedModel
     processor: Any
