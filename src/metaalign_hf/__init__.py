@@ -1,68 +1,63 @@
 """Unsupervised domain adaptation of Hugging Face vision models with MetaAlign.
 
 Importing the package makes the Auto classes of transformers know our checkpoints; everything about data and training is
-imported on first use.
+imported on first use. The command line, whose help must not wait for torch, has them know when it loads a model.
 """
 
+import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .models import (
-    MetaAlignConfig,
-    MetaAlignDetectionConfig,
-    MetaAlignDetectionOutput,
-    MetaAlignForImageClassification,
-    MetaAlignForObjectDetection,
-    MetaAlignOutput,
-)
-
 if TYPE_CHECKING:
-    from .coordination import Joint, MetaAlign, StepReport
-    from .data import (
-        DataConfig,
-        DetectionPair,
-        DomainConfig,
-        DomainPair,
-        load_detection_pair,
-        load_domain,
-        load_domain_pair,
-    )
-    from .errors import UserError
-    from .training import (
+    from .configuration import (
         Config,
         CoordinationConfig,
+        DataConfig,
+        DomainConfig,
         ModelConfig,
         OptimizerConfig,
-        Summary,
         TrainingConfig,
-        adapt,
         load_config,
         parse_config,
     )
+    from .coordination import Joint, MetaAlign, StepReport
+    from .data import DetectionPair, DomainPair, load_detection_pair, load_domain, load_domain_pair
+    from .errors import UserError
+    from .models import (
+        MetaAlignConfig,
+        MetaAlignDetectionConfig,
+        MetaAlignDetectionOutput,
+        MetaAlignForImageClassification,
+        MetaAlignForObjectDetection,
+        MetaAlignOutput,
+    )
+    from .training import Summary, adapt
 
 _LAZY = {
-    "coordination": ("Joint", "MetaAlign", "StepReport"),
-    "data": (
-        "DataConfig",
-        "DetectionPair",
-        "DomainConfig",
-        "DomainPair",
-        "load_detection_pair",
-        "load_domain",
-        "load_domain_pair",
-    ),
-    "errors": ("UserError",),
-    "training": (
+    "configuration": (
         "Config",
         "CoordinationConfig",
+        "DataConfig",
+        "DomainConfig",
         "ModelConfig",
         "OptimizerConfig",
-        "Summary",
         "TrainingConfig",
-        "adapt",
         "load_config",
         "parse_config",
     ),
+    "coordination": ("Joint", "MetaAlign", "StepReport"),
+    "data": ("DetectionPair", "DomainPair", "load_detection_pair", "load_domain", "load_domain_pair"),
+    "errors": ("UserError",),
+    "models": (
+        "MetaAlignConfig",
+        "MetaAlignDetectionConfig",
+        "MetaAlignDetectionOutput",
+        "MetaAlignForImageClassification",
+        "MetaAlignForObjectDetection",
+        "MetaAlignOutput",
+    ),
+    "training": ("Summary", "adapt"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -104,3 +99,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _is_command_line() -> bool:
+    """Whether this process runs `metaalign`, or `python -m metaalign_hf`, of which Python is looking for the module."""
+    if "metaalign_cli" in sys.modules:
+        return True
+    names = [name for option, name in pairwise(sys.orig_argv) if option == "-m"]
+    return sys.argv[:1] == ["-m"] and names[:1] in ([__name__], [f"{__name__}.__main__"], [f"{__name__}.cli"])
+
+
+if not _is_command_line():
+    import_module(".models", __name__)

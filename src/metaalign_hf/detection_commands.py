@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from .commands.options import writing
+from .commands.tables import write_table, write_text
 from .data import DetectionSet, DomainConfig, detection_batches, load_detection_view
 from .data.images import ImageSet
 from .errors import UserError
 from .evaluation import Detections, evaluate_detector, predict_objects
 from .models import MetaAlignForObjectDetection, detector_types
 from .models.detectors import DetectorAdapter, detector_adapter
+from .paths import printable
 from .reports.detections import draw_objects
 
 __all__ = ["evaluate_detection", "is_detector", "predict_detection"]
+
+_COLUMNS = ("file", "label", "score", "x_min", "y_min", "x_max", "y_max")
 
 
 def is_detector(model: PreTrainedModel) -> bool:
@@ -69,8 +74,9 @@ def predict_detection(
     batch_size: int,
     output: Path | None,
     draw: Path | None,
+    skip: Callable[[int, UserError], None] | None = None,
 ) -> None:
-    """Find objects in image files: print them, or write them as COCO json or CSV, or draw them.
+    """Find objects in image files: print them, or write them as COCO json or as a table, or draw them.
 
     Args:
         model: The detector.
@@ -78,52 +84,59 @@ def predict_detection(
         files: The images, with their paths.
         threshold: Least score of an object.
         batch_size: Images in a batch.
-        output: The file. `NAME.csv`: a row for each object, with its box in pixels. Any other name: COCO json with
-            images, annotations with score, and categories; `coco:FILE` reads it as a domain.
+        output: The file. `NAME.json`: COCO json with images, annotations with score, and categories; `coco:FILE` reads
+            it as a domain. `NAME.csv`, `.jsonl` and `.parquet`: a row for each object, with its box in pixels.
         draw: Folder for the pictures.
+        skip: Called with the number of an image that cannot be read, and why; the image is then left out. By default
+            it is an error.
+
+    Raises:
+        UserError: If an image cannot be read, or the output not be written.
     """
-    if not 0 <= threshold <= 1:
-        raise UserError(f"--threshold is {threshold}; it must be in 0..1")
     labels, adapter = _labels(model), _adapter(model)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    batches = detection_batches(DetectionSet(files), processor, adapter.uses_mask, batch_size)
+    batches = detection_batches(DetectionSet(files), processor, adapter.uses_mask, batch_size, skip=skip)
     drawn: set[str] = set()
     for index, found, _ in predict_objects(model, adapter.probabilities, batches, threshold=threshold):
         path, image = files.paths[index], files[index]
         images.append(
-            {"id": index, "file_name": str(path.absolute()), "width": image.shape[2], "height": image.shape[1]}
+            {"id": index, "file_name": printable(path.absolute()), "width": image.shape[2], "height": image.shape[1]}
         )
         annotations += _annotations(found, index, len(annotations))
         if output is None and draw is None:
             for entry in _annotations(found, index, 0):
                 box = " ".join(f"{value:.1f}" for value in entry["bbox"])
-                print(f"{path}\t{labels[entry['category_id']]}\t{entry['score']:.3f}\t{box}")
+                print(f"{printable(path)}\t{labels[entry['category_id']]}\t{entry['score']:.3f}\t{box}")
         if draw is not None:
             name = path.stem if path.stem not in drawn else f"{path.stem}-{index}"
             drawn.add(name)
-            draw.mkdir(parents=True, exist_ok=True)
-            draw_objects(image, found, labels, 320).save(draw / f"{name}.png")
+            with writing(draw):
+                draw.mkdir(parents=True, exist_ok=True)
+                draw_objects(image, found, labels, 320).save(draw / f"{name}.png")
+    if not images:
+        return
     if output is not None:
-        if output.suffix.lower() == ".csv":
-            _write_csv(output, [str(path) for path in files.paths], annotations, labels)
-        else:
+        if output.suffix.lower() == ".json":
             categories = [{"id": number, "name": name} for number, name in enumerate(labels)]
             document = {"images": images, "annotations": annotations, "categories": categories}
-            output.write_text(json.dumps(document) + "\n")
+            write_text(output, json.dumps(document) + "\n")
+        else:
+            write_table(output, _rows(files.paths, annotations, labels), _COLUMNS)
         print(f"{len(annotations)} objects in {len(images)} images: {output}")
     if draw is not None:
         print(f"{len(images)} pictures: {draw}")
 
 
-def _write_csv(path: Path, files: list[str], annotations: list[dict[str, Any]], labels: list[str]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "score", "x_min", "y_min", "x_max", "y_max"])
-        for entry in annotations:
-            left, top, width, height = entry["bbox"]
-            box = [f"{value:.2f}" for value in (left, top, left + width, top + height)]
-            writer.writerow([files[entry["image_id"]], labels[entry["category_id"]], f"{entry['score']:.6f}", *box])
+def _rows(files: Sequence[Path], annotations: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for entry in annotations:
+        left, top, width, height = entry["bbox"]
+        box = [round(value, 2) for value in (left, top, left + width, top + height)]
+        name = printable(files[entry["image_id"]])
+        values = [name, labels[entry["category_id"]], round(entry["score"], 6), *box]
+        rows.append(dict(zip(_COLUMNS, values, strict=True)))
+    return rows
 
 
 def _annotations(found: Detections, image: int, first: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 
-__all__ = ["refuse_unwritable", "told_disk_errors", "write_whole"]
+__all__ = ["disk_reason", "refuse_unwritable", "told_disk_errors", "write_whole"]
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def told_disk_errors(where: Path, advice: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if (reason := _reason(error)) is None:
+        if (reason := disk_reason(error)) is None:
             raise
         path = getattr(error, "filename", None) or where
         raise UserError(f"{path} cannot be written or read ({reason}){advice()}") from error
@@ -71,8 +71,8 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def _reason(error: OSError | SafetensorError) -> str | None:
-    """What the operating system said; None where the error is another one, such as a broken connection."""
+def disk_reason(error: Exception) -> str | None:
+    """What the operating system said, in an `OSError` or one of safetensors; None for another error."""
     if isinstance(error, ConnectionError):
         return None
     if isinstance(error, OSError):

@@ -9,7 +9,7 @@ whole canvas. `frames` says for each image what 0..1 spans, in pixels of the ori
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
+from .images import read_images
 from .objects import DetectionSet, Objects
 from .streams import batch_indices, endless, require_a_batch
 
@@ -259,11 +260,22 @@ def detection_batches(
     *,
     rank: int = 0,
     world_size: int = 1,
+    skip: Callable[[int, UserError], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """All images in order, once; with several processes each takes every `world_size`-th.
 
     A batch ends where the next image comes out in another shape: with padding a detector finds other boxes than in the
     image alone, as `pipeline` gives it.
+
+    Args:
+        images: The images.
+        processor: The detector's image processor.
+        boxes_relative_to_image: As `detection_batch` takes it.
+        batch_size: Images in a batch.
+        rank: Number of this process.
+        world_size: Number of processes.
+        skip: Called with the number of an image that cannot be read, and why; the image is then left out. By default
+            it stops the iteration.
 
     Returns:
         An iterator over batches as `detection_batch` makes them, but with `objects`, as they were annotated, in place
@@ -272,7 +284,10 @@ def detection_batches(
     mine = range(rank, len(images), world_size)
     kept: list[dict[str, Any]] = []
     for index in mine:
-        batch = detection_batch([images[index]], None, processor, boxes_relative_to_image)
+        _, read = read_images(images, [index], skip)
+        if not read:
+            continue
+        batch = detection_batch(read, None, processor, boxes_relative_to_image)
         batch["index"] = [index]
         if images.objects is not None:
             batch["objects"] = [images.objects[index]]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
+from ..paths import printable, require_readable
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image", "read_images"]
 
 _WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
@@ -180,21 +181,53 @@ def read_image(path: Path, place: str = "") -> Tensor:
         with Image.open(path) as image:
             return _to_tensor(image)
     except FileNotFoundError as error:
-        raise UserError(f"{where}image {path} does not exist") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}image {path} cannot be read: {error}") from error
+        raise UserError(f"{where}image {printable(path)} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where}image {printable(path)} cannot be read: it is no image, or damaged") from error
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}image {printable(path)} cannot be read: {reason}") from error
+
+
+def read_images(
+    images: Any, indices: Sequence[int], skip: Callable[[int, UserError], None] | None = None
+) -> tuple[list[int], list[Tensor]]:
+    """The images with these indices.
+
+    Args:
+        images: An `ImageSet` or a `DetectionSet`.
+        indices: Indices into it.
+        skip: Called with the index of an image that cannot be read, and why; the image is then left out.
+
+    Returns:
+        The indices that were read, and their images.
+
+    Raises:
+        UserError: If an image cannot be read and there is no `skip`.
+    """
+    kept, read = [], []
+    for index in indices:
+        try:
+            image = images[index]
+        except UserError as error:
+            if skip is None:
+                raise
+            skip(index, error)
+        else:
+            kept.append(index)
+            read.append(image)
+    return kept, read
 
 
 def image_files(paths: Sequence[Path]) -> ImageSet:
     """The image files among `paths`, folders searched through, in sorted order.
 
     Raises:
-        UserError: If a path does not exist, or there is no image.
+        UserError: If a path does not exist or is a device or pipe, or there is no image.
     """
+    require_readable(paths)
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"image {path} does not exist")
         found += find_images(path) if path.is_dir() else [path]
     if not found:
         raise UserError(f"no image in {', '.join(map(str, paths))}; known kinds: {', '.join(IMAGE_SUFFIXES)}")

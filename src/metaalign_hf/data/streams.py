@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BitImageProcessor
 
 from ..errors import UserError
-from .images import ImageSet
+from .images import ImageSet, read_images
 from .transforms import AUGMENTATIONS, augment, preprocess
 
 __all__ = [
@@ -194,8 +194,14 @@ def endless(batches: Dataset, seed: int, start_batch: int, num_workers: int) -> 
 
 
 def evaluation_batches(
-    images: ImageSet, processor: Any, batch_size: int, *, rank: int = 0, world_size: int = 1
-) -> Iterator[dict[str, Tensor]]:
+    images: ImageSet,
+    processor: Any,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    skip: Callable[[int, UserError], None] | None = None,
+) -> Iterator[dict[str, Any]]:
     """All images in order, once; with several processes each takes every `world_size`-th.
 
     Args:
@@ -204,14 +210,19 @@ def evaluation_batches(
         batch_size: Images in a batch.
         rank: Number of this process.
         world_size: Number of processes.
+        skip: Called with the number of an image that cannot be read, and why; the image is then left out. By default
+            it stops the iteration.
 
     Returns:
-        An iterator over dicts with `pixel_values` and, for labelled images, `labels`.
+        An iterator over dicts with `pixel_values`, `index`, a list with the number of each image, and, for labelled
+        images, `labels`.
     """
     mine = range(rank, len(images), world_size)
     for start in range(0, len(mine), batch_size):
-        indices = mine[start : start + batch_size]
-        values = {"pixel_values": preprocess([images[i] for i in indices], processor)}
+        indices, read = read_images(images, mine[start : start + batch_size], skip)
+        if not indices:
+            continue
+        values: dict[str, Any] = {"pixel_values": preprocess(read, processor), "index": indices}
         if images.labels is not None:
             values["labels"] = torch.tensor([images.labels[i] for i in indices])
         yield values

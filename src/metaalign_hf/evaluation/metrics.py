@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["FIGURES", "Accuracy", "evaluate_classifier", "predict_probabilities"]
+__all__ = ["FIGURES", "Accuracy", "evaluate_classifier", "predict_probabilities", "wilson_interval"]
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -37,6 +37,8 @@ class Accuracy:
             positive class does not occur.
         per_class: The recall of each class; NaN where the class does not occur.
         n: Number of images.
+        precision: Share of the images said to be of a class that are of it, for each class; NaN where none was said to.
+        counts: Number of images of each class.
     """
 
     accuracy: float
@@ -44,6 +46,36 @@ class Accuracy:
     average_precision: float
     per_class: list[float]
     n: int
+    precision: list[float]
+    counts: list[int]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy, by Wilson."""
+        return wilson_interval(self.accuracy, self.n)
+
+    @property
+    def class_intervals(self) -> list[tuple[float, float]]:
+        """The 95 % interval of each class's recall, by Wilson; 0 to 1 where the class does not occur."""
+        return [wilson_interval(share, n) for share, n in zip(self.per_class, self.counts, strict=True)]
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson, JASA 1927), which holds for few trials and for shares of 0 and 1.
+
+    Args:
+        share: The share of successes, in 0..1.
+        n: Number of trials.
+
+    Returns:
+        Its ends; 0 and 1 without trials.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    centre, shrink = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink)
 
 
 @torch.no_grad()
@@ -82,6 +114,8 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], 
         average_precision=_average_precision(_of_all_processes(probabilities), _of_all_processes(labels)),
         per_class=recall.tolist(),
         n=total,
+        precision=(hits / matrix.sum(0)).tolist(),
+        counts=[int(count) for count in counts],
     )
 
 

@@ -1,0 +1,92 @@
+"""`metaalign export`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .options import Parser, at_least_one, refuse_existing, writing
+
+__all__ = ["export"]
+
+
+def export(arguments: list[str]) -> None:
+    """Write the plain transformers model of an adapted checkpoint.
+
+    Args:
+        arguments: The words after `metaalign export`.
+
+    Raises:
+        UserError: If an argument or the checkpoint is wrong, or the folder cannot be written.
+    """
+    parser = Parser("export", "Write the plain transformers model of an adapted checkpoint.")
+    parser.add_argument("folder", type=Path, help="new folder for the native model")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked against torch")
+    parser.add_argument(
+        "--image-size",
+        type=at_least_one,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the images that model.onnx takes; by default what the image processor hands on",
+    )
+    options = parser.read(arguments)
+    if options.image_size is not None and not options.onnx:
+        raise UserError("--image-size is for --onnx; the native model keeps the size of its image processor")
+    refuse_existing(options.folder)
+    # Made first: a disk that cannot be written is told before the model is loaded. All files appear together, or none.
+    with (
+        writing(options.folder),
+        tempfile.TemporaryDirectory(dir=options.folder.absolute().parent, prefix=".metaalign-export-") as scratch,
+    ):
+        made = Path(scratch) / "model"
+        made.mkdir()
+        lines = _export(options.checkpoint, made, options)
+        if options.folder.exists():
+            options.folder.rmdir()  # an empty one
+        made.rename(options.folder)
+    print("\n".join(lines))
+
+
+def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
+    """Write the files; returns what to say of them."""
+    from ..hub import load_checkpoint, native_form
+    from ..models.image_processor import makes_only, savable_processor
+    from ..progress import no_model_progress_bars
+
+    model, processor = load_checkpoint(checkpoint)
+    is_native = not hasattr(model, "export_native")
+    if is_native and not options.onnx:
+        raise UserError(f"checkpoint {checkpoint} is a native {type(model).__name__} already")
+    native = model if is_native else native_form(model, processor)
+    saved = savable_processor(processor)
+    lines = [f"{type(native).__name__} with its image processor: {options.folder}"]
+    if options.onnx:
+        from ..models.onnx_export import export_onnx
+
+        size = tuple(options.image_size) if options.image_size else _input_size(saved or processor)
+        written = export_onnx(native, size, folder / "model.onnx")
+        place = options.folder / "model.onnx"
+        lines.append(f"ONNX: {place}, outputs within {written.difference:.1e} of torch's (relative)")
+        if written.batch_size is not None:
+            lines.append("It takes one image at a time: the exporter could not keep the batch size of this model open")
+        if not makes_only(processor, size):
+            lines.append(
+                f"It takes images of {size[0]}x{size[1]} pixels, height x width, which is not what the image processor "
+                "makes of every image: resize them yourself"
+            )
+    with no_model_progress_bars():
+        native.save_pretrained(folder)
+    if saved is not None:
+        saved.save_pretrained(folder)
+    return lines
+
+
+def _input_size(processor: Any) -> tuple[int, int]:
+    """Height and width of the images that an image processor hands on; a square where it keeps the images' shape."""
+    if not hasattr(processor, "size"):  # timm's, which says it its own way
+        return tuple(processor.data_config["input_size"][1:])
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    side = size.get("shortest_edge")
+    return int(size.get("height") or side), int(size.get("width") or side)

@@ -1,0 +1,113 @@
+"""Arguments of the commands, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+from ..disk import disk_reason
+from ..errors import UserError
+
+__all__ = ["Parser", "at_least_one", "refuse_existing", "share", "split_off", "writing"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command on a checkpoint; what is wrong with them is a `UserError`."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"metaalign {command}", description=description)
+        self.add_argument("checkpoint", help="folder, Hub id or id@revision of a checkpoint")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UserError(f"{self.prog.removeprefix('metaalign ')}: {message}; see {self.prog} --help")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """The options.
+
+        Raises:
+            UserError: If an argument is missing, unknown or wrong.
+        """
+        # An unknown option first: it may be what another one was meant to be, which argparse then misses.
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in arguments:
+            name = word.partition("=")[0]
+            if name == "--":
+                break
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                near = get_close_matches(name, known, n=1)
+                self.error(f"unknown option {name}{f' (did you mean {near[0]}?)' if near else ''}")
+        return self.parse_args(arguments)
+
+
+def at_least_one(text: str) -> int:
+    """A whole number, 1 or more, as argparse takes types."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given: it must be a whole number, 1 or more")
+    return number
+
+
+def share(text: str) -> float:
+    """A number in 0..1, as argparse takes types."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} was given: it must be a number from 0 to 1")
+    return number
+
+
+def split_off(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Separate the options that start with `prefix`, each with its value, from the rest."""
+    kept, split = [], []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith(prefix):
+            split += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        else:
+            kept.append(word)
+    return kept, split
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to overwrite a file or a folder with something in it, and make the folder that it goes into.
+
+    Raises:
+        UserError: If it exists, or its folder cannot be made.
+    """
+    with writing(path):
+        if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+            raise UserError(f"{path} exists; choose another name, or remove it first")
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a full or read-only disk in one line.
+
+    Raises:
+        UserError: In place of an `OSError`, or what safetensors makes of one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (reason := disk_reason(error)) is None:
+            raise
+        raise UserError(f"{path} cannot be written: {reason}") from error

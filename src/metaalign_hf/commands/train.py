@@ -1,0 +1,34 @@
+"""`metaalign train`."""
+
+from __future__ import annotations
+
+from ..configuration import build_parser, parse_config
+from ..configuration.short_help import short_help
+from ..errors import UserError
+
+__all__ = ["train"]
+
+
+def train(arguments: list[str]) -> None:
+    """Adapt a model, or explain the configuration.
+
+    Args:
+        arguments: The words after `metaalign train`.
+
+    Raises:
+        UserError: If an argument is wrong, or the run cannot be started or finished.
+    """
+    if {"-h", "--help"} & set(arguments):
+        topics = [word for word in arguments if word not in ("-h", "--help")]
+        if topics == ["all"]:
+            print(build_parser().format_help())
+        else:
+            print(short_help())
+        return
+    if not arguments:
+        raise UserError("train: name --config FILE, or --data.source and --data.target; see metaalign train --help")
+    config = parse_config(arguments)
+
+    from ..training import adapt
+
+    adapt(config)

@@ -1,0 +1,29 @@
+"""Names of files that users give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+__all__ = ["printable", "require_readable"]
+
+
+def printable(path: str | Path) -> str:
+    r"""The name of a file as text; bytes that are not UTF-8 are written as `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def require_readable(paths: Sequence[Path]) -> None:
+    """Refuse what is no image file and no folder: reading from a pipe might never end.
+
+    Raises:
+        UserError: If a path does not exist, or is a pipe or a device.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"image {printable(path)} does not exist")
+        if not path.is_dir() and not path.is_file():
+            raise UserError(f"image {printable(path)} is a pipe or a device; name a file or a folder")
