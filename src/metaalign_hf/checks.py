@@ -8,11 +8,12 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Union
 
 from .errors import UserError
 
-__all__ = ["LARGEST_SEED", "Limits", "check_entries", "requirement"]
+__all__ = ["LARGEST_SEED", "Limits", "check_entries", "check_pretrained", "requirement"]
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
@@ -66,6 +67,25 @@ def check_entries(section: Any, prefix: str, limits: Mapping[str, Limits]) -> No
             shown = "null" if value is None else repr(value)
             wanted = requirement(hints[name], limits.get(name))
             raise UserError(f"{prefix}{name} is {shown}: it must be {wanted}")
+
+
+def check_pretrained(value: bool | str, key: str) -> None:
+    """Refuse a text that can be no place of weights.
+
+    Args:
+        value: True, False, a local folder or `.safetensors` file, or a Hub id.
+        key: What named it, for the error.
+
+    Raises:
+        UserError: If it is none of these; whether a Hub id exists is not asked.
+    """
+    if isinstance(value, bool) or "/" in value or value.startswith(("~", ".")) or Path(value).is_dir():
+        return
+    if not value.endswith(".safetensors"):
+        raise UserError(
+            f"{key} is {value!r}: it must be true, false, a local folder or .safetensors file, or a Hub id "
+            "(organisation/name)"
+        )
 
 
 def requirement(hint: Any, limits: Limits | None = None) -> str:

@@ -17,8 +17,8 @@ from transformers import pipeline
 
 from metaalign_hf import MetaAlignForImageClassification
 from metaalign_hf.cli import run
-from metaalign_hf.data import build_image_processor
 from metaalign_hf.evaluation.metrics import wilson_interval
+from metaalign_hf.models import build_image_processor
 
 LABELS = ["crane", "cat", "2", "zebra, striped"]
 

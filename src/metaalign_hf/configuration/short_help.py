@@ -56,8 +56,9 @@ def short_help() -> str:
         lines.append(_entry(key, _explanation(key)))
     lines += [
         "",
-        "A domain is embedded (mnist, uci_digits, mnist_m, solar_mono, solar_poly), imagefolder:FOLDER (class folders;",
-        "without them unlabelled), list:FILE (lines `path label`) or dataset:ORG/NAME; --data.target.KEY VALUE refines it.",
+        "A domain is embedded (mnist, uci_digits, mnist_m, solar_mono, solar_poly), imagefolder:FOLDER (class",
+        "folders; without them unlabelled), list:FILE (lines `path label`) or dataset:ORG/NAME;",
+        "--data.target.KEY VALUE refines it.",
         "metaalign train --help all explains every entry.",
     ]
     return "\n".join(lines)

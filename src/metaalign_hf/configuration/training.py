@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..checks import LARGEST_SEED, Limits, check_entries
+from ..checks import LARGEST_SEED, Limits, check_entries, check_pretrained
 from ..errors import UserError
 from .data import DataConfig
 from .hub import HubConfig
@@ -56,6 +56,7 @@ class ModelConfig:
             UserError: For the first one.
         """
         check_entries(self, "model.", self.LIMITS)
+        check_pretrained(self.pretrained, "model.pretrained")
 
 
 @dataclass

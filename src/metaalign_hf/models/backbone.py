@@ -28,9 +28,11 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from ..checks import check_pretrained
 from ..errors import UserError
 from ..progress import quiet_loading
 from .image_processor import backbone_image_size, processor_image_size
+from .loading import require_in_reach
 
 __all__ = [
     "BackboneSource",
@@ -110,6 +112,7 @@ def resolve_backbone(
         if model_type not in CONFIG_MAPPING_NAMES:
             raise UserError(f"backbone: a configuration needs a known model_type, not {model_type!r}")
         name = AutoConfig.for_model(model_type, **given)
+    check_pretrained(pretrained, "pretrained")
     weights = pretrained if isinstance(pretrained, str) else None
     if isinstance(name, PreTrainedConfig):
         if pretrained is True:
@@ -133,6 +136,7 @@ def resolve_backbone(
     if "/" not in place and not Path(place).is_dir():
         # Vision models on the Hub live in a namespace: a bare name is a slip, which need not wait for the network.
         raise UserError(_unknown(name))
+    require_in_reach(place, "backbone")
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
@@ -224,6 +228,7 @@ def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
         return _from_file(source, place)
     if source.weights.startswith((".", "/", "~")) and not place.expanduser().is_dir():
         raise UserError(f"backbone weights: the folder {source.weights} does not exist")
+    require_in_reach(source.weights, "backbone weights")
     is_timm = isinstance(source.config, TimmWrapperConfig)
     arguments: dict[str, Any] = {"config": source.config, "output_loading_info": True, "use_safetensors": True}
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from torch import nn
 
 from ..errors import UserError
 
-__all__ = ["align_memory", "refuse_lost_tensors"]
+__all__ = ["align_memory", "refuse_lost_tensors", "require_in_reach"]
 
 
 def refuse_lost_tensors(info: dict[str, Any], place: Any) -> None:
@@ -35,3 +38,40 @@ def align_memory(model: nn.Module) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
             tensor.data = tensor.data.clone()
+
+
+def require_in_reach(place: str, key: str) -> None:
+    """Refuse a Hub id whose files are neither in the cache nor to be had, before transformers tries it for long.
+
+    Args:
+        place: A local folder or file, which is left alone, or a Hub id.
+        key: What named it, for the error.
+
+    Raises:
+        UserError: If it is not in the cache, and the Hub is not to be asked (`HF_HUB_OFFLINE`) or does not answer.
+    """
+    if Path(place).expanduser().exists() or place.startswith((".", "/", "~")):
+        return
+    try:
+        if isinstance(try_to_load_from_cache(place, "config.json"), str):
+            return
+        HfApi().model_info(place, timeout=10)
+        return
+    except HFValidationError:
+        return
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set, so the Hub is not asked"
+    except Exception as error:
+        if not _is_lost_connection(error):
+            return  # what the Hub answers, transformers explains
+        reason = f"the Hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
+    raise UserError(
+        f"{key}: {place} is not in the local cache, and {reason}; take random weights (pretrained: false), name a "
+        "local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"
+    )
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a client of the network could not connect, or waited in vain."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names

@@ -18,13 +18,14 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
+from ..checks import check_pretrained
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
 from ..progress import quiet_loading
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
-from .loading import align_memory, refuse_lost_tensors
+from .loading import align_memory, refuse_lost_tensors, require_in_reach
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
 
@@ -288,6 +289,7 @@ def _resolve(
     name: str | dict[str, Any] | PreTrainedConfig, pretrained: bool | str, options: dict[str, Any]
 ) -> tuple[PreTrainedConfig, str | None]:
     """The detector's configuration, and where its weights are (None for random ones)."""
+    check_pretrained(pretrained, "pretrained")
     weights = pretrained if isinstance(pretrained, str) else None
     if isinstance(name, dict):
         given = dict(name)
@@ -310,6 +312,7 @@ def _resolve(
             near = get_close_matches(name, detector_types(), n=2, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else f"model types: {', '.join(detector_types())}"
             raise UserError(f"detector: {name!r} is no model type, no local folder and no Hub id; {hint}")
+    require_in_reach(name, "detector")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -347,6 +350,7 @@ def _load_weights(place: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The detector with pretrained weights; only tensors with a row for each class may start anew."""
     if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
         raise UserError(f"detector weights: the folder {place} does not exist")
+    require_in_reach(place, "detector weights")
     try:
         with quiet_loading():
             model, info = AutoModelForObjectDetection.from_pretrained(
