@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -260,6 +261,18 @@ def test_evaluate_and_predict_and_export(finished, tmp_path, capsys):
         left, top, width, height = entry["bbox"]
         found_box = [float(value) for value in row[3:]]
         assert found_box == pytest.approx([left, top, left + width, top + height], abs=0.01)
+    capsys.readouterr()
+    (photos / "broken.png").write_bytes(b"broken")
+    for ending in ("jsonl", "parquet"):
+        assert run([*command[:5], "--output", str(tmp_path / f"found.{ending}")]) == 0
+        errors = capsys.readouterr().err
+        assert "broken.png cannot be read" in errors and "1 of 4 images could not be read" in errors
+    table = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert table == pyarrow.parquet.read_table(tmp_path / "found.parquet").to_pylist()
+    assert [[str(value) for value in row.values()] for row in table] == rows
+    assert run([*command[:5], "--output", str(tmp_path / "found.txt")]) == 2
+    assert run(["predict", str(output), str(photos), "--top-k", "2"]) == 2
+    assert "for classifiers" in capsys.readouterr().err
     assert run(["predict", str(output), str(photos), "--threshold", "0.01"]) == 0
     assert "0.png\t" in capsys.readouterr().out
 

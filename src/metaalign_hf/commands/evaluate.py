@@ -67,11 +67,11 @@ def _print_accuracy(found: Accuracy, labels: list[str]) -> None:
     from rich.table import Table
 
     low, high = found.interval
-    precision = "unknown" if math.isnan(found.average_precision) else f"{100 * found.average_precision:.2f} %"
+    ranked = "unknown" if math.isnan(found.average_precision) else f"{100 * found.average_precision:.2f} %"
     print(
         f"accuracy {100 * found.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f}, Wilson), "
         f"balanced accuracy {100 * found.balanced_accuracy:.2f} %, "
-        f"average precision {f'of {labels[1]} ' if len(labels) == 2 else ''}{precision}"
+        f"average precision {f'of {labels[1]} ' if len(labels) == 2 else ''}{ranked}"
     )
     table = Table("class")
     for column in ("images", "recall", "95 % interval", "precision"):
