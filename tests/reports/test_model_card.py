@@ -239,3 +239,23 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("coordination", "equation", "cited"),
+    [
+        (
+            {"method": "metaalign", "direction": "remembered"},
+            "theta' = theta - alpha * m",
+            ["wei2021", "daskalakis2018"],
+        ),
+        ({"method": "extragradient"}, "gradient = v(theta')", ["acuna2022"]),
+        ({"method": "heun"}, "(v(theta) + v(theta')) / 2", ["acuna2022"]),
+        ({"method": "pga"}, "rho g_task/|g_task|", ["phan2024"]),
+    ],
+)
+def test_the_card_tells_the_step_that_was_taken(coordination, equation, cited):
+    training = {**TRAINING, "coordination": coordination}
+    text = model_card(record(training=training, summary={**SUMMARY, "method": coordination["method"]}))
+    assert equation in text
+    assert all(f"{key}" in text for key in cited)

@@ -134,7 +134,7 @@ class DoublyPerturbed(Joint):
     the two gradients, as MetaAlign does. Cost: both objectives' passes twice. Running statistics are moved by the
     passes at theta.
 
-    Source: Phan, Tran, Le, Bui, "Enhancing Domain Adaptation through Prompt Gradient Alignment", NeurIPS 2024.
+    Source: Phan, Tran, Tran, Le, "Enhancing Domain Adaptation through Prompt Gradient Alignment", NeurIPS 2024.
 
     Args:
         optimizer: Its parameter groups name the parameters and their learning rates.

@@ -10,6 +10,27 @@ CITATIONS = {
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2021}
 }""",
+    "optimism": """\
+@inproceedings{daskalakis2018training,
+  title     = {Training {GANs} with Optimism},
+  author    = {Daskalakis, Constantinos and Ilyas, Andrew and Syrgkanis, Vasilis and Zeng, Haoyang},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}""",
+    "game": """\
+@inproceedings{acuna2022domain,
+  title     = {Domain Adversarial Training: A Game Perspective},
+  author    = {Acuna, David and Law, Marc T. and Zhang, Guojun and Fidler, Sanja},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
+    "pga": """\
+@inproceedings{phan2024enhancing,
+  title     = {Enhancing Domain Adaptation through Prompt Gradient Alignment},
+  author    = {Phan, Hoang and Tran, Lam and Tran, Quyen and Le, Trung},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024}
+}""",
     "dann": """\
 @article{ganin2016domain,
   title   = {Domain-Adversarial Training of Neural Networks},

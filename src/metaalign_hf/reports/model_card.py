@@ -45,6 +45,14 @@ _CHECKPOINTS = {
     "last": "Numbers are of the last checkpoint of the run, whatever they turned out to be.",
     "selected": "Numbers are of the checkpoint that a validator without target labels selected.",
 }
+_GAME = {"extragradient": "gradient = v(theta')", "heun": "gradient = (v(theta) + v(theta')) / 2"}
+_PGA = (
+    "gradient = grad L_task(theta + rho g_task/|g_task| - rho g_alignment/|g_alignment|)\n"
+    "         + grad L_alignment(theta + rho g_alignment/|g_alignment| - rho g_task/|g_task|)"
+)
+_REMEMBERED = (
+    "theta' = theta - alpha * m, m: the remembered gradient\ngradient = grad L_task(theta') + grad L_alignment(theta')"
+)
 _JOINT = "gradient = grad L_task(theta) + grad L_align(theta)"
 _SECOND_ORDER = " - alpha * J_train(theta)^T grad L_test(theta')"
 
@@ -144,7 +152,10 @@ class _Facts:
         names = ("backbone_name", "detector_name", "model_type")
         backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
         options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
-        cited = (["metaalign"] if method == "metaalign" else []) + [name for name in used if name in CITATIONS]
+        direction = self.training.get("coordination", {}).get("direction", "fresh")
+        step = [method, *(["optimism"] if method == "metaalign" and direction == "remembered" else [])]
+        step += ["game"] if method in ("extragradient", "heun") else []
+        cited = [name for name in (*step, *used) if name in CITATIONS]
         cited += ["toalign"] if "toalign" in options and used else []
         cited += ["mean_teacher"] if self.training.get("training", {}).get("pseudo_label_weight") else []
         return {
@@ -405,8 +416,27 @@ def _method(name: str, settings: dict[str, Any]) -> tuple[str, str]:
         return "Joint training: the plain sum of task and alignment loss.", _JOINT
     if name == "source_only":
         return "Training on the source alone: a baseline, not an adaptation.", "gradient = grad L_task(theta)"
+    if name in ("extragradient", "heun"):
+        words = (
+            "Task and alignment as a game (Acuna et al., ICLR 2022): the joint gradient is taken a second time after a "
+            "trial step along itself."
+        )
+        return words, f"theta' = theta - alpha * v(theta), v = grad L_task + grad L_alignment\n{_GAME[name]}"
+    if name == "pga":
+        words = (
+            "Each loss is descended where it is higher itself and the other is lower (PGA, Phan et al., NeurIPS 2024)."
+        )
+        return words, _PGA
     if name != "metaalign":
         return "", ""
+    if settings.get("direction", "fresh") == "remembered":
+        role = settings.get("remember") == "role"
+        whose = "one of the two losses, which swap roles" if role else "both losses"
+        words = (
+            "MetaAlign (Wei et al., CVPR 2021) from memory: the inner step follows the gradient of "
+            f"{whose}, kept from an earlier step, and one pass descends both losses after it."
+        )
+        return words, _REMEMBERED
     second = settings.get("order", 1) == 2
     roles = settings.get("roles", "alternate")
     who = "the two swap roles" if roles == "alternate" else f"{roles} is always meta-train"
