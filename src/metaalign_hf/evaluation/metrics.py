@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,12 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], num_labels: int) -> Accuracy:
+def evaluate_classifier(
+    model: nn.Module,
+    batches: Iterable[dict[str, Tensor]],
+    num_labels: int,
+    keep: Callable[[Any], object] = lambda _: None,
+) -> Accuracy:
     """Figures over batches with `pixel_values` and `labels`; with several processes, over all their batches.
 
     The model is put in eval mode and left in the mode it was in.
@@ -88,6 +93,7 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], 
         model: Called with `pixel_values`; its output has `logits`.
         batches: The batches, on any device; each process brings its own share.
         num_labels: Number of classes.
+        keep: Called with the model's output for each batch, for whatever else is made of it.
 
     Returns:
         The figures.
@@ -99,7 +105,9 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[dict[str, Tensor]], 
     labels = [torch.empty(0, dtype=torch.long, device=device)]
     model.eval()
     for batch in batches:
-        logits = model(pixel_values=batch["pixel_values"].to(device)).logits
+        output = model(pixel_values=batch["pixel_values"].to(device))
+        keep(output)
+        logits = output.logits
         labels.append(batch["labels"].to(device))
         probabilities.append(logits.float().softmax(1))
         confusion.update(logits.argmax(1), labels[-1])

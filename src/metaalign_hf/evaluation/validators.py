@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from ..progress import track
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -163,7 +164,8 @@ def compute_validators(outputs: CachedOutputs, names: Iterable[str] | None = Non
     if names is None:
         augmented = outputs.target_logits_augmented is not None
         names = [name for name in validator_names() if augmented or not get_validator(name).needs_augmented]
-    return {name: get_validator(name)(outputs) for name in names}
+    names = list(names)
+    return {name: get_validator(name)(outputs) for name in track(names, "validators", len(names), "validators")}
 
 
 @register_validator("source_accuracy", higher_is_better=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,12 +37,13 @@ from ..evaluation import (
 )
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
+from ..progress import track
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import MeanTeacher
 from .starting_point import check_labels, load_starting_point
 from .summary import Row, RunFacts, Summary
-from .task import Batch, Scores, StepClosures
+from .task import Batch, Kept, Scores, StepClosures
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
 
@@ -294,20 +295,42 @@ class ClassificationTask:
             shared=prefixes,
         )
 
-    def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
+    @property
+    def evaluated_images(self) -> int:
+        """How many images one evaluation with its validators sends through the model: each once, or in two views."""
+        training, views = self.config.training, 1 if self.config.data.augmentation == "none" else 2
+        target = self.pair.target_evaluation
+        chosen = (
+            0 if training.select_by is None else views * min(training.selection_images, len(self.pair.target_train))
+        )
+        return len(self.pair.source_test) + (0 if target is None else len(target)) + chosen
+
+    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
         """Figures on the source test images and, where it has labels, on the target's."""
         size = self.config.training.evaluation_batch_size
         found = {}
+        outputs: list[tuple[Tensor, Tensor]] = []
+
+        def keep(output: Any) -> None:
+            outputs.append((output.features.float(), output.logits.float()))
+
         for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
             if view is not None:
                 batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
                 with self._as_source(model) if domain == "source" else nullcontext():
-                    scores = evaluate_classifier(model, batches, len(self.pair.labels))
+                    scores = evaluate_classifier(
+                        model,
+                        track(batches, f"evaluating on {domain}", len(view), count=_images(world_size)),
+                        len(self.pair.labels),
+                        keep if kept is not None and world_size == 1 and domain == "source" else _nothing,
+                    )
                 unknown = math.isnan(scores.average_precision)
                 found[domain] = {**asdict(scores), **({"average_precision": None} if unknown else {})}
+        if kept is not None and outputs:
+            kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
         return found
 
-    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+    def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Every validator, on held-out source images and on target training images without labels."""
         source = self._selection_share(self.pair.source_test, 2, rank, world_size)
         target = self._selection_share(self.pair.target_train, 3, rank, world_size)
@@ -315,13 +338,25 @@ class ClassificationTask:
             return {}
         assert source.labels is not None
         labels = torch.tensor(source.labels, device=next(model.parameters()).device)
-        with self._as_source(model):
-            ((source_features, source_logits),) = collect_outputs(model, self._views(source, None))
+        if kept and "source" in kept:
+            # The test images have been through the model already.
+            order = self._selection_order(self.pair.source_test, 2, rank, world_size)
+            source_features, source_logits = (rows[order] for rows in kept["source"])
+        else:
+            with self._as_source(model):
+                views = track(self._views(source, None), "source images for validators", len(source), count=_rows)
+                ((source_features, source_logits),) = collect_outputs(model, views)
         # The same augmented views at every evaluation, so that models are compared on equal terms.
         generator = np.random.default_rng([self.config.training.seed, 4, rank])
         augmented = self.config.data.augmentation != "none"
         (target_features, target_logits), *other = collect_outputs(
-            model, self._views(target, generator if augmented else None)
+            model,
+            track(
+                self._views(target, generator if augmented else None),
+                "target images for validators",
+                len(target),
+                count=_rows,
+            ),
         )
         rows = [source_features, source_logits, labels, target_features, target_logits, *(x for _, x in other)]
         return compute_validators(CachedOutputs(*(gather_rows(x, world_size) for x in rows)))
@@ -336,9 +371,13 @@ class ClassificationTask:
 
     def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
         """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
+        return view.subset(self._selection_order(view, salt, rank, world_size))
+
+    def _selection_order(self, view: ImageSet, salt: int, rank: int, world_size: int) -> list[int]:
+        """Which images `_selection_share` takes."""
         order = np.random.default_rng([self.config.training.seed, salt]).permutation(len(view))
         whole = min(self.config.training.selection_images, len(view)) // world_size * world_size
-        return view.subset(order[rank:whole:world_size].tolist())
+        return order[rank:whole:world_size].tolist()
 
     def _views(self, view: ImageSet, generator: np.random.Generator | None) -> Iterator[tuple[Tensor, ...]]:
         """Batches of the images as evaluated and, given a generator, as augmented."""
@@ -467,6 +506,19 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         ) from error
     finally:
         model.train(training)
+
+
+def _nothing(_: Any) -> None:
+    """Keeps no outputs."""
+
+
+def _images(world_size: int) -> Callable[[Batch], int]:
+    """Counts the images of a batch on all processes, which take equally many."""
+    return lambda batch: world_size * len(batch["pixel_values"])
+
+
+def _rows(views: Sequence[Tensor]) -> int:
+    return len(views[0])
 
 
 def mix(source: Batch, target: Batch) -> Batch:

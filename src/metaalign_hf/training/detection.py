@@ -25,6 +25,7 @@ from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_ag
 from ..models import MetaAlignForObjectDetection
 from ..models.backbone import use_attention
 from ..models.detectors.processors import build_detector_processor
+from ..progress import stage, track
 from ..reports.detections import draw_before_after
 from .classification import RECALIBRATION_IMAGES
 from .domain_batch_norm import SourceStatistics
@@ -32,7 +33,7 @@ from .domain_options import evaluate_command
 from .mean_teacher import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
 from .starting_point import check_labels, fetch_starting_point, load_starting_point
 from .summary import RunFacts, Summary
-from .task import Batch, Scores, StepClosures
+from .task import Batch, Kept, Scores, StepClosures
 
 __all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector", "mix_detection"]
 
@@ -201,7 +202,14 @@ class DetectionTask:
         pseudo = [mix_detection({**s, "labels": [None] * len(s["labels"])}, v) if together else v for s, v in views]
         return with_pseudo_labels(closures, [task(batch) for batch in pseudo], self.mean_teacher.weight)
 
-    def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
+    @property
+    def evaluated_images(self) -> int:
+        """How many images one evaluation with its validators sends through the model: each once, or in two views."""
+        training, target = self.config.training, self.pair.target_evaluation
+        chosen = 0 if training.select_by is None else 2 * min(training.selection_images, len(self.pair.target_train))
+        return len(self.pair.source_test) + (0 if target is None else len(target)) + chosen
+
+    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
         """Average precision on the source test images and, where it has objects, on the target's.
 
         The source's scores also hold what is found in the first target images, for the picture.
@@ -212,6 +220,9 @@ class DetectionTask:
         for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
             if view is not None:
                 batches = detection_batches(view, self.processor, relative, size, rank=rank, world_size=world_size)
+                batches = track(
+                    batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"])
+                )
                 precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
                 found[domain] = {key: _json(value) for key, value in asdict(precision).items()}
         shown = self.pair.target_test_images.subset(range(min(_EXAMPLES, len(self.pair.target_test_images))))
@@ -222,27 +233,35 @@ class DetectionTask:
         found["source"]["examples"] = [{key: value.tolist() for key, value in vars(d).items()} for d in examples]
         return found
 
-    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
+    def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Agreement and entropy of what is found in target training images, without labels."""
         order = np.random.default_rng([self.config.training.seed, 3]).permutation(len(self.pair.target_train))
         chosen = order[: self.config.training.selection_images].tolist()
         was_training = model.training
         # The same distorted views at every evaluation, so that models are compared on equal terms.
-        plain = self._found(model, chosen, None)
-        distorted = self._found(model, chosen, self.config.training.seed)
+        plain, distorted = self._found(model, chosen)
         model.train(was_training)
         return {"agreement": detection_agreement(plain, distorted), "entropy": detection_entropy(plain)}
 
-    def _found(self, model: nn.Module, indices: list[int], seed: int | None) -> list[Detections]:
-        """What is found in target training images, as they are or distorted in colour; on each process all of them."""
-        relative, size = self.model.boxes_relative_to_image, self.config.training.evaluation_batch_size
-        found: list[Detections] = []
-        for start in range(0, len(indices), size):
-            images = [self.pair.target_train[index] for index in indices[start : start + size]]
-            if seed is not None:
-                images = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(images)]
-            batch = {**detection_batch(images, None, self.processor, relative), "index": list(range(len(images)))}
-            found += [d for _, d, _ in predict_objects(model, self.model.adapter.probabilities, [batch], most=30)]
+    def _found(self, model: nn.Module, indices: list[int]) -> tuple[list[Detections], list[Detections]]:
+        """What is found in target training images, as they are and distorted in colour; on each process all of them."""
+        relative, size, seed = (
+            self.model.boxes_relative_to_image,
+            self.config.training.evaluation_batch_size,
+            self.config.training.seed,
+        )
+        found: tuple[list[Detections], list[Detections]] = ([], [])
+        with stage("target images for validators", len(indices)) as shown:
+            for start in range(0, len(indices), size):
+                plain = [self.pair.target_train[index] for index in indices[start : start + size]]
+                distorted = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(plain)]
+                for images, kept in zip((plain, distorted), found, strict=True):
+                    batch = detection_batch(images, None, self.processor, relative)
+                    batches = [{**batch, "index": list(range(len(images)))}]
+                    kept += [
+                        d for _, d, _ in predict_objects(model, self.model.adapter.probabilities, batches, most=30)
+                    ]
+                shown.advance(len(plain))
         return found
 
     def target_images(self) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
-from ..progress import no_model_progress_bars
+from ..progress import display, no_model_progress_bars, stage
 from .batch_norm import (
     freeze_batch_norm,
     recalibrate_batch_norm,
@@ -43,11 +43,11 @@ from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .domain_batch_norm import SourceStatistics
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_output_dir, truncate_metrics, write_config
-from .schedules import learning_rate_factor, progress
+from .schedules import evaluation_interval, learning_rate_factor, progress
 from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
-from .task import Scores, Task
+from .task import Kept, Scores, Task
 from .tasks import build_task
 from .weight_average import WeightAverage
 
@@ -133,6 +133,10 @@ class _Run:
         self.step = 0
         self.evaluations: dict[str, dict[str, Scores]] = {}
         self.evaluation_count = 0
+        self.evaluation_seconds = 0.0
+        self.interval = evaluation_interval(
+            training.source_steps, training.max_steps, self._batch_images, self.task.evaluated_images
+        )
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.pseudo_boxes = 0.0
         self.step_seconds: list[float] = []
@@ -211,16 +215,17 @@ class _Run:
         training = self.config.training
         started = time.perf_counter()
         total = training.source_steps + training.max_steps
-        with _progress_bar(self.console) as bar:
-            task = bar.add_task("source phase" if self.step < training.source_steps else "adaptation", total=total)
-            bar.update(task, completed=self.step)
+        source, target = self.task.names
+        self._report(
+            f"{source} -> {target}: {training.source_steps} steps on the source, then {training.max_steps} of "
+            f"adaptation, on {self.accelerator.device}; each evaluation takes {self.task.evaluated_images} images"
+        )
+        with display(self.console):
             if self.step == 0 and training.source_steps == 0:
                 self._evaluate("before", adapting=False)
-            while self.step < total:
-                adapting = self.step >= training.source_steps
-                bar.update(task, description="adaptation" if adapting else "source phase")
-                self._take_step(adapting)
-                bar.advance(task)
+            for end in (training.source_steps, total):
+                if self.step < end:
+                    self._run_phase(end)
         self._save()
         summary = self._summary(time.perf_counter() - started)
         if self.accelerator.is_main_process:
@@ -236,7 +241,28 @@ class _Run:
             self._report(f"Pushed: {self.pusher.finish()}")
         return summary
 
-    def _take_step(self, adapting: bool) -> None:
+    def _run_phase(self, end: int) -> None:
+        """The steps up to `end`, the last one of a phase."""
+        training = self.config.training
+        adapting = self.step >= training.source_steps
+        first = training.source_steps if adapting else 0
+        domains = 2 if adapting and self.config.coordination.method != "source_only" else 1
+        title = "adaptation" if adapting else "source phase"
+        with stage(title, end - first, "steps", self.step - first) as shown:
+            while self.step < end:
+                losses = self._take_step(adapting)
+                shown.figures = partial(_numbers, losses)
+                shown.advance(1, domains * self._batch_images)
+                self._after_step(self.step == end, adapting)
+
+    @property
+    def _batch_images(self) -> int:
+        """Images of one domain in a step, on all processes."""
+        training = self.config.training
+        return training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _take_step(self, adapting: bool) -> dict[str, Tensor | None]:
+        """One step; returns its losses."""
         training, settings = self.config.training, self.config.optimizer
         k, device = training.gradient_accumulation_steps, self.accelerator.device
         first, total = (training.source_steps, training.max_steps) if adapting else (0, training.source_steps)
@@ -289,7 +315,7 @@ class _Run:
             self._log({"phase": phase, "lr": settings.lr * factor, **report.to_dict(), **numbers})
         if adapting:
             self.step_seconds.append(time.perf_counter() - started)
-        self._after_step(local + 1 == total, adapting)
+        return {"task_loss": report.task_loss, "alignment_loss": report.alignment_loss}
 
     def _part_statistics(self) -> None:
         """From now on the running statistics in the model are the target's, and the source's are kept beside it."""
@@ -314,7 +340,7 @@ class _Run:
         training = self.config.training
         if training.evaluate_every is not None:
             return training.evaluate_every > 0 and self.step % training.evaluate_every == 0
-        return adapting and (self.step - training.source_steps) % max(training.max_steps // 10, 100) == 0
+        return adapting and (self.step - training.source_steps) % self.interval == 0
 
     def _evaluate(self, name: str, adapting: bool) -> None:
         if self.task.source_statistics is not None:
@@ -324,25 +350,29 @@ class _Run:
             trained = running_statistics(self._kept)
             recalibrate_batch_norm(self._kept, self.task.target_images())
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        found = self.task.evaluate(self.evaluated, rank, world_size)
+        started = time.perf_counter()
+        kept: Kept = {}
+        found = self.task.evaluate(self.evaluated, rank, world_size, kept)
         if name in ("before", "after"):
             self.evaluations[name] = found
         metric = self.task.metric
-        values = self._offer(found) if adapting or name == "before" else {}
+        values = self._offer(found, kept) if adapting or name == "before" else {}
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in self.task.metrics}
         self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
+        self.evaluation_seconds += time.perf_counter() - started
         if name != "after":
             self._push_in_background()
             if trained is not None:
                 self._kept.load_state_dict(trained, strict=False)
 
-    def _offer(self, found: dict[str, Scores]) -> dict[str, float]:
+    def _offer(self, found: dict[str, Scores], kept: Kept) -> dict[str, float]:
         """Offer the model as it is for selection; returns the values of all validators for the log."""
         if self.selection is None:
             return {}
-        values = self.task.validate(self.evaluated, self.accelerator.process_index, self.accelerator.num_processes)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        values = self.task.validate(self.evaluated, rank, world_size, kept)
         if not values:
             self.selection = None
             return {}
@@ -476,6 +506,7 @@ class _Run:
             checkpoint="last",
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),
+            seconds_in_evaluation=round(self.evaluation_seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
             notes=[*self.task.notes, *self._notes()],
             checkpoints=self.selection.rows() if self.selection is not None else [],
@@ -567,6 +598,5 @@ def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:
     return flat
 
 
-def _progress_bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+def _numbers(losses: dict[str, Tensor | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in losses.items() if value is not None}

@@ -42,6 +42,7 @@ class RunFacts:
         checkpoint: Which checkpoint the numbers come from.
         batch_norm: What batch normalisation did.
         seconds: Wall time of the run's last start, without set-up.
+        seconds_in_evaluation: How much of it was spent in evaluations.
         seconds_per_step: Median time of an adaptation step.
         notes: Plain statements about the data.
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
@@ -63,6 +64,7 @@ class RunFacts:
     batch_norm: str
     seconds: float
     seconds_per_step: float | None
+    seconds_in_evaluation: float | None = None
     notes: list[str] = field(default_factory=list)
     checkpoints: list[CheckpointRow] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -191,7 +193,9 @@ def _in_words(summary: Summary) -> list[str]:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the model that the run started from)"
-    words = [f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s. After is the last checkpoint."]
+    words = [
+        f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s{_evaluating(summary)}. After is the last checkpoint."
+    ]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:
         words.append(
@@ -200,3 +204,9 @@ def _in_words(summary: Summary) -> list[str]:
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
     return words
+
+
+def _evaluating(summary: Summary) -> str:
+    return (
+        "" if summary.seconds_in_evaluation is None else f" ({summary.seconds_in_evaluation:.0f} of it in evaluations)"
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
 
 Batch = dict[str, Any]
+Kept = dict[str, Any]
 Scores = dict[str, Any]
 """Figures of one evaluation on one domain, as JSON values: at least the task's `metrics` (0..1) and `n`, the images."""
 
@@ -96,11 +97,29 @@ class Task(Protocol):
             mixed_statistics: Whether only passes on both domains move the running statistics.
         """
 
-    def evaluate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, Scores]:
-        """Scores on the test images of `source` and, where it has labels, of `target`; a collective call."""
+    @property
+    def evaluated_images(self) -> int:
+        """How many images one evaluation with its validators sends through the model, on all processes together."""
 
-    def validate(self, model: nn.Module, rank: int, world_size: int) -> dict[str, float]:
-        """Values of all validators, by name; empty without validators or enough images; a collective call."""
+    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
+        """Scores on the test images of `source` and, where it has labels, of `target`; a collective call.
+
+        Args:
+            model: The wrapped model.
+            rank: Number of this process.
+            world_size: Number of processes.
+            kept: Filled with what `validate` needs of the same images.
+        """
+
+    def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
+        """Values of all validators, by name; empty without validators or enough images; a collective call.
+
+        Args:
+            model: The wrapped model.
+            rank: Number of this process.
+            world_size: Number of processes.
+            kept: As `evaluate` filled it, for the same weights: these images do not go through the model again.
+        """
 
     def target_images(self) -> Iterator[Tensor]:
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
