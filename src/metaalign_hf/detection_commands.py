@@ -22,6 +22,7 @@ from .evaluation import Detections, evaluate_detector, predict_objects
 from .models import MetaAlignForObjectDetection, detector_types
 from .models.detectors import DetectorAdapter, detector_adapter
 from .paths import printable
+from .progress import display, track
 from .reports.detections import draw_objects
 
 __all__ = ["evaluate_detection", "is_detector", "predict_detection"]
@@ -52,7 +53,9 @@ def evaluate_detection(
     labels, adapter = _labels(model), _adapter(model)
     view = load_detection_view(domain, labels, split)
     batches = detection_batches(view, processor, adapter.uses_mask, batch_size)
-    found = evaluate_detector(model, adapter.probabilities, batches, len(labels))
+    with display():
+        batches = track(batches, "evaluating", len(view), count=lambda batch: len(batch["index"]))
+        found = evaluate_detector(model, adapter.probabilities, batches, len(labels))
     print(f"mAP@50 {_percent(found.map50)}, mAP {_percent(found.map)}, mAP@75 {_percent(found.map75)} (COCO)")
     eleven, area = _percent(found.voc_11_point), _percent(found.voc_area)
     print(f"mAP@50 {eleven} by 11 points (VOC 2007), {area} by area (VOC 2010)")
@@ -98,7 +101,8 @@ def predict_detection(
     annotations: list[dict[str, Any]] = []
     batches = detection_batches(DetectionSet(files), processor, adapter.uses_mask, batch_size, skip=skip)
     drawn: set[str] = set()
-    for index, found, _ in predict_objects(model, adapter.probabilities, batches, threshold=threshold):
+    found_in_each = predict_objects(model, adapter.probabilities, batches, threshold=threshold)
+    for index, found, _ in track(found_in_each, "finding objects", len(files)):
         path, image = files.paths[index], files[index]
         images.append(
             {"id": index, "file_name": printable(path.absolute()), "width": image.shape[2], "height": image.shape[1]}

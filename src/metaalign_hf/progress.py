@@ -95,7 +95,16 @@ class _Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        # Answers go to standard output, and stay there where the bars are on standard error.
+        own = not console.stderr
+        self.bars = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=own,
+            redirect_stderr=own,
+            disable=not console.is_terminal,
+        )
         self.closed = threading.Event()
         # A thread of its own: a single step, or an export, may take longer than the time between two lines.
         self.thread = threading.Thread(target=self._tick, daemon=True)

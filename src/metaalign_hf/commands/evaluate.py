@@ -47,8 +47,10 @@ def evaluate(arguments: list[str]) -> None:
     from ..detection_commands import evaluate_detection, is_detector
     from ..evaluation import evaluate_classifier
     from ..hub import load_checkpoint
+    from ..progress import display, stage, track
 
-    model, processor = load_checkpoint(options.checkpoint)
+    with display(), stage(f"loading {options.checkpoint}"):
+        model, processor = load_checkpoint(options.checkpoint)
     if is_detector(model):
         figures = evaluate_detection(model, processor, domain, options.split, options.batch_size or 8)
         print(f"{options.checkpoint} on {figures['n']} images ({options.split}) of {options.data}")
@@ -56,7 +58,10 @@ def evaluate(arguments: list[str]) -> None:
         return
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     view = load_labelled_view(domain, labels, options.split)
-    found = evaluate_classifier(model, evaluation_batches(view, processor, options.batch_size or 64), len(labels))
+    batches = evaluation_batches(view, processor, options.batch_size or 64)
+    with display():
+        shown = track(batches, "evaluating", len(view), count=lambda batch: len(batch["labels"]))
+        found = evaluate_classifier(model, shown, len(labels))
     print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:")
     _print_accuracy(found, labels)
     _write_figures(options.output, _figures(found, labels))

@@ -35,6 +35,8 @@ def export(arguments: list[str]) -> None:
     if options.image_size is not None and not options.onnx:
         raise UserError("--image-size is for --onnx; the native model keeps the size of its image processor")
     refuse_existing(options.folder)
+    from ..progress import display, stage
+
     # Made first: a disk that cannot be written is told before the model is loaded. All files appear together, or none.
     with (
         writing(options.folder),
@@ -42,7 +44,8 @@ def export(arguments: list[str]) -> None:
     ):
         made = Path(scratch) / "model"
         made.mkdir()
-        lines = _export(options.checkpoint, made, options)
+        with display(), stage(f"exporting {options.checkpoint}"):
+            lines = _export(options.checkpoint, made, options)
         if options.folder.exists():
             options.folder.rmdir()  # an empty one
         made.rename(options.folder)

@@ -51,9 +51,11 @@ def predict(arguments: list[str]) -> int:
     from ..data import image_files
     from ..detection_commands import is_detector, predict_detection
     from ..hub import load_checkpoint
+    from ..progress import display, stage
 
     files = image_files(options.images)
-    model, processor = load_checkpoint(options.checkpoint)
+    with display(), stage(f"loading {options.checkpoint}"):
+        model, processor = load_checkpoint(options.checkpoint)
     unreadable: list[int] = []
 
     def skip(index: int, error: UserError) -> None:
@@ -65,7 +67,8 @@ def predict(arguments: list[str]) -> int:
             raise UserError(f"--top-k and --all-probabilities are for classifiers; {options.checkpoint} is a detector")
         threshold = 0.5 if options.threshold is None else options.threshold
         batch_size = options.batch_size or 8
-        predict_detection(model, processor, files, threshold, batch_size, options.output, options.draw, skip)
+        with display():
+            predict_detection(model, processor, files, threshold, batch_size, options.output, options.draw, skip)
     else:
         for name in ("draw", "threshold"):
             if getattr(options, name) is not None:
@@ -101,13 +104,16 @@ def _classify(
 
     from ..data import evaluation_batches
     from ..evaluation import predict_probabilities
+    from ..progress import display, stage
 
     names = _distinct([model.config.id2label[index] for index in range(model.config.num_labels)])
     indices: list[int] = []
     found: list[Tensor] = []
-    for batch in evaluation_batches(files, processor, options.batch_size or 64, skip=skip):
-        indices += batch.pop("index")
-        found.append(predict_probabilities(model, [batch]))
+    with display(), stage("classifying", len(files)) as shown:
+        for batch in evaluation_batches(files, processor, options.batch_size or 64, skip=skip):
+            indices += batch.pop("index")
+            found.append(predict_probabilities(model, [batch]))
+            shown.advance(len(found[-1]))
     if not found:
         return
     probabilities = torch.cat(found)
