@@ -244,6 +244,8 @@ class TrainingConfig:
             output_dir, a selected earlier one in output_dir/selected.
         select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: At most so many held-out source images and target training images serve the validators.
+        baseline: Also train the same steps on the source alone, from the same seed, in output_dir/baseline, and state
+            the gain against it.
         log_every: Steps between lines of metrics.jsonl.
         checkpoint_every: Steps between resumable checkpoints; 0 writes none.
         keep_checkpoints: How many of the newest checkpoints stay.
@@ -273,6 +275,7 @@ class TrainingConfig:
     select_by: str | None = "auto"
     select_tolerance: float = 0.05
     selection_images: int = 512
+    baseline: bool = False
     log_every: int = 20
     checkpoint_every: int = 0
     keep_checkpoints: int = 2

@@ -442,6 +442,11 @@ class ClassificationTask:
         return []
 
     @property
+    def summary_class(self) -> type[Summary]:
+        """The class of the task's summaries."""
+        return ClassificationSummary
+
+    @property
     def model_name(self) -> str:
         """The backbone's name."""
         return self.model.config.backbone_name or ""

@@ -303,6 +303,11 @@ class DetectionTask:
         return [EXAMPLES_FILE]
 
     @property
+    def summary_class(self) -> type[Summary]:
+        """The class of the task's summaries."""
+        return DetectionSummary
+
+    @property
     def model_name(self) -> str:
         """The detector's name."""
         return self.model.config.detector_name or ""

@@ -8,6 +8,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,7 @@ from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from ..progress import display, no_model_progress_bars, stage
+from .baseline import baseline_config, read_summary
 from .batch_norm import (
     freeze_batch_norm,
     recalibrate_batch_norm,
@@ -90,7 +93,21 @@ def adapt(
         return "; once that is put right, go on with --training.resume true" if goes_on else ""
 
     with told_disk_errors(folder, advice):
-        return _Run(config, lambda: build_task(config, pair, model)).run()
+        # The model that was given is trained in place; the baseline starts from it as it was.
+        untrained = deepcopy(model) if config.training.baseline else None
+        run = _Run(config, lambda: build_task(config, pair, model))
+
+        def baseline() -> Summary | None:
+            if not config.training.baseline or config.coordination.method == "source_only":
+                return None
+            alone = baseline_config(config)
+            finished = read_summary(run.task.summary_class, Path(alone.training.output_dir))
+            if finished is not None:
+                return finished
+            run.console.print("The same steps on the source alone, for comparison:")
+            return _Run(alone, lambda: build_task(alone, pair, untrained)).run()
+
+        return run.run(baseline)
 
 
 class _Run:
@@ -211,7 +228,12 @@ class _Run:
         if self.batch_norm == "frozen":
             freeze_batch_norm(self.bare.base_model)
 
-    def run(self) -> Summary:
+    def run(self, baseline: Callable[[], Summary | None] = lambda: None) -> Summary:
+        """The whole run.
+
+        Args:
+            baseline: Makes the run to compare with, once this one is trained.
+        """
         training = self.config.training
         started = time.perf_counter()
         total = training.source_steps + training.max_steps
@@ -228,6 +250,10 @@ class _Run:
                     self._run_phase(end)
         self._save()
         summary = self._summary(time.perf_counter() - started)
+        if (compared := baseline()) is not None:
+            (*_, in_source, _), (*_, on_target, _) = compared.rows()
+            found = {"source": in_source, "target": on_target, "steps": compared.adaptation_steps}
+            summary = replace(summary, baseline={**found, "output_dir": compared.output_dir})
         if self.accelerator.is_main_process:
             files = self.task.write_files(self.output_dir, self.evaluations["before"], self.evaluations["after"])
             write_summary(summary)

@@ -43,6 +43,8 @@ class RunFacts:
         batch_norm: What batch normalisation did.
         seconds: Wall time of the run's last start, without set-up.
         seconds_in_evaluation: How much of it was spent in evaluations.
+        baseline: Figures of the same steps on the source alone: `source`, `target`, `steps`, `output_dir`; None where
+            no such run was asked for.
         seconds_per_step: Median time of an adaptation step.
         notes: Plain statements about the data.
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
@@ -65,6 +67,7 @@ class RunFacts:
     seconds: float
     seconds_per_step: float | None
     seconds_in_evaluation: float | None = None
+    baseline: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     checkpoints: list[CheckpointRow] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -135,15 +138,19 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
     )
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
-    for column in ("before", "after", "change", "images"):
+    baseline = summary.baseline
+    for column in ("before", *(["source only"] if baseline else []), "after", "change", "images"):
         table.add_column(column, justify="right")
-    for section in (summary.rows(), summary.further_rows()):
-        for name, before, after, images in section:
+    for number, section in enumerate((summary.rows(), summary.further_rows())):
+        for domain, (name, before, after, images) in zip(("source", "target", *[""] * 9), section, strict=False):
+            alone = [] if baseline is None else [""]
             if before is None or after is None:
-                table.add_row(name, "no labels", "no labels", "", "")
+                table.add_row(name, "no labels", *alone, "no labels", "", "")
                 continue
+            if baseline is not None and number == 0:
+                alone = [f"{100 * baseline[domain]:.1f} %"]
             change = f"{100 * (after - before):+.1f}"
-            table.add_row(name, f"{100 * before:.1f} %", f"{100 * after:.1f} %", change, str(images))
+            table.add_row(name, f"{100 * before:.1f} %", *alone, f"{100 * after:.1f} %", change, str(images))
         table.add_section()
     console.print(table)
     if summary.checkpoints:
@@ -198,6 +205,9 @@ def _in_words(summary: Summary) -> list[str]:
     ]
     _, before, after, _ = summary.rows()[1]
     if before is not None and after is not None:
+        if summary.baseline is not None:
+            gain = 100 * (after - summary.baseline["target"])
+            words.append(f"Gain on the target over the same steps on the source alone: {gain:+.1f} points.")
         words.append(
             f"Gain on the target over the source phase: {100 * (after - before):+.1f} points of {summary.title}."
         )

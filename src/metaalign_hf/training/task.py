@@ -68,6 +68,10 @@ class Task(Protocol):
     mean_teacher: MeanTeacher | None
 
     @property
+    def summary_class(self) -> type[Summary]:
+        """The class of the task's summaries."""
+
+    @property
     def model_name(self) -> str:
         """Name of the backbone or detector, for the summary and the model card."""
 

@@ -1,0 +1,44 @@
+"""The fair comparison: the same steps on the source alone.
+
+A run of its own in `baseline/` of the run's folder, with the same seed, the same source phase and the same number of
+steps, its own checkpoints and summary; so it resumes as every run does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ..configuration import Config, CoordinationConfig, HubConfig
+from .run_folder import SUMMARY_FILE
+from .selection import CheckpointRow
+from .summary import Summary
+
+__all__ = ["BASELINE_FOLDER", "baseline_config", "read_summary"]
+
+BASELINE_FOLDER = "baseline"
+
+
+def baseline_config(config: Config) -> Config:
+    """The configuration of the source-only run that a run is compared with."""
+    training = replace(
+        config.training,
+        output_dir=str(Path(config.training.output_dir) / BASELINE_FOLDER),
+        baseline=False,
+        # An interrupted run may have left it anywhere.
+        resume=True,
+        trackers=[],
+        pseudo_label_weight=0.0,
+        recalibrate_bn="none",
+    )
+    return replace(config, coordination=CoordinationConfig(method="source_only"), training=training, hub=HubConfig())
+
+
+def read_summary(kind: type[Summary], folder: Path) -> Summary | None:
+    """The summary of a finished run, or None."""
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text())
+    return kind(**{**values, "checkpoints": [CheckpointRow(**row) for row in values["checkpoints"]]})
