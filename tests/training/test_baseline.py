@@ -5,50 +5,111 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
 
-from metaalign_hf import load_config
+from metaalign_hf import load_config, load_domain_pair
 from metaalign_hf.cli import run
-from metaalign_hf.training.loop import adapt
+from metaalign_hf.errors import UserError
+from metaalign_hf.training import loop
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
+
+
+def train(output: Path, *options: str) -> dict:
+    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options]) == 0
+    return json.loads((output / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "compared"
-    adapt(load_config(TINY, {"training.output_dir": str(output), "training.baseline": True}))
-    return output, json.loads((output / "summary.json").read_text())
+    return output, train(output, "--training.baseline", "true", "--training.checkpoint_every", "3")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that is stopped after the baseline's second checkpoint."""
+    output = tmp_path_factory.mktemp("runs") / "interrupted"
+    checkpoint = loop._Run._checkpoint
+
+    def checkpoint_and_stop(self):
+        checkpoint(self)
+        if self.output_dir.name == "baseline" and self.step == 6:
+            raise KeyboardInterrupt
+
+    options = {"training.output_dir": str(output), "training.baseline": True, "training.checkpoint_every": 3}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "_checkpoint", checkpoint_and_stop)
+        loop.adapt(load_config(TINY, options))
+    return output
 
 
 def test_the_baseline_is_the_source_only_run_of_the_same_budget(compared, tmp_path):
     output, summary = compared
-    alone = adapt(
-        load_config(TINY, {"training.output_dir": str(tmp_path / "alone"), "coordination.method": "source_only"})
-    )
-    assert summary["baseline"]["target"] == alone.target_accuracy_after
-    assert summary["baseline"]["source"] == alone.source_accuracy
-    assert summary["baseline"]["steps"] == 6 and summary["method"] == "metaalign"
+    alone = train(tmp_path / "alone", "--coordination.method", "source_only")
+    assert summary["baseline"] == {
+        "source": alone["source_accuracy"],
+        "target": alone["target_accuracy_after"],
+        "steps": 6,
+        "output_dir": str(output / "baseline"),
+    }
+    assert summary["method"] == "metaalign" and alone["baseline"] is None
     assert json.loads((output / "baseline" / "summary.json").read_text())["method"] == "source_only"
+    a, b = (load_file(folder / "model.safetensors") for folder in (output / "baseline", tmp_path / "alone"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
 
 
-def test_the_table_shows_the_baseline_and_states_the_gain_against_it(capsys, tmp_path):
-    assert (
-        run(["train", "--config", TINY, "--training.output_dir", str(tmp_path / "a"), "--training.baseline", "true"])
-        == 0
-    )
-    text = capsys.readouterr().out
-    assert "source only" in text and "Gain on the target over the same steps on the source alone: " in text
-
-
-def test_a_baseline_that_was_interrupted_goes_on(compared, tmp_path):
-    """Killed while the baseline ran: both are resumed, and say what an uninterrupted run says."""
+def test_a_baseline_that_was_interrupted_goes_on(compared, interrupted, tmp_path, capsys):
+    """Both are resumed, and say what an uninterrupted run says, in the table too."""
     output = tmp_path / "again"
-    options = {"training.output_dir": str(output), "training.baseline": True, "training.checkpoint_every": 3}
-    adapt(load_config(TINY, options))
-    (output / "summary.json").unlink()
-    (output / "baseline" / "summary.json").unlink()
-    shutil.rmtree(output / "baseline" / "checkpoints" / "step-000009")
-    adapt(load_config(TINY, {**options, "training.resume": True}))
-    summary = json.loads((output / "summary.json").read_text())
-    assert {**summary["baseline"], "output_dir": ""} == {**compared[1]["baseline"], "output_dir": ""}
-    assert summary["target_accuracy_after"] == compared[1]["target_accuracy_after"]
+    shutil.copytree(interrupted, output)
+    options = ["--training.baseline", "true", "--training.checkpoint_every", "3", "--training.resume", "true"]
+    summary = train(output, *options)
+    expected = compared[1]
+    assert summary["baseline"] == {**expected["baseline"], "output_dir": str(output / "baseline")}
+    assert summary["target_accuracy_after"] == expected["target_accuracy_after"]
+    text = capsys.readouterr().out
+    assert "baseline after step 6." in " ".join(text.split())
+    target = summary["baseline"]["target"]
+    gain = 100 * (summary["target_accuracy_after"] - target)
+    assert "source only" in text and f"{100 * target:.1f} %" in text
+    assert f"Gain on the target over the same steps on the source alone: {gain:+.1f} points." in text
+
+
+def test_without_target_labels_the_baseline_has_a_source_figure_only(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    images = load_domain_pair("uci_digits", "mnist").target_train
+    for index in range(40):
+        Image.fromarray(images[index].permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    options = ["--data.target", f"imagefolder:{folder}", "--training.selection_images", "20"]
+    summary = train(tmp_path / "run", "--training.baseline", "true", *options)
+    assert summary["baseline"]["target"] is None and summary["baseline"]["source"] > 0
+    text = capsys.readouterr().out
+    assert "source only" in text and "no labels" in text and "on the source alone: " not in text
+
+
+def test_a_source_only_run_is_its_own_baseline():
+    with pytest.raises(UserError, match="training.baseline: the run is a source-only one itself"):
+        load_config(TINY, {"training.baseline": True, "coordination.method": "source_only"})
+
+
+def test_a_run_recorded_before_a_key_existed_is_resumed(compared, interrupted, tmp_path, capsys):
+    """Absent keys count as their defaults, and only as those."""
+    output = tmp_path / "old"
+    shutil.copytree(interrupted / "baseline", output)
+    recorded = yaml.safe_load((output / "training_config.yaml").read_text())
+    del (
+        recorded["training"]["baseline"],
+        recorded["training"]["select_tolerance"],
+        recorded["data"]["target"]["split_seed"],
+    )
+    (output / "training_config.yaml").write_text(yaml.safe_dump(recorded))
+    options = ["--coordination.method", "source_only", "--training.checkpoint_every", "3", "--training.resume", "true"]
+    command = ["train", "--config", TINY, "--training.output_dir", str(output), *options]
+    assert run([*command, "--training.select_tolerance", "0.1"]) == 2
+    assert "holds a run with training.select_tolerance = 0.05, not 0.1" in capsys.readouterr().err
+    assert train(output, *options)["target_accuracy_after"] == compared[1]["baseline"]["target"]

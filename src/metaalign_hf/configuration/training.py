@@ -232,8 +232,9 @@ class TrainingConfig:
             of the task loss. 0 is off.
         pseudo_label_threshold: Least score of such a box: one number, or one for each class name.
         seed: Seed of everything random.
-        evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also after each tenth
-            of the adaptation phase, at least 100 steps apart.
+        evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also within the
+            adaptation phase, at most ten times, at least 100 steps apart, and so rarely that all evaluations take about
+            a tenth of the run at most.
         metric: Of classifiers, the figure that heads the summary, the progress lines and the tables of checkpoints, and
             that select_tolerance is measured in: accuracy; balanced_accuracy, the mean over classes of each class's
             share; or average_precision, with two classes that of the positive class, the last label, otherwise the mean
@@ -244,8 +245,8 @@ class TrainingConfig:
             output_dir, a selected earlier one in output_dir/selected.
         select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: At most so many held-out source images and target training images serve the validators.
-        baseline: Also train the same steps on the source alone, from the same seed, in output_dir/baseline, and state
-            the gain against it.
+        baseline: Also train the same number of steps on the source alone, from the same seed, in output_dir/baseline,
+            and state the gain against it.
         log_every: Steps between lines of metrics.jsonl.
         checkpoint_every: Steps between resumable checkpoints; 0 writes none.
         keep_checkpoints: How many of the newest checkpoints stay.
@@ -366,6 +367,11 @@ class Config:
             raise UserError(
                 "training.pseudo_label_weight: source_only reads no target; set coordination.method to joint or "
                 "metaalign"
+            )
+        if training.baseline and method == "source_only":
+            raise UserError(
+                "training.baseline: the run is a source-only one itself; set it to false, or coordination.method to "
+                "joint or metaalign"
             )
         if self.coordination.order == 2 and training.gradient_checkpointing:
             raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..configuration import Config, CoordinationConfig, HubConfig
 from .run_folder import SUMMARY_FILE
 from .selection import CheckpointRow
 from .summary import Summary
 
-__all__ = ["BASELINE_FOLDER", "baseline_config", "read_summary"]
+__all__ = ["BASELINE_FOLDER", "baseline_config", "baseline_figures", "read_summary"]
 
 BASELINE_FOLDER = "baseline"
 
@@ -35,10 +36,23 @@ def baseline_config(config: Config) -> Config:
     return replace(config, coordination=CoordinationConfig(method="source_only"), training=training, hub=HubConfig())
 
 
-def read_summary(kind: type[Summary], folder: Path) -> Summary | None:
-    """The summary of a finished run, or None."""
-    path = folder / SUMMARY_FILE
+def read_summary(kind: type[Summary], config: Config) -> Summary | None:
+    """The summary of a run that is finished with all its steps, or None."""
+    path = Path(config.training.output_dir) / SUMMARY_FILE
     if not path.is_file():
         return None
     values = json.loads(path.read_text())
+    if values["adaptation_steps"] != config.training.max_steps:
+        return None
     return kind(**{**values, "checkpoints": [CheckpointRow(**row) for row in values["checkpoints"]]})
+
+
+def baseline_figures(summary: Summary, config: Config) -> dict[str, Any]:
+    """What the summary of a run says of its baseline; `target` is None where the target has no labels."""
+    (_, _, source, _), (_, _, target, _) = summary.rows()
+    return {
+        "source": source,
+        "target": target,
+        "steps": summary.adaptation_steps,
+        "output_dir": config.training.output_dir,
+    }

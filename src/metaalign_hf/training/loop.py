@@ -34,7 +34,7 @@ from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from ..progress import display, no_model_progress_bars, stage
-from .baseline import baseline_config, read_summary
+from .baseline import baseline_config, baseline_figures, read_summary
 from .batch_norm import (
     freeze_batch_norm,
     recalibrate_batch_norm,
@@ -97,15 +97,15 @@ def adapt(
         untrained = deepcopy(model) if config.training.baseline else None
         run = _Run(config, lambda: build_task(config, pair, model))
 
-        def baseline() -> Summary | None:
-            if not config.training.baseline or config.coordination.method == "source_only":
+        def baseline() -> dict[str, Any] | None:
+            if not config.training.baseline:
                 return None
             alone = baseline_config(config)
-            finished = read_summary(run.task.summary_class, Path(alone.training.output_dir))
-            if finished is not None:
-                return finished
-            run.console.print("The same steps on the source alone, for comparison:")
-            return _Run(alone, lambda: build_task(alone, pair, untrained)).run()
+            compared = read_summary(run.task.summary_class, alone)
+            if compared is None:
+                run.console.print("The same steps on the source alone, for comparison:")
+                compared = _Run(alone, lambda: build_task(alone, pair, untrained)).run()
+            return baseline_figures(compared, alone)
 
         return run.run(baseline)
 
@@ -228,11 +228,11 @@ class _Run:
         if self.batch_norm == "frozen":
             freeze_batch_norm(self.bare.base_model)
 
-    def run(self, baseline: Callable[[], Summary | None] = lambda: None) -> Summary:
+    def run(self, baseline: Callable[[], dict[str, Any] | None] = lambda: None) -> Summary:
         """The whole run.
 
         Args:
-            baseline: Makes the run to compare with, once this one is trained.
+            baseline: Makes the run to compare with, once this one is trained, and returns its figures.
         """
         training = self.config.training
         started = time.perf_counter()
@@ -249,11 +249,7 @@ class _Run:
                 if self.step < end:
                     self._run_phase(end)
         self._save()
-        summary = self._summary(time.perf_counter() - started)
-        if (compared := baseline()) is not None:
-            (*_, in_source, _), (*_, on_target, _) = compared.rows()
-            found = {"source": in_source, "target": on_target, "steps": compared.adaptation_steps}
-            summary = replace(summary, baseline={**found, "output_dir": compared.output_dir})
+        summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
         if self.accelerator.is_main_process:
             files = self.task.write_files(self.output_dir, self.evaluations["before"], self.evaluations["after"])
             write_summary(summary)

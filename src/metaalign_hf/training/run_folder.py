@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..configuration import Config
+from ..configuration import Config, DataConfig, DomainConfig
 from ..disk import refuse_unwritable, write_whole
 from ..errors import UserError
 from .checkpoints import latest_checkpoint
@@ -47,7 +47,8 @@ def check_output_dir(config: Config) -> Path | None:
             f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
             "to go on with it"
         )
-    before, now = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}), _flat(asdict(config))
+    recorded = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
+    before, now = _flat(_with_defaults(recorded, config)), _flat(asdict(config))
     for key in sorted({*before, *now} - _FREE):
         if before.get(key) != now.get(key) and not key.startswith("hub."):
             raise UserError(
@@ -81,6 +82,19 @@ def truncate_metrics(folder: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             break  # the line that the run was killed in
     write_whole(path, "".join(kept))
+
+
+def _with_defaults(recorded: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A recorded configuration, in which keys that did not exist yet when it was written have their defaults."""
+    defaults = asdict(Config(data=DataConfig(config.data.source, config.data.target)))
+    known = {**recorded, **{name: {**values, **(recorded.get(name) or {})} for name, values in defaults.items()}}
+    domain = asdict(DomainConfig())
+    for name, value in known["data"].items():
+        if isinstance(value, dict):
+            known["data"][name] = {**domain, **value}
+        elif isinstance(value, list) and name == "source":
+            known["data"][name] = [{**domain, **entry} for entry in value]
+    return known
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

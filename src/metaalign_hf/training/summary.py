@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,8 +44,8 @@ class RunFacts:
         batch_norm: What batch normalisation did.
         seconds: Wall time of the run's last start, without set-up.
         seconds_in_evaluation: How much of it was spent in evaluations.
-        baseline: Figures of the same steps on the source alone: `source`, `target`, `steps`, `output_dir`; None where
-            no such run was asked for.
+        baseline: Figures of the same steps on the source alone: `source`, `target` (None without labels), `steps`,
+            `output_dir`; None where no such run was asked for.
         seconds_per_step: Median time of an adaptation step.
         notes: Plain statements about the data.
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
@@ -138,19 +139,19 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
     )
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
-    baseline = summary.baseline
-    for column in ("before", *(["source only"] if baseline else []), "after", "change", "images"):
+    compared = ["source only"] if summary.baseline else []
+    for column in ("before", *compared, "after", "change", "images"):
         table.add_column(column, justify="right")
-    for number, section in enumerate((summary.rows(), summary.further_rows())):
-        for domain, (name, before, after, images) in zip(("source", "target", *[""] * 9), section, strict=False):
-            alone = [] if baseline is None else [""]
+    alone = [summary.baseline["source"], summary.baseline["target"]] if summary.baseline else []
+    for section, figures in ((summary.rows(), alone), (summary.further_rows(), [])):
+        for (name, before, after, images), figure in zip_longest(section, figures):
+            # The further figures are not those that the baseline is compared by.
+            cells = ["" if figure is None else f"{100 * figure:.1f} %" for _ in compared]
             if before is None or after is None:
-                table.add_row(name, "no labels", *alone, "no labels", "", "")
+                table.add_row(name, "no labels", *cells, "no labels", "", "")
                 continue
-            if baseline is not None and number == 0:
-                alone = [f"{100 * baseline[domain]:.1f} %"]
             change = f"{100 * (after - before):+.1f}"
-            table.add_row(name, f"{100 * before:.1f} %", *alone, f"{100 * after:.1f} %", change, str(images))
+            table.add_row(name, f"{100 * before:.1f} %", *cells, f"{100 * after:.1f} %", change, str(images))
         table.add_section()
     console.print(table)
     if summary.checkpoints:
