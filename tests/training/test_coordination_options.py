@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
 
-from metaalign_hf import load_domain
+from metaalign_hf import load_domain, parse_config
 from metaalign_hf.cli import run
+from metaalign_hf.coordination import RememberedMetaAlign
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
+from metaalign_hf.training.steps import build_coordinator
 from test_run import ROOT, TINY, assert_same_run, lines, run_until_checkpoint, train, weights
 
 VIT = [
@@ -134,6 +137,16 @@ def test_law_7_holds_with_a_remembered_gradient(options, tmp_path):
     assert taken[-1]["displacement"] > 0
 
 
+def test_the_default_step_is_metaalign_from_memory():
+    config = parse_config(["--data.source", "mnist", "--data.target", "mnist_m"])
+    model = torch.nn.Linear(2, 2)
+    coordinator = build_coordinator(
+        config.coordination, torch.optim.SGD(model.parameters(), 0.1), model, Accelerator(cpu=True)
+    )
+    assert type(coordinator) is RememberedMetaAlign and coordinator.remember == "total"
+    assert (coordinator.inner.rule, coordinator.inner.inner_lr) == ("trust_ratio", 0.03)
+
+
 def test_with_rho_0_a_remembered_run_is_the_joint_run_bit_for_bit(tmp_path):
     train(tmp_path / "joint", "--coordination.method", "joint")
     train(tmp_path / "zero", *REMEMBERED, "--coordination.inner_lr", "0")
@@ -162,6 +175,7 @@ def test_a_resumed_run_whose_memory_is_missing_says_so(tmp_path, capsys):
         ([*REMEMBERED, "--coordination.inner_lr", "-1"], "coordination.inner_lr is -1"),
         ([*REMEMBERED, "--coordination.inner_lr", ".inf"], "coordination.inner_lr is inf"),
         ([*REMEMBERED, "--coordination.inner_rule", "normalised"], "coordination.inner_lr"),
+        ([*REMEMBERED, "--coordination.inner_lr", "100"], "coordination.inner_lr is 100"),
         (["--coordination.method", "pga", "--coordination.smoothing", "0.1"], "coordination.smoothing"),
     ],
 )

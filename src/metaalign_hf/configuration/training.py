@@ -67,9 +67,9 @@ class CoordinationConfig:
         method: metaalign (the two play meta-train and meta-test), joint (their plain sum), extragradient or heun (two
             joint passes, the second after a trial step), pga (each objective's gradient after a step up its own and
             down the other's) or source_only (no alignment).
-        direction: For metaalign, what the inner step follows: fresh, the gradient of the meta-train objective in this
-            step, as published, in a pass of its own; remembered, a gradient that an earlier step has left, so that a
-            step costs no more than a joint one.
+        direction: For metaalign, what the inner step follows: remembered, a gradient that an earlier step has left, so
+            that a step costs little more than a joint one; fresh, the gradient of the meta-train objective in this
+            step, in a pass of its own, as published.
         remember: With direction remembered: total, the last step's whole gradient; role, that of the meta-train
             objective, taken apart from the other's in every refresh_every-th step.
         refresh_every: See remember.
@@ -95,7 +95,7 @@ class CoordinationConfig:
     """
 
     method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only"] = "metaalign"
-    direction: Literal["fresh", "remembered"] = "fresh"
+    direction: Literal["remembered", "fresh"] = "remembered"
     remember: Literal["total", "role"] = "total"
     refresh_every: int = 4
     inner_rule: Literal["auto", "fixed", "trust_ratio", "normalised"] = "auto"
@@ -136,13 +136,17 @@ class CoordinationConfig:
             raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
-        own_rule = {"pga": "normalised"}.get(self.method, "fixed")
-        if self.method == "metaalign" and self.direction == "remembered":
-            own_rule = "trust_ratio"
-        if self.inner_lr is None and self.inner_rule not in ("auto", own_rule):
-            raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {self.inner_rule}")
-        one_gradient = "coordination.direction: remembered" if self.direction == "remembered" else self.method
-        if self.direction == "remembered" or self.method in ("extragradient", "heun", "pga"):
+        remembers = self.method == "metaalign" and self.direction == "remembered"
+        own_rule = "trust_ratio" if remembers else {"pga": "normalised"}.get(self.method, "fixed")
+        rule = own_rule if self.inner_rule == "auto" else self.inner_rule
+        if self.inner_lr is None and rule != own_rule:
+            raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {rule}")
+        if self.inner_lr is not None and self.inner_lr >= 1 and rule == "trust_ratio":
+            raise UserError(
+                f"coordination.inner_lr is {self.inner_lr}: with inner_rule trust_ratio (that of direction remembered) "
+                "it is the share of its own length that a tensor moves by; it must be below 1, such as 0.03"
+            )
+        if remembers or self.method in ("extragradient", "heun", "pga"):
             asked = {
                 "order": self.order == 2,
                 "groups": self.groups != "none",
@@ -151,8 +155,8 @@ class CoordinationConfig:
             }
             for key in (name for name, set_here in asked.items() if set_here):
                 raise UserError(
-                    f"coordination.{key}: it needs a meta-train gradient of this step by itself, which {one_gradient} "
-                    "does not have; leave it at its default, or use method: metaalign with direction: fresh"
+                    f"coordination.{key}: it needs the meta-train gradient of this step by itself; leave it at its "
+                    "default, or use method: metaalign with direction: fresh"
                 )
 
 
