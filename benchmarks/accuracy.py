@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -161,7 +162,7 @@ def written(values: list[float], sign: str = "") -> str:
 
 def table(runs: Runs, steps: int) -> Table:
     """Scores and paired differences at one budget."""
-    found = Table(title=f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)")
+    found = Table(box=box.MARKDOWN, title=f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)")
     for column in ("objective", "step", "lr", "mono -> poly", "poly -> mono", "difference to joint", "worst run"):
         found.add_column(column)
     source = scores(runs, "none", "source only", steps)
@@ -193,7 +194,7 @@ def table(runs: Runs, steps: int) -> Table:
 
 def convergence(runs: Runs) -> Table:
     """What twice the steps still give the joint step."""
-    found = Table(title=f"DANN, joint, {2 * LONG} steps less {LONG} steps (points)")
+    found = Table(box=box.MARKDOWN, title=f"DANN, joint, {2 * LONG} steps less {LONG} steps (points)")
     found.add_column("difference")
     longer, shorter = (scores(runs, "dann", "joint", steps, DOUBLED_SEEDS) for steps in (2 * LONG, LONG))
     found.add_row(written([a - b for a, b in zip(longer, shorter, strict=True)], "+"))

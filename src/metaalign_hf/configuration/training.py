@@ -23,7 +23,7 @@ class ModelConfig:
         bottleneck_dim: Width of a bottleneck before the classifier; null has none.
         bottleneck_kind: linear, or batch_norm (and a batch normalisation); both fold into the classifier when exported.
         alignment: Alignment objective, or for detectors level or preset: a name, a mapping with name, weight and
-            options, a list of those, or null. auto: gvb for classifiers, detr for detectors.
+            options, a list of those, or null. auto: dann for classifiers, detr for detectors.
         detector: For object detection, in the backbone's place: Hub id, local folder, model type of transformers
             (d_fine, rt_detr, detr ...), or a configuration with model_type.
         detector_options: Entries of the detector's configuration.
