@@ -162,7 +162,8 @@ def written(values: list[float], sign: str = "") -> str:
 
 def table(runs: Runs, steps: int) -> Table:
     """Scores and paired differences at one budget."""
-    found = Table(box=box.MARKDOWN, title=f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)")
+    title = f"{steps} steps, {len(SEEDS)} seeds: target class mean, and difference to joint (points)"
+    found = Table(box=box.MARKDOWN, title=title)
     for column in ("objective", "step", "lr", "mono -> poly", "poly -> mono", "difference to joint", "worst run"):
         found.add_column(column)
     source = scores(runs, "none", "source only", steps)
