@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -103,7 +103,13 @@ class AlignmentObjective(nn.Module):
     Args:
         feature_dim: Width D of the features.
         num_labels: Number K of classes.
+
+    Attributes:
+        uses_progress: Whether the loss depends on `AlignmentBatch.progress`; a run whose loss does not may be made
+            longer. Set it to False where that is so.
     """
+
+    uses_progress: ClassVar[bool] = True
 
     def __init__(self, feature_dim: int, num_labels: int) -> None:
         super().__init__()

@@ -38,6 +38,8 @@ class CORAL(AlignmentObjective):
         UserError: If `on` is neither.
     """
 
+    uses_progress = False
+
     def __init__(self, feature_dim: int, num_labels: int, *, on: Literal["features", "logits"] = "features") -> None:
         super().__init__(feature_dim, num_labels)
         if on not in ("features", "logits"):

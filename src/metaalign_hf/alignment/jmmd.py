@@ -38,6 +38,8 @@ class JMMD(AlignmentObjective):
         UserError: If an option has no such value.
     """
 
+    uses_progress = False
+
     def __init__(
         self,
         feature_dim: int,

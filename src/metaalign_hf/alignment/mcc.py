@@ -39,6 +39,8 @@ class MCC(AlignmentObjective):
         UserError: If the temperature is not above 0.
     """
 
+    uses_progress = False
+
     def __init__(self, feature_dim: int, num_labels: int, *, temperature: float = 2.5) -> None:
         super().__init__(feature_dim, num_labels)
         if not math.isfinite(temperature) or temperature <= 0:

@@ -42,6 +42,8 @@ class MMD(AlignmentObjective):
         UserError: If an option has no such value.
     """
 
+    uses_progress = False
+
     def __init__(
         self,
         feature_dim: int,

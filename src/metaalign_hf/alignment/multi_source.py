@@ -29,6 +29,8 @@ class PerSource(AlignmentObjective):
         UserError: If the objective has a bridge in the classifier, which all sources share.
     """
 
+    uses_progress = False  # each inner objective says its own
+
     def __init__(self, name: str, objectives: Sequence[AlignmentObjective]) -> None:
         super().__init__(objectives[0].feature_dim, objectives[0].num_labels)
         if objectives[0].classifier_bridge() is not None:

@@ -213,7 +213,10 @@ class TrainingConfig:
     Args:
         output_dir: Folder for the checkpoint, metrics and summary; must be new, or hold this very run to resume.
         source_steps: Steps of the source phase: task loss alone, on the source. Its end is "before".
-        max_steps: Steps of the adaptation phase. Its end is "after".
+        max_steps: Steps of the adaptation phase. Its end is "after". With resume and a checkpoint (checkpoint_every) it
+            may be raised, also for a finished run, where that gives the weights of a run that was so long from the
+            start: not with schedule cosine, inner_warmup, recalibrate_bn target or an objective with gradient reversal
+            (dann, cdan, gvb, mdd; all of detectors), which depend on the number of steps.
         batch_size: Images of each domain in a micro-batch, per process.
         gradient_accumulation_steps: Micro-batches of each domain in a step.
         max_grad_norm: Clip the norm of the total gradient; null does not clip.

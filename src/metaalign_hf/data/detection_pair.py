@@ -13,6 +13,7 @@ from .detection_readers import read_detection_domain
 from .domain_pair import hold_out, refuse_same_domain
 from .images import ImageSet
 from .label_agreement import differing_classes, some
+from .names import named_apart
 from .objects import DetectionSet
 
 __all__ = ["DetectionPair", "load_detection_pair", "load_detection_view", "renumbered"]
@@ -68,6 +69,7 @@ def load_detection_pair(
         UserError: If a domain cannot be read, the source has no objects, or the class names do not agree.
     """
     refuse_same_domain([source], target)
+    source, target = named_apart([DomainConfig.parse(d) if isinstance(d, str) else d for d in (source, target)])
     from_source, from_target = _read(source), _read(target)
     if from_source.labels is None:
         raise UserError(f"source {from_source.name} has no boxes: a detector needs a source with objects")

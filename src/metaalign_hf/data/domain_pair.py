@@ -12,6 +12,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .images import ImageSet
 from .label_agreement import differing_classes, some
+from .names import named_apart
 from .readers import RawDomain, read_domain
 
 __all__ = [
@@ -143,6 +144,7 @@ def load_domain_pair(
     if not given:
         raise UserError("data.source: the list of sources is empty")
     refuse_same_domain(given, target)
+    *given, target = named_apart([_parsed(domain) for domain in (*given, target)])
     sources, from_target = [load_domain(config) for config in given], load_domain(target)
     for domain in sources:
         if domain.labels is None:

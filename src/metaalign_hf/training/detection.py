@@ -290,7 +290,7 @@ class DetectionTask:
             target_per_class50=dict(zip(self.pair.labels, per_class, strict=True)) if per_class else {},
             source_test_images=after["source"]["n"],
             target_test_images=new.get("n", 0),
-            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target),
+            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target) if new else None,
         )
         assert isinstance(found, DetectionSummary)
         return found

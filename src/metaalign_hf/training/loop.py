@@ -44,6 +44,7 @@ from .batch_norm import (
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .domain_batch_norm import SourceStatistics
+from .longer import refuse_inexact, why_not_longer
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_output_dir, truncate_metrics, write_config
 from .schedules import evaluation_interval, learning_rate_factor, progress
@@ -52,6 +53,7 @@ from .steps import adaptation_step, build_coordinator, micro_batches, source_ste
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
 from .task import Kept, Scores, Task
 from .tasks import build_task
+from .validator_change import validator_changes
 from .weight_average import WeightAverage
 
 __all__ = ["adapt"]
@@ -130,6 +132,7 @@ class _Run:
         set_seed(training.seed)
         self.task = build_task()
         bare = self.task.model
+        refuse_inexact(config, bare, checkpoint)
         if config.coordination.method != "source_only" and not bare.config.alignment:
             raise UserError(
                 f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or use "
@@ -178,7 +181,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_config(config)
-            truncate_metrics(self.output_dir, self.step)
+            truncate_metrics(self.output_dir, self.step, training.source_steps + training.max_steps)
         for note in [*self.task.notes, *license_notes(config.hub.license)]:
             self._report(f"Note: {note}")
         if training.trackers:
@@ -256,7 +259,7 @@ class _Run:
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
             print_summary(summary, self.console, files)
         if self.selection is not None:
-            self.selection.finish()
+            self.selection.finish(may_become_longer=why_not_longer(self.config, self.bare) is None)
         if training.trackers:
             self.accelerator.end_training()
         if self.pusher is not None:
@@ -532,6 +535,7 @@ class _Run:
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
             notes=[*self.task.notes, *self._notes()],
             checkpoints=self.selection.rows() if self.selection is not None else [],
+            validators=validator_changes(self.output_dir, self.selection.validator) if self.selection else {},
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])

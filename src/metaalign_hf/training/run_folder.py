@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ from ..disk import refuse_unwritable, write_whole
 from ..errors import UserError
 from .checkpoints import latest_checkpoint
 
-__all__ = ["CONFIG_FILE", "METRICS_FILE", "SUMMARY_FILE", "check_output_dir", "truncate_metrics"]
+__all__ = [
+    "CONFIG_FILE",
+    "METRICS_FILE",
+    "SUMMARY_FILE",
+    "as_new_run",
+    "check_output_dir",
+    "recorded_steps",
+    "truncate_metrics",
+    "write_config",
+]
 
 CONFIG_FILE = "training_config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+
+_STEPS = "training.max_steps"
 
 # A resumed run may differ in these: they do not change what is computed.
 _FREE = {"training.resume", "training.output_dir", "training.trackers", "training.keep_checkpoints", "data.num_workers"}
@@ -34,7 +46,7 @@ def check_output_dir(config: Config) -> Path | None:
         The checkpoint to resume from, or None to start from the beginning.
 
     Raises:
-        UserError: If the folder holds something else, another run, or a finished one.
+        UserError: If the folder holds something else, another run, or a finished one that is not to become longer.
     """
     folder = Path(config.training.output_dir)
     refuse_unwritable(folder, "training.output_dir")
@@ -49,15 +61,49 @@ def check_output_dir(config: Config) -> Path | None:
         )
     recorded = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
     before, now = _flat(_with_defaults(recorded, config)), _flat(asdict(config))
-    for key in sorted({*before, *now} - _FREE):
+    longer = _is_longer(before, now)
+    for key in sorted({*before, *now} - _FREE - ({_STEPS} if longer else set())):
         if before.get(key) != now.get(key) and not key.startswith("hub."):
             raise UserError(
                 f"training.resume: {folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "resume with the same configuration"
             )
+    checkpoint = latest_checkpoint(folder)
     if (folder / SUMMARY_FILE).exists():
-        raise UserError(f"training.resume: the run in {folder} is finished; there is nothing to resume")
-    return latest_checkpoint(folder)
+        if not longer:
+            more = f"for more steps, raise {_STEPS}; " if checkpoint is not None else ""
+            raise UserError(
+                f"training.resume: the run in {folder} is finished; there is nothing to resume; {more}"
+                f"{as_new_run(config)}"
+            )
+        if checkpoint is None:
+            raise UserError(
+                f"{_STEPS}: the run in {folder} is finished and cannot become longer, because it kept no checkpoint "
+                f"(training.checkpoint_every); {as_new_run(config)}"
+            )
+    return checkpoint
+
+
+def recorded_steps(config: Config) -> int | None:
+    """`training.max_steps` of the run that the folder holds; None where it holds none."""
+    path = Path(config.training.output_dir) / CONFIG_FILE
+    steps = _flat(yaml.safe_load(path.read_text()) or {}).get(_STEPS) if path.exists() else None
+    return steps if isinstance(steps, int) else None
+
+
+def as_new_run(config: Config) -> str:
+    """How to train on from the model of a run that cannot become longer."""
+    folder = Path(config.training.output_dir)
+    if not (folder / SUMMARY_FILE).exists():
+        return f"finish it with {_STEPS} {recorded_steps(config)}, and then start a new run from its model"
+    phase = " --training.source_steps 0" if config.training.source_steps else ""
+    options = shlex.join(["--model.checkpoint", str(folder), "--training.output_dir", f"{folder}-more"])
+    return f"to train on from its model, start a new run: {options}{phase}"
+
+
+def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    steps = before.get(_STEPS)
+    return isinstance(steps, int) and now[_STEPS] > steps
 
 
 def write_config(config: Config) -> None:
@@ -66,19 +112,33 @@ def write_config(config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = asdict(config)
     values["training"]["resume"] = False
+    # A finished run that becomes longer is not finished any more. First, so that a kill leaves nothing half said.
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)
     write_whole(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again."""
+def truncate_metrics(folder: Path, step: int, total: int) -> None:
+    """Drop the lines of `metrics.jsonl` after `step`: a resumed run writes them again.
+
+    The evaluation at the end of a run that is now longer becomes one by the way.
+
+    Args:
+        folder: The run's folder.
+        step: Steps taken.
+        total: Steps of the whole run.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            values = json.loads(line)
+            if values["step"] > step:
+                continue
+            if values.get("evaluation") == "after" and values["step"] < total:
+                line = json.dumps({**values, "evaluation": f"step {values['step']}"})
+            kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             break  # the line that the run was killed in
     write_whole(path, "".join(kept))

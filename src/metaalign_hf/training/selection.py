@@ -16,6 +16,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..errors import UserError
+from ..reports.record import SELECTED_FOLDER
 from .checkpoints import FOLDER as CHECKPOINT_FOLDER
 from .checkpoints import whole_tensors
 
@@ -118,7 +120,10 @@ class Selection:
         """Delete weights that neither this run nor one of its resumable checkpoints may select."""
         if not self.writes or not self.folder.exists():
             return
-        kept = {e.step for e in still_selectable(self.evaluations, self.tolerance)}
+        self._prune({e.step for e in still_selectable(self.evaluations, self.tolerance)})
+
+    def _prune(self, kept: set[int]) -> None:
+        """Delete weights but those of the steps `kept` and those that a resumable checkpoint may select."""
         for file in self.checkpoints.glob("step-*/state.json"):
             history = [_from_json(values) for values in json.loads(file.read_text())["selection"]]
             kept |= {e.step for e in still_selectable(history, self.tolerance)}
@@ -134,9 +139,20 @@ class Selection:
         """The weights of the selected checkpoint."""
         return load_file(self._file(self.selected().step))
 
-    def finish(self) -> None:
-        """Delete the weights of all candidates."""
-        if self.writes:
+    def finish(self, may_become_longer: bool) -> None:
+        """Delete the weights of the candidates.
+
+        Args:
+            may_become_longer: Whether those stay that a longer run may select: resumable checkpoints refer to them.
+        """
+        if not self.writes:
+            return
+        if self.selected().step == self.evaluations[-1].step:
+            # What was selected before the run became longer.
+            shutil.rmtree(self.folder.with_name(SELECTED_FOLDER), ignore_errors=True)
+        if may_become_longer and self.folder.exists():
+            self._prune(set())
+        if not may_become_longer or not any(self.checkpoints.glob("step-*")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def rows(self) -> list[CheckpointRow]:
@@ -154,6 +170,12 @@ class Selection:
     def restore(self, state: list[dict[str, float | int | None]]) -> None:
         """Go on from what `state` gave."""
         self.evaluations = [_from_json(values) for values in state]
+        for evaluation in still_selectable(self.evaluations, self.tolerance):
+            if not self._file(evaluation.step).exists():
+                raise UserError(
+                    f"training.resume: {self._file(evaluation.step)}, which the run may select, is missing; put it "
+                    "back, or start a new run"
+                )
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.safetensors"

@@ -17,6 +17,7 @@ from ..disk import write_whole
 from ..reports.record import SELECTED_FOLDER
 from .run_folder import SUMMARY_FILE
 from .selection import CheckpointRow
+from .validator_change import ValidatorChange, say_validators
 
 __all__ = ["SELECTED_FOLDER", "Row", "RunFacts", "Summary", "print_summary", "write_summary"]
 
@@ -50,6 +51,7 @@ class RunFacts:
         notes: Plain statements about the data.
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
             selection.
+        validators: Value of each validator before and after, the selecting one first; empty without selection.
         versions: Versions of the libraries.
     """
 
@@ -71,6 +73,7 @@ class RunFacts:
     baseline: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     checkpoints: list[CheckpointRow] = field(default_factory=list)
+    validators: dict[str, ValidatorChange] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -81,14 +84,14 @@ class Summary(RunFacts):
     Attributes:
         source_test_images: Number of source test images.
         target_test_images: Number of labelled target test images.
-        evaluate_command: Command that evaluates the checkpoint on the target.
+        evaluate_command: Command that evaluates the checkpoint on the target; None where its labels do not allow it.
     """
 
     predict_options: ClassVar[str] = ""
 
     source_test_images: int
     target_test_images: int
-    evaluate_command: str
+    evaluate_command: str | None
 
     @property
     def title(self) -> str:
@@ -107,7 +110,7 @@ class Summary(RunFacts):
         """Commands to try next: evaluate, predict, export, push."""
         folder = self.output_dir
         return [
-            self.evaluate_command,
+            *([self.evaluate_command] if self.evaluate_command is not None else []),
             f"{quoted('metaalign', 'predict', folder)} IMAGE_OR_FOLDER{self.predict_options}",
             quoted("metaalign", "export", folder, f"{folder}-native"),
             f"{quoted('metaalign', 'push', folder)} ORGANISATION/NAME",
@@ -205,12 +208,19 @@ def _in_words(summary: Summary) -> list[str]:
         f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s{_evaluating(summary)}. After is the last checkpoint."
     ]
     _, before, after, _ = summary.rows()[1]
-    if before is not None and after is not None:
-        if summary.baseline is not None:
-            gain = 100 * (after - summary.baseline["target"])
-            words.append(f"Gain on the target over the same steps on the source alone: {gain:+.1f} points.")
+    if before is not None and after is not None and summary.baseline is not None:
+        gain = 100 * (after - summary.baseline["target"])
+        words.append(f"Gain on the target over the same steps on the source alone: {gain:+.1f} points.")
+    if before is None or after is None:
+        words += say_validators(summary.validators)
+    elif summary.source_steps:
         words.append(
             f"Gain on the target over the source phase: {100 * (after - before):+.1f} points of {summary.title}."
+        )
+    else:
+        words.append(
+            f"Change on the target since the start: {100 * (after - before):+.1f} points of {summary.title}, with what "
+            "was learnt from the source's labels."
         )
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,13 @@ class AlignmentLevel(nn.Module):
 
     Args:
         widths: Channels of what the detector hands out.
+
+    Attributes:
+        uses_progress: Whether the loss depends on `DetectionAlignmentBatch.progress`; a run whose loss does not may be
+            made longer.
     """
+
+    uses_progress: ClassVar[bool] = True
 
     def __init__(self, widths: DetectorWidths) -> None:
         super().__init__()
