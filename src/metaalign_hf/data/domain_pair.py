@@ -144,8 +144,8 @@ def load_domain_pair(
     if not given:
         raise UserError("data.source: the list of sources is empty")
     refuse_same_domain(given, target)
-    *given, target = named_apart([_parsed(domain) for domain in (*given, target)])
-    sources, from_target = [load_domain(config) for config in given], load_domain(target)
+    *named, target = named_apart([_parsed(domain) for domain in (*given, target)])
+    sources, from_target = [load_domain(config) for config in named], load_domain(target)
     for domain in sources:
         if domain.labels is None:
             raise UserError(
