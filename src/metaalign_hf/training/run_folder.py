@@ -71,7 +71,7 @@ def check_output_dir(config: Config) -> Path | None:
     checkpoint = latest_checkpoint(folder)
     if (folder / SUMMARY_FILE).exists():
         if not longer:
-            more = f"for more steps, raise {_STEPS} (where nothing depends on their number); " if checkpoint is not None else ""
+            more = f"for more steps, raise {_STEPS} (where nothing depends on it); " if checkpoint is not None else ""
             raise UserError(
                 f"training.resume: the run in {folder} is finished; there is nothing to resume; {more}"
                 f"{as_new_run(config)}"
