@@ -7,6 +7,7 @@ transformers takes longer than most of them.
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,10 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "run"
     options = ["--training.output_dir", str(folder), "--training.evaluate_every", "2"]
     assert run(["train", "--config", TINY, *options]) == 0
+    # Pictures of target images stay here, also those that somebody has put beside the figures.
+    assert (folder / "target_images.png").is_file()
+    for name in ("detections.png", "figures/target_images.png"):
+        shutil.copyfile(folder / "target_images.png", folder / name)
     return folder
 
 

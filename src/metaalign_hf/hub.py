@@ -39,6 +39,7 @@ from .configuration.hub import license_notes
 from .errors import UserError
 from .progress import no_hub_progress_bars, no_model_progress_bars, quiet_loading
 from .reports import (
+    FIGURE_FILES,
     RunRecord,
     card_is_generated,
     model_card,
@@ -93,7 +94,14 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
         if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
             raise UserError(f"{what} {checkpoint}: there is no such folder")
         repo_id, _, revision = checkpoint.partition("@")
-        patterns = [CARD, *RECORDS, *_PROCESSORS, "model*.safetensors", "model.safetensors.index.json", "figures/*.png"]
+        patterns = [
+            CARD,
+            *RECORDS,
+            *_PROCESSORS,
+            "model*.safetensors",
+            "model.safetensors.index.json",
+            *(f"figures/{name}" for name in FIGURE_FILES),
+        ]
         with _explained(f"{what} {checkpoint}"):
             folder = Path(snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns))
     if not (folder / "config.json").is_file():
@@ -476,8 +484,8 @@ def _published(name: str, text: str) -> str:
 
 
 def _figures(record: RunRecord, folder: Path, scratch: Path) -> list[Path]:
-    """The figures that lie in the folder, or else freshly drawn ones."""
-    there = sorted((folder / "figures").glob("*.png"))
+    """The figures of curves that lie in the folder, or else freshly drawn ones; no other picture, as of images."""
+    there = [path for name in FIGURE_FILES if (path := folder / "figures" / name).is_file()]
     return there or write_figures(record, scratch)
 
 

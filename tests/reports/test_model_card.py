@@ -16,7 +16,6 @@ from metaalign_hf.reports import (
     model_card,
     read_record,
     without_local_paths,
-    write_figures,
 )
 from metaalign_hf.reports.citations import CITATIONS
 
@@ -191,11 +190,6 @@ def test_an_edited_card_is_kept(tmp_path):
     (tmp_path / "README.md").write_text(edited)
     write_card(tmp_path, "lab/name")
     assert (tmp_path / "README.md").read_text() == edited and not card_is_generated(edited)
-
-
-def test_two_evaluations_are_no_course(tmp_path):
-    assert write_figures(record(metrics=METRICS[:2]), tmp_path / "figures") == []
-    assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def test_the_summary_is_what_the_loaded_checkpoint_measures(finished):
 def test_the_folder_holds_no_pickle_and_the_metrics_are_complete(finished):
     output, summary = finished
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml"}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png"}
+    assert (output / "figures" / "training.png").exists(), "a short run has its figure too"
+    with Image.open(output / "target_images.png") as picture:
+        assert picture.width > 8 * 150
     steps = [line for line in lines(output) if "phase" in line]
     assert [line["step"] for line in steps] == list(range(1, 11))
     assert [line["phase"] for line in steps] == ["source"] * 4 + ["adaptation"] * 6

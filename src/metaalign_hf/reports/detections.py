@@ -1,24 +1,36 @@
-"""Pictures of images with boxes."""
+"""Pictures of images with boxes.
+
+Boxes and names are black and white whatever the class, so that no colour says something about it: a class may be called
+"red". The name stands at the box.
+"""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
+from ..data.objects import Objects
 from ..evaluation.detection import Detections
+from .boxes import Name, draw_boxes
+from .sheets import canvas, resized, text_font, tile_size
 
 __all__ = ["draw_before_after", "draw_objects"]
 
 _MARGIN = 6
+_HEIGHT, _WIDEST, _NARROWEST = 260, 520, 150
+_NOTHING = "nothing found"
 
 
-def draw_objects(image: Tensor, found: Detections, labels: Sequence[str], least_side: int = 0) -> Image.Image:
+def draw_objects(
+    image: Tensor, found: Detections, labels: Sequence[str], least_side: int = 0, nothing: str = _NOTHING
+) -> Image.Image:
     """An image with boxes, class names and scores.
+
+    No name covers another one: it goes above or below its box or, where there is no room, to a free place with a line
+    to the box. Where the whole picture is full, the objects with the lowest scores have no name.
 
     Args:
         image: The image `(3, H, W)`, uint8.
@@ -26,76 +38,81 @@ def draw_objects(image: Tensor, found: Detections, labels: Sequence[str], least_
         labels: Class names.
         least_side: Small images are enlarged until their shorter side has so many pixels, so that the names can be
             read.
+        nothing: What the picture says where nothing was found.
 
     Returns:
         The picture.
     """
     scale = max(1.0, least_side / min(image.shape[1:]))
-    size = [round(side * scale) for side in image.shape[1:]]
-    large = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    picture = to_pil_image(large.round().clamp(0, 255).byte())
-    draw = ImageDraw.Draw(picture)
-    line = max(2, min(size) // 150)
-    font = ImageFont.load_default(size=max(12, min(size) // 18))
-    # The best last, so that it lies on top.
-    order = range(len(found.scores) - 1, -1, -1)
-    for index in order:
-        label = int(found.labels[index])
-        colour = _colour(label, len(labels))
-        left, top, right, bottom = (found.boxes[index] * scale).tolist()
-        left, top = max(left, 0.0), max(top, 0.0)
-        right, bottom = min(max(right, left + 1), size[1] - 1.0), min(max(bottom, top + 1), size[0] - 1.0)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-        text = f"{labels[label]} {float(found.scores[index]):.2f}"
-        _, _, wide, high = draw.textbbox((0, 0), text, font=font)
-        x = min(left, max(size[1] - wide - 4, 0))
-        y = top - high - 2 if top - high - 2 >= 0 else min(bottom, size[0] - high - 2)
-        draw.rectangle((x, y, x + wide + 3, y + high + 2), fill=colour)
-        draw.text((x + 2, y), text, fill="white", font=font)
-    return picture
+    height, width = image.shape[1:]
+    size = round(height * scale), round(width * scale)
+    return _drawn(image, size, found.boxes, _names(found, labels), nothing)
 
 
 def draw_before_after(
-    images: Sequence[Tensor], before: Sequence[Detections], after: Sequence[Detections], labels: Sequence[str]
+    images: Sequence[Tensor],
+    before: Sequence[Detections],
+    after: Sequence[Detections],
+    labels: Sequence[str],
+    truth: Sequence[Objects] | None = None,
+    threshold: float | None = None,
 ) -> Image.Image:
-    """Two rows of the same images: what was found before and after.
+    """Rows of the same images: what was found before and after, and where it is known what is there.
 
     Args:
         images: Images `(3, H, W)`, uint8.
         before: What was found in each before.
         after: What was found in each after.
         labels: Class names.
+        truth: The objects of each image; None where they are not known.
+        threshold: Least score of what was found, for the headings.
 
     Returns:
         The picture.
     """
+    least = "" if threshold is None else f", score {threshold:g} or more"
+    nothing = _NOTHING if threshold is None else f"nothing at {threshold:g} or more"
     rows = [
-        [draw_objects(image, found, labels, 240) for image, found in zip(images, side, strict=True)]
-        for side in (before, after)
+        (f"{word} adaptation{least}", [(found.boxes, _names(found, labels)) for found in side], nothing)
+        for word, side in (("Before", before), ("After", after))
     ]
-    height = 240
-    rows = [[_to_height(picture, height) for picture in row] for row in rows]
-    font = ImageFont.load_default(size=18)
-    title = 28
-    width = _MARGIN + sum(picture.width + _MARGIN for picture in rows[0])
-    sheet = Image.new("RGB", (max(width, 200), 2 * (title + height + _MARGIN) + _MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    if truth is not None:
+        there = [(objects.boxes, [(labels[n], "") for n in objects.labels.tolist()]) for objects in truth]
+        rows.append(("Ground truth", there, "no object"))
+    sizes = [tile_size(image, _HEIGHT, _WIDEST) for image in images]
+    widths = [max(_NARROWEST, width) for _, width in sizes]
+    title, font = 28, text_font(16)
+    wide = max(_MARGIN + sum(width + _MARGIN for width in widths), 360)
+    sheet, draw = canvas(wide, len(rows) * (title + _HEIGHT + _MARGIN) + _MARGIN)
     y = _MARGIN
-    for name, row in zip(("before adaptation", "after adaptation"), rows, strict=True):
-        draw.text((_MARGIN, y), name, fill="black", font=font)
+    for heading, row, none in rows:
+        draw.text((_MARGIN, y), heading, fill="black", font=font)
         x = _MARGIN
-        for picture in row:
-            sheet.paste(picture, (x, y + title))
-            x += picture.width + _MARGIN
-        y += title + height + _MARGIN
+        for image, (boxes, names), size, width in zip(images, row, sizes, widths, strict=True):
+            sheet.paste(_drawn(image, size, boxes, names, none, width), (x, y + title))
+            x += width + _MARGIN
+        y += title + _HEIGHT + _MARGIN
     return sheet
 
 
-def _to_height(picture: Image.Image, height: int) -> Image.Image:
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height))
+def _names(found: Detections, labels: Sequence[str]) -> list[Name]:
+    pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    return [(labels[label], f" {score:.2f}") for label, score in pairs]
 
 
-def _colour(label: int, count: int) -> tuple[int, int, int]:
-    """A colour of its own for each class, dark enough for white letters."""
-    red, green, blue = colorsys.hsv_to_rgb((label / max(count, 1) + 0.6) % 1.0, 0.85, 0.75)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _drawn(
+    image: Tensor, size: tuple[int, int], boxes: Tensor, names: Sequence[Name], nothing: str, least_width: int = 0
+) -> Image.Image:
+    """The image in the given height and width with boxes; a narrow one with white beside it, for the names."""
+    height, width = size
+    picture = Image.new("RGB", (max(width, least_width), height), "white")
+    picture.paste(resized(image, size), (0, 0))
+    scaled = boxes * torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
+    draw_boxes(picture, [_inside(box, width, height) for box in scaled.tolist()], names, nothing)
+    return picture
+
+
+def _inside(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of a box that lies in the picture, at least a pixel."""
+    left, top = min(max(box[0], 0.0), width - 2.0), min(max(box[1], 0.0), height - 2.0)
+    return left, top, min(max(box[2], left + 1), width - 1.0), min(max(box[3], top + 1), height - 1.0)

@@ -2,60 +2,213 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..errors import UserError
+from ..evaluation import get_validator
 from .record import RunRecord
 
-__all__ = ["write_figures"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["FIGURE_FILES", "running_mean", "write_figures"]
+
+FIGURE_FILES = ("training.png",)
+"""Every file that `write_figures` may write: curves alone, no image of any data set."""
+
+_COLUMNS = 4
+_SOURCE, _TARGET, _OTHER = "#0072b2", "#d55e00", "#444444"
+_MARKS = {"selected": ("*", 12), "oracle": ("D", 13)}
+_VALIDATOR = "validator_"
+
+Points = list[tuple[float, float]]
 
 
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw the course of a run: the figure that heads its tables, of both domains, the two losses, their cosine.
+    """Draw the course of a run: the figure that heads its tables, the losses, their cosine, and all validators.
+
+    Each has a panel and an axis of its own. Marked are the step that was selected without target labels and the best
+    one by target labels (the oracle); a source-only baseline is drawn beside the run where there is one.
 
     Args:
-        record: The run's record.
+        record: The run's record; however short it is.
         folder: Where `training.png` goes; made when missing.
 
     Returns:
-        The files written; none where the run has fewer than three evaluations, which are no course.
+        The files written; none where the record holds nothing to draw.
     """
-    evaluations = record.evaluations
-    if len(evaluations) < 3:
+    panels = [panel for panel in (_measure(record), *_losses(record), *_validators(record)) if panel is not None]
+    if not panels:
         return []
     # Imported on use: a run that draws nothing need not wait for it. The object interface needs no display.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    steps = [line for line in record.metrics if "phase" in line]
-    separated = [line for line in steps if isinstance(line.get("cosine"), int | float)]
-    figure = Figure(figsize=(4.2 * (3 if separated else 2), 3.2), layout="constrained")
-    panels = figure.subplots(1, 3 if separated else 2)
-    colours = {"source": "tab:blue", "target": "tab:orange"}
-    measure = record.measure
-    title = {"map50": "mAP@50"}.get(measure, measure.replace("_", " "))
-    for domain, colour in colours.items():
-        key = f"{domain}_{measure}"
-        points = [(line["step"], 100 * line[key]) for line in evaluations if line.get(key) is not None]
-        if points:
-            name = record.summary.get(domain)
-            panels[0].plot(*zip(*points, strict=True), "o-", color=colour, label=f"{domain} {name}" if name else domain)
-    panels[0].set(title=f"test {title}, %", xlabel="step")
-    panels[0].legend()
-    for name, colour in (("task_loss", "tab:blue"), ("alignment_loss", "tab:orange")):
-        points = [(line["step"], line[name]) for line in steps if name in line]
-        if points:
-            panels[1].plot(*zip(*points, strict=True), color=colour, label=name.replace("_", " "))
-    panels[1].set(title="training losses", xlabel="step")
-    panels[1].legend()
-    if separated:
-        panels[2].plot([line["step"] for line in separated], [line["cosine"] for line in separated], color="tab:green")
-        panels[2].axhline(0, color="grey", linewidth=0.8)
-        panels[2].set(title="cosine of task and alignment gradient", xlabel="step")
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     source_steps = record.training.get("training", {}).get("source_steps", 0)
-    for panel in panels:
-        panel.grid(alpha=0.3)
-        if source_steps:
-            panel.axvline(source_steps, color="grey", linestyle="--", linewidth=0.8)
+    last = max(line["step"] for line in record.metrics)
+    for axes, draw in zip(grid, panels, strict=False):
+        draw(axes)
+        if 0 < source_steps < last:
+            axes.axvline(source_steps, color="grey", linestyle="--", linewidth=0.8, label="adaptation starts")
+        axes.set_xlim(-0.03 * last, 1.03 * last)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(alpha=0.3)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    handles, labels = grid[0].get_legend_handles_labels()
+    if labels:
+        # Below the panels, where it covers no curve.
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3), fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "training.png"
+    path = folder / FIGURE_FILES[0]
     figure.savefig(path, dpi=110, metadata={"Software": None})
     return [path]
+
+
+def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
+    """The panel of the figure that heads the tables, of both domains."""
+    measure = record.measure
+    curves = {domain: _points(record.evaluations, f"{domain}_{measure}", 100) for domain in ("source", "target")}
+    if not any(curves.values()):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for (domain, points), colour in zip(curves.items(), (_SOURCE, _TARGET), strict=True):
+            name = record.summary.get(domain)
+            if points:
+                label = _short(f"{domain} {name}" if name else domain)
+                axes.plot(*_columns(points), "o-", markersize=4, color=colour, label=label)
+        baseline = _points([line for line in record.baseline if "evaluation" in line], f"target_{measure}", 100)
+        if baseline:
+            axes.plot(*_columns(baseline), "s:", markersize=4, color=_OTHER, label="target, source-only baseline")
+        for mark, step in _marked(record).items():
+            shape, size = _MARKS[mark]
+            at = [point for points in curves.values() for point in points if point[0] == step]
+            label = {"selected": "selected without target labels", "oracle": "oracle: best by target labels"}[mark]
+            _mark(axes, at[-1:] if mark == "oracle" else at, shape, size, f"{label} (step {step})")
+        axes.set_title(f"test {_title(measure)}, %")
+
+    return draw
+
+
+def _losses(record: RunRecord) -> list[Callable[[Axes], None]]:
+    """A panel for each loss and one for the cosine: the logged values faint, their running mean on top."""
+    steps = [line for line in record.metrics if "phase" in line]
+    titles = {
+        "task_loss": "task loss",
+        "alignment_loss": "alignment loss",
+        "cosine": "cosine of task and alignment gradient",
+    }
+
+    def panel(name: str, title: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            # Of each phase for itself: no mean reaches over the change from one to the other.
+            for phase in ("source", "adaptation"):
+                points = _points([line for line in steps if line["phase"] == phase], name)
+                if not points:
+                    continue
+                at, values = _columns(points)
+                mean = running_mean(values)
+                if not np.array_equal(mean, values):
+                    axes.plot(at, values, color=_OTHER, alpha=0.25, linewidth=0.8)
+                axes.plot(at, mean, "o-" if len(points) < 10 else "-", markersize=3, color=_OTHER)
+            if name == "cosine":
+                axes.axhline(0, color="grey", linewidth=0.8)
+            axes.set_title(title)
+
+        return draw
+
+    return [panel(name, title) for name, title in titles.items() if _points(steps, name)]
+
+
+def _validators(record: RunRecord) -> list[Callable[[Axes], None]]:
+    """A panel for each validator, the only ones that a run without target labels has of the target."""
+    names = sorted({key for line in record.evaluations for key in line if key.startswith(_VALIDATOR)})
+    marked = _marked(record)
+
+    def panel(key: str) -> Callable[[Axes], None]:
+        name, points = key.removeprefix(_VALIDATOR), _points(record.evaluations, key)
+
+        def draw(axes: Axes) -> None:
+            axes.plot(*_columns(points), "o-", markersize=4, color=_OTHER)
+            for mark, step in marked.items():
+                _mark(axes, [point for point in points if point[0] == step], *_MARKS[mark])
+            chooses = name == _selector(record)
+            title = f"{name.replace('_', ' ')}{_better(name)}" + (", selects" if chooses else "")
+            axes.set_title(title, fontweight="bold" if chooses else "normal")
+
+        return draw
+
+    return [panel(key) for key in names if _points(record.evaluations, key)]
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of a tenth of the values around each one, fewer at both ends; short series as they are."""
+    half = len(values) // 20
+    if half == 0:
+        return values
+    window = np.ones(2 * half + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _marked(record: RunRecord) -> dict[str, int]:
+    """The steps to mark, by what they are."""
+    rows = record.summary.get("checkpoints") or []
+    return {mark: row["step"] for mark in _MARKS for row in rows if row["checkpoint"].startswith(mark)}
+
+
+def _selector(record: RunRecord) -> str | None:
+    """Name of the validator that selected, as `selected (label-free, NAME)` states it."""
+    rows = record.summary.get("checkpoints") or []
+    named = [row["checkpoint"] for row in rows if row["checkpoint"].startswith("selected")]
+    return named[0].rpartition(", ")[2].rstrip(")") if named else None
+
+
+def _better(name: str) -> str:
+    """What a good value is, where that is known: another version may have measured it, or a validator of the user's."""
+    try:
+        return " (higher is better)" if get_validator(name).higher_is_better else " (lower is better)"
+    except UserError:
+        return ""
+
+
+def _mark(axes: Axes, points: Points, shape: str, size: float, label: str | None = None) -> None:
+    if points:
+        axes.plot(
+            *_columns(points),
+            shape,
+            markersize=size,
+            markerfacecolor="none" if shape == "D" else "gold",
+            markeredgecolor="black",
+            label=label,
+            zorder=5,
+        )
+
+
+def _points(lines: Iterable[dict[str, Any]], key: str, factor: float = 1.0) -> Points:
+    """Steps and values, where there is a finite one."""
+    found = [(line["step"], line.get(key)) for line in lines]
+    return [(step, factor * v) for step, v in found if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _columns(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    steps, values = np.array(points, dtype=float).T
+    return steps, values
+
+
+def _title(measure: str) -> str:
+    return {"map50": "mAP@50"}.get(measure, measure.replace("_", " "))
+
+
+def _short(text: str, most: int = 34) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

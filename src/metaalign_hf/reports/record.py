@@ -42,12 +42,14 @@ class RunRecord:
         training: `training_config.yaml`; empty for a model that was saved without a run.
         summary: `summary.json`; empty as long as the run goes on.
         metrics: The lines of `metrics.jsonl`.
+        baseline: Those of the source-only baseline, where one was trained beside the run.
     """
 
     model: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    baseline: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -84,13 +86,12 @@ def read_record(folder: Path) -> RunRecord:
         model = json.loads(config_file.read_text())
         training = _load(folder / "training_config.yaml", yaml.safe_load)
         summary = _load(folder / "summary.json", json.loads)
-        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
-        metrics = [json.loads(line) for line in lines]
+        metrics, baseline = (_load_lines(place / "metrics.jsonl") for place in (folder, folder / "baseline"))
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
     if config_file.parent != folder:
         summary = _of_selected(summary, metrics)
-    return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics)))
+    return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics, baseline)))
 
 
 def record_folder(folder: Path) -> Path:
@@ -157,3 +158,7 @@ def _last_part(text: str) -> str:
 
 def _load(path: Path, parse: Any) -> dict[str, Any]:
     return (parse(path.read_text()) or {}) if path.is_file() else {}
+
+
+def _load_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -34,10 +34,12 @@ from ..evaluation import (
     evaluate_classifier,
     gather_rows,
     get_validator,
+    predict_probabilities,
 )
 from ..models import IGNORED_LABEL, MetaAlignForImageClassification
 from ..models.backbone import use_attention
 from ..progress import track
+from ..reports.target_images import Prediction, draw_target_images
 from .domain_batch_norm import SourceStatistics
 from .domain_options import evaluate_command
 from .mean_teacher import MeanTeacher
@@ -46,6 +48,12 @@ from .summary import Row, RunFacts, Summary
 from .task import Batch, Kept, Scores, StepClosures
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
+
+EXAMPLES_FILE = "target_images.png"
+"""Picture of target test images with their predictions before and after."""
+
+_EXAMPLES = 128
+"""Target test images that are predicted for the picture: many enough to hold some that changed their class."""
 
 RECALIBRATION_IMAGES = 2048
 """Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
@@ -330,6 +338,20 @@ class ClassificationTask:
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
         return found
 
+    def examples(self, model: nn.Module) -> Scores:
+        """Predictions for a random choice of the target test images, for the picture; their labels are not read."""
+        shown = self._shown()
+        was_training = model.training
+        found = predict_probabilities(model, ({"pixel_values": values} for (values,) in self._views(shown, None)))
+        model.train(was_training)
+        confidence, label = found.max(1)
+        return {"label": label.tolist(), "confidence": confidence.tolist()}
+
+    def _shown(self) -> ImageSet:
+        view = self.pair.target_test_images
+        order = np.random.default_rng([self.config.training.seed, 5]).permutation(len(view))
+        return view.subset(order[:_EXAMPLES].tolist()).without_labels()
+
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Every validator, on held-out source images and on target training images without labels."""
         source = self._selection_share(self.pair.source_test, 2, rank, world_size)
@@ -438,8 +460,20 @@ class ClassificationTask:
                 )
 
     def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
-        """None."""
-        return []
+        """A picture of target test images: the most and least confident, and those that changed their class."""
+        if "examples" not in before:  # the run began with a version that kept none
+            return []
+        old, new = (
+            [
+                Prediction(*pair)
+                for pair in zip(scores["examples"]["label"], scores["examples"]["confidence"], strict=True)
+            ]
+            for scores in (before, after)
+        )
+        shown = self._shown()
+        names = [path.name for path in shown.paths]
+        draw_target_images(shown.load, old, new, self.pair.labels, names).save(folder / EXAMPLES_FILE)
+        return [EXAMPLES_FILE]
 
     @property
     def summary_class(self) -> type[Summary]:

@@ -42,6 +42,7 @@ EXAMPLES_FILE = "detections.png"
 
 DETECTION_TITLE = "test mAP@50"
 _EXAMPLES = 6
+_THRESHOLD = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +211,7 @@ class DetectionTask:
         return len(self.pair.source_test) + (0 if target is None else len(target)) + chosen
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
-        """Average precision on the source test images and, where it has objects, on the target's.
-
-        The source's scores also hold what is found in the first target images, for the picture.
-        """
+        """Average precision on the source test images and, where it has objects, on the target's."""
         size, relative = self.config.training.evaluation_batch_size, self.model.boxes_relative_to_image
         probabilities = self.model.adapter.probabilities
         found: dict[str, Scores] = {}
@@ -225,13 +223,18 @@ class DetectionTask:
                 )
                 precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
                 found[domain] = {key: _json(value) for key, value in asdict(precision).items()}
+        return found
+
+    def examples(self, model: nn.Module) -> Scores:
+        """What is found in the first target test images, for the picture."""
+        relative, size = self.model.boxes_relative_to_image, self.config.training.evaluation_batch_size
         shown = self.pair.target_test_images.subset(range(min(_EXAMPLES, len(self.pair.target_test_images))))
         was_training = model.training
         batches = detection_batches(shown, self.processor, relative, size)
-        examples = [detections for _, detections, _ in predict_objects(model, probabilities, batches, threshold=0.3)]
+        detections = predict_objects(model, self.model.adapter.probabilities, batches, threshold=_THRESHOLD)
+        found = [{key: value.tolist() for key, value in vars(d).items()} for _, d, _ in detections]
         model.train(was_training)
-        found["source"]["examples"] = [{key: value.tolist() for key, value in vars(d).items()} for d in examples]
-        return found
+        return {"found": found}
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Agreement and entropy of what is found in target training images, without labels."""
@@ -296,10 +299,15 @@ class DetectionTask:
         return found
 
     def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
-        """A picture of target test images with the boxes found before and after."""
-        old, new = (_examples(scores["source"]["examples"]) for scores in (before, after))
+        """A picture of target test images with the boxes found before and after, and the true ones where known."""
+        if "examples" not in before:  # the run began with a version that kept none
+            return []
+        old, new = (_examples(scores["examples"]["found"]) for scores in (before, after))
         images = [self.pair.target_test_images[index] for index in range(len(old))]
-        draw_before_after(images, old, new, self.pair.labels).save(folder / EXAMPLES_FILE)
+        view = self.pair.target_evaluation
+        truth = None if view is None or view.objects is None else view.objects[: len(images)]
+        picture = draw_before_after(images, old, new, self.pair.labels, truth, _THRESHOLD)
+        picture.save(folder / EXAMPLES_FILE)
         return [EXAMPLES_FILE]
 
     @property

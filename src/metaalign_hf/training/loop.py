@@ -72,7 +72,9 @@ def adapt(
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
     `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
     `training.select_by` selects an earlier model, that one to `selected/` in it. For a detector also
-    `detections.png`, target images with the boxes found before and after. Pushes to the Hub as `hub` says.
+    `detections.png`, target images with the boxes found before and after, and for a classifier `target_images.png`,
+    those it is most and least sure of and those that changed their class; neither is pushed. Pushes to the Hub as `hub`
+    says.
 
     Args:
         config: The whole configuration.
@@ -379,7 +381,7 @@ class _Run:
         kept: Kept = {}
         found = self.task.evaluate(self.evaluated, rank, world_size, kept)
         if name in ("before", "after"):
-            self.evaluations[name] = found
+            self.evaluations[name] = {**found, "examples": self.task.examples(self.evaluated)}
         metric = self.task.metric
         values = self._offer(found, kept) if adapting or name == "before" else {}
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in self.task.metrics}

@@ -115,6 +115,12 @@ class Task(Protocol):
             kept: Filled with what `validate` needs of the same images.
         """
 
+    def examples(self, model: nn.Module) -> Scores:
+        """What the model says of some target test images, as JSON values, for `write_files`; no label is read.
+
+        Every process calls it and looks at all of them.
+        """
+
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Values of all validators, by name; empty without validators or enough images; a collective call.
 
@@ -129,7 +135,13 @@ class Task(Protocol):
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
 
     def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
-        """Write what the task adds to a finished run's folder, such as a picture; returns the names of the files."""
+        """Write what the task adds to a finished run's folder, such as a picture; returns the names of the files.
+
+        Args:
+            folder: The run's folder.
+            before: Scores by domain, and under `examples` what `examples` gave, at the end of the source phase.
+            after: The same at the end of the run.
+        """
 
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
         """The summary of a finished run."""
