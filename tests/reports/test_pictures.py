@@ -119,6 +119,7 @@ def test_the_source_only_baseline_is_drawn_where_there_is_one(drawn):
     figure = drawn(replace(RECORD, baseline=baseline))
     assert "target, source-only baseline" in legend(figure)
     assert any(np.allclose(line.get_ydata(), 20) for line in panels(figure)["test accuracy, %"].lines)
+    assert any(line.get_marker() == "s" for line in panels(figure)["entropy (lower is better)"].lines)
 
 
 def test_losses_are_smoothed_phase_by_phase_over_their_faint_values(drawn):

@@ -141,6 +141,8 @@ def _validators(record: RunRecord) -> list[Callable[[Axes], None]]:
 
         def draw(axes: Axes) -> None:
             axes.plot(*_columns(points), "o-", markersize=4, color=_OTHER)
+            if beside := _points([line for line in record.baseline if "evaluation" in line], key):
+                axes.plot(*_columns(beside), "s:", markersize=4, color=_OTHER, alpha=0.5)
             for mark, step in marked.items():
                 _mark(axes, [point for point in points if point[0] == step], *_MARKS[mark])
             chooses = name == _selector(record)
