@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,15 +240,15 @@ class Setting:
         self.optimizer.step()
 
 
-def forms_of(name: str) -> list[str]:
+def forms_of(name: str, forms: Sequence[str]) -> list[str]:
     """A detector's multi-scale maps go around any last stage, so there is no prefix to share."""
-    return [form for form in FORMS if not (NETWORKS[name].detector and form == "last stage, shared")]
+    return [form for form in forms if not (NETWORKS[name].detector and form == "last stage, shared")]
 
 
-def measure_time(name: str, precision: str, rounds: int) -> dict[str, float]:
+def measure_time(name: str, precision: str, rounds: int, forms: Sequence[str] = FORMS) -> dict[str, float]:
     """Median seconds of each form, interleaved."""
     setting = Setting(name, precision)
-    steps = {form: setting.step(form) for form in forms_of(name)}
+    steps = {form: setting.step(form) for form in forms_of(name, forms)}
     seconds: dict[str, list[float]] = {form: [] for form in steps}
     for number in range(ROUND * (rounds + 1)):
         for form, step in steps.items():
@@ -314,6 +314,7 @@ def _wait(device: torch.device) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="joint and others")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "FORM"), help=argparse.SUPPRESS)
@@ -326,10 +327,11 @@ def main() -> None:
         table.add_column(column)
     found: dict[str, object] = {"machine": machine(), "precision": options.precision, "rounds": options.rounds}
     reports: list[str] = []
-    path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}.json"
+    some = "" if options.forms == list(FORMS) else "-some"
+    path = RESULTS / f"step-{'cuda' if torch.cuda.is_available() else 'cpu'}-{options.precision}{some}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
-        seconds = measure_time(name, options.precision, options.rounds)
+        seconds = measure_time(name, options.precision, options.rounds, options.forms)
         memory = {}
         for form in seconds:
             command = [sys.executable, __file__, "--precision", options.precision, "--memory-of", name, form]
@@ -343,9 +345,11 @@ def main() -> None:
             }
             for form in seconds
         }
-        share = measure_report(name, options.precision, options.rounds)
-        found[name] = {**rows, "report": share}
-        reports.append(f"{name} {100 * share:.1f} %")
+        found[name] = rows
+        if not some:
+            share = measure_report(name, options.precision, options.rounds)
+            found[name] = {**rows, "report": share}
+            reports.append(f"{name} {100 * share:.1f} %")
         path.write_text(json.dumps(found, indent=1) + "\n")  # after every network: it takes a while
         for form, row in rows.items():
             figures = (f"{1000 * row['seconds']:.0f}", row["time"], f"{row['MiB']:.0f}", row["memory"])
@@ -354,7 +358,8 @@ def main() -> None:
                 f"{name}, {batch} + {batch}", form, *(f"{x:.2f}" if isinstance(x, float) else x for x in figures)
             )
     Console(width=120).print(table)
-    print(f"Share of a step that its report costs when read after every step: {', '.join(reports)}")
+    if reports:
+        print(f"Share of a step that its report costs when read after every step: {', '.join(reports)}")
     print(f"Figures: {path}")
 
 

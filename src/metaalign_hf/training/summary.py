@@ -137,9 +137,8 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
         console: Where to.
         files: Names of further files in the run's folder.
     """
-    title = (
-        f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(summary.alignment) or 'no alignment'}"
-    )
+    alignment = [] if summary.method == "source_only" else summary.alignment
+    title = f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(alignment) or 'no alignment'}"
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
     compared = ["source only"] if summary.baseline else []
