@@ -6,24 +6,28 @@ imported on first use. The command line, whose help must not wait for torch, has
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment import AlignmentObjective, AlignmentOutput, register_alignment
     from .configuration import (
         Config,
         CoordinationConfig,
         DataConfig,
         DomainConfig,
+        HubConfig,
         ModelConfig,
         OptimizerConfig,
         TrainingConfig,
         load_config,
         parse_config,
     )
-    from .coordination import Joint, MetaAlign, StepReport
+    from .coordination import Joint, MetaAlign, RememberedMetaAlign, StepReport
     from .data import DetectionPair, DomainPair, load_detection_pair, load_domain, load_domain_pair
     from .errors import UserError
+    from .hub import push
     from .models import (
         MetaAlignConfig,
         MetaAlignDetectionConfig,
@@ -35,20 +39,23 @@ if TYPE_CHECKING:
     from .training import Summary, adapt
 
 _LAZY = {
+    "alignment": ("AlignmentObjective", "AlignmentOutput", "register_alignment"),
     "configuration": (
         "Config",
         "CoordinationConfig",
         "DataConfig",
         "DomainConfig",
+        "HubConfig",
         "ModelConfig",
         "OptimizerConfig",
         "TrainingConfig",
         "load_config",
         "parse_config",
     ),
-    "coordination": ("Joint", "MetaAlign", "StepReport"),
+    "coordination": ("Joint", "MetaAlign", "RememberedMetaAlign", "StepReport"),
     "data": ("DetectionPair", "DomainPair", "load_detection_pair", "load_domain", "load_domain_pair"),
     "errors": ("UserError",),
+    "hub": ("push",),
     "models": (
         "MetaAlignConfig",
         "MetaAlignDetectionConfig",
@@ -62,12 +69,15 @@ _LAZY = {
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
+    "AlignmentObjective",
+    "AlignmentOutput",
     "Config",
     "CoordinationConfig",
     "DataConfig",
     "DetectionPair",
     "DomainConfig",
     "DomainPair",
+    "HubConfig",
     "Joint",
     "MetaAlign",
     "MetaAlignConfig",
@@ -78,6 +88,7 @@ __all__ = [
     "MetaAlignOutput",
     "ModelConfig",
     "OptimizerConfig",
+    "RememberedMetaAlign",
     "StepReport",
     "Summary",
     "TrainingConfig",
@@ -88,10 +99,14 @@ __all__ = [
     "load_domain",
     "load_domain_pair",
     "parse_config",
+    "push",
+    "register_alignment",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("metaalign-hf")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

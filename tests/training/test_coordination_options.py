@@ -137,6 +137,17 @@ def test_law_7_holds_with_a_remembered_gradient(options, tmp_path):
     assert taken[-1]["displacement"] > 0
 
 
+def test_a_resumed_run_goes_on_counting_evaluations(tmp_path):
+    """Pushes come at every n-th evaluation, so the count is part of a checkpoint."""
+    arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "run")]
+    arguments += ["--training.checkpoint_every", "3", "--training.evaluate_every", "2"]
+    run_until_checkpoint(arguments)
+    assert run([*arguments, "--training.resume", "true"]) == 0
+    state = json.loads((tmp_path / "run/checkpoints/step-000009/state.json").read_text())
+    made = [line for line in lines(tmp_path / "run") if "evaluation" in line and line["step"] <= 9]
+    assert state["evaluation_count"] == len(made) > 3
+
+
 def test_the_default_step_is_metaalign_from_memory():
     config = parse_config(["--data.source", "mnist", "--data.target", "mnist_m"])
     model = torch.nn.Linear(2, 2)

@@ -425,6 +425,7 @@ class _Run:
             "cosine_sum": float(self.cosine_sum),
             "cosine_count": self.cosine_count,
             "pseudo_boxes": self.pseudo_boxes,
+            "evaluation_count": self.evaluation_count,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "coordinator": self.coordinator.state_dict(),
             "selection": self.selection.state() if self.selection is not None else [],
@@ -462,6 +463,7 @@ class _Run:
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
         self.pseudo_boxes = state["pseudo_boxes"]
+        self.evaluation_count = state["evaluation_count"]
         self.evaluations = state["evaluations"]
         if self.selection is not None:
             self.selection.restore(state["selection"])
