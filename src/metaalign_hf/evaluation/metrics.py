@@ -130,7 +130,7 @@ def evaluate_classifier(
 def _of_all_processes(rows: list[Tensor]) -> Tensor:
     """The rows of all processes, which may hold different numbers of them, on the CPU."""
     own = torch.cat(rows)
-    return torch.cat(gather_all_tensors(own) if dist.is_initialized() else [own]).cpu()
+    return torch.cat(gather_all_tensors(own) if dist.is_available() and dist.is_initialized() else [own]).cpu()
 
 
 def _average_precision(probabilities: Tensor, labels: Tensor) -> float:
