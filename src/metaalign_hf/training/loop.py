@@ -470,7 +470,7 @@ class _Run:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.coordinator.load_state_dict(state["coordinator"])
-        self.console.print(f"Resuming {self.output_dir} after step {self.step}.")
+        self._report(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
         """The last model into the run's folder and, where it is another one, the selected model into `selected/`."""
