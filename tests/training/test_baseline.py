@@ -108,7 +108,7 @@ def test_a_run_recorded_before_a_key_existed_is_resumed(compared, interrupted, t
         recorded["data"]["target"]["split_seed"],
     )
     (output / "training_config.yaml").write_text(yaml.safe_dump(recorded))
-    options = ["--coordination.method", "source_only", "--coordination.direction", "remembered"]
+    options = ["--coordination.method", "source_only"]
     options += ["--training.checkpoint_every", "3", "--training.resume", "true"]
     command = ["train", "--config", TINY, "--training.output_dir", str(output), *options]
     assert run([*command, "--training.select_tolerance", "0.1"]) == 2

@@ -7,7 +7,7 @@ mono cells, 920 and 402 poly cells.
 
 The list names the cells module by module, so neighbours may be of one module. They are split by blocks: each run of
 one type in the list is cut into blocks of 60 neighbours (most modules have 60 cells), and the fourth of every five
-blocks of a domain is for testing. Labels play no part in this.
+blocks of a domain is for testing. Which of the five was chosen so that both splits hold both classes.
 
 The images are under CC-BY-NC-SA-4.0. They are read where pip put them; this package copies and ships none.
 """

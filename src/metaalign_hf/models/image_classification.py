@@ -108,7 +108,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         cls,
         name: str | dict[str, Any] | PreTrainedConfig,
         labels: list[str],
-        alignment: Any = "dann",
+        alignment: Any = "gvb",
         *,
         pretrained: bool | str = True,
         bottleneck_dim: int | None = None,

@@ -515,7 +515,7 @@ def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageC
     return MetaAlignForImageClassification.from_backbone(
         config.backbone,
         labels,
-        "dann" if config.alignment == "auto" else config.alignment,
+        "gvb" if config.alignment == "auto" else config.alignment,
         pretrained=config.pretrained,
         bottleneck_dim=config.bottleneck_dim,
         bottleneck_kind=config.bottleneck_kind,
