@@ -35,7 +35,7 @@ from metaalign_hf.evaluation import predict_probabilities
 from metaalign_hf.models import build_image_processor
 from metaalign_hf.models.detectors.processors import build_detector_processor
 from metaalign_hf.models.image_processor import timm_data_config
-from metaalign_hf.training.classification import ClassificationTask
+from metaalign_hf.tasks.classification.task import ClassificationTask
 from tiny_detectors import LABELS, detector_settings
 
 VIT = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32, image_size: 48}"

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from metaalign_hf import MetaAlignForImageClassification, UserError, parse_config
-from metaalign_hf.training.classification import ClassificationTask
+from metaalign_hf.tasks.classification.task import ClassificationTask
 
 LABELS = ["cat", "dog", "eel"]
 

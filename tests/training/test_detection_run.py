@@ -20,7 +20,7 @@ from metaalign_hf.data import DetectionSet, Objects, detection_batches
 from metaalign_hf.data.detection_pair import renumbered
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
-from metaalign_hf.training.detection import DetectionTask, mix_detection
+from metaalign_hf.tasks.detection.task import DetectionTask, mix_detection
 
 TINY = str(Path(__file__).parent / "tiny_detection.yaml")
 TEACHER = ["--training.pseudo_label_weight", "1", "--training.ema_decay", "0.999"]
@@ -191,7 +191,7 @@ def test_the_options_of_the_step_work_for_detectors(options, pair, tmp_path):
 def test_without_an_inner_step_metaalign_is_the_joint_step(live, pair):
     """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
     from metaalign_hf.coordination import Joint, MetaAlign
-    from metaalign_hf.training.tasks import build_task
+    from metaalign_hf.tasks.building import build_task
 
     config = load_config(TINY, {"model.alignment": "detr"})
     config.model.detector_options["num_denoising"] = 0
@@ -291,7 +291,7 @@ def test_a_checkpoint_can_be_adapted_further(finished, pair, tmp_path):
 
 
 def test_a_checkpoint_keeps_its_own_order_of_classes(finished, pair):
-    from metaalign_hf.training.tasks import build_task
+    from metaalign_hf.tasks.building import build_task
 
     output, _ = finished
     turned = renumbered(pair, ["two", "zero", "one"])

@@ -16,10 +16,10 @@ from metaalign_hf.cli import run
 from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
+from metaalign_hf.tasks.building import build_task
+from metaalign_hf.tasks.classification.task import with_target_labels
 from metaalign_hf.training.batch_norm import running_statistics
-from metaalign_hf.training.classification import with_target_labels
 from metaalign_hf.training.domain_batch_norm import SourceStatistics
-from metaalign_hf.training.tasks import build_task
 from test_coordination_options import launch
 from test_run import TINY, assert_same_run, lines, run_until_checkpoint, train, weights
 

@@ -5,7 +5,7 @@ import torch
 from transformers import BitImageProcessor
 
 from metaalign_hf import MetaAlignForImageClassification, UserError, parse_config
-from metaalign_hf.training.classification import ClassificationTask
+from metaalign_hf.tasks.classification.task import ClassificationTask
 
 TIMM = ("--model.backbone", "timm/test_resnet")
 RESNET = (

@@ -11,8 +11,8 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from metaalign_hf import UserError, load_config, load_detection_pair
 from metaalign_hf.coordination import Joint, MetaAlign
-from metaalign_hf.training.mean_teacher import STUDENT_VIEW, MeanTeacher, strong_view
-from metaalign_hf.training.tasks import build_task
+from metaalign_hf.target_losses.pseudo_labels import STUDENT_VIEW, MeanTeacher, strong_view
+from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weight_average import WeightAverage
 from tiny_detectors import tiny_detector
 

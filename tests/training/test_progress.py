@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from metaalign_hf import load_config, progress
+from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.loop import adapt
 from metaalign_hf.training.schedules import evaluation_interval
-from metaalign_hf.training.tasks import build_task
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 

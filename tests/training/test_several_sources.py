@@ -15,7 +15,7 @@ from metaalign_hf.alignment import AlignmentBatch, build_alignment
 from metaalign_hf.cli import run
 from metaalign_hf.data import batch_indices, even_batch_indices, training_stream
 from metaalign_hf.models import build_image_processor
-from metaalign_hf.training.classification import mix, with_target_labels
+from metaalign_hf.tasks.classification.task import mix, with_target_labels
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 PROCESSOR = build_image_processor(16, 18, [0.5] * 3, [0.5] * 3)

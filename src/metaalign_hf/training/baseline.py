@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import Config, CoordinationConfig, HubConfig
+from ..tasks.summary import CheckpointRow, Summary
 from .run_folder import SUMMARY_FILE
-from .selection import CheckpointRow
-from .summary import Summary
 
 __all__ = ["BASELINE_FOLDER", "baseline_config", "baseline_figures", "read_summary"]
 

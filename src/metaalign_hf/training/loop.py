@@ -34,6 +34,8 @@ from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from ..progress import display, no_model_progress_bars, stage
+from ..tasks.base import Kept, Scores, Task
+from ..tasks.building import build_task
 from .baseline import baseline_config, baseline_figures, read_summary
 from .batch_norm import (
     freeze_batch_norm,
@@ -51,8 +53,6 @@ from .schedules import evaluation_interval, learning_rate_factor, progress
 from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
 from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
-from .task import Kept, Scores, Task
-from .tasks import build_task
 from .validator_change import validator_changes
 from .weight_average import WeightAverage
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..reports.record import SELECTED_FOLDER
+from ..tasks.summary import CheckpointRow
 from .checkpoints import FOLDER as CHECKPOINT_FOLDER
 from .checkpoints import whole_tensors
 
-__all__ = ["CheckpointRow", "Evaluation", "Selection", "choose", "still_selectable"]
+__all__ = ["Evaluation", "Selection", "choose", "still_selectable"]
 
 FOLDER = "candidates"
 
@@ -41,23 +42,6 @@ class Evaluation:
     source: float
     score: float
     target: float | None = None
-
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """Figures of one checkpoint in the summary.
-
-    Attributes:
-        checkpoint: `last`, `selected (label-free, NAME)` or `oracle (target labels)`.
-        step: Steps taken, over both phases.
-        source: The task's figure on the source test images.
-        target: The same on the target; None without labels.
-    """
-
-    checkpoint: str
-    step: int
-    source: float
-    target: float | None
 
 
 def choose(evaluations: Sequence[Evaluation], tolerance: float) -> Evaluation:

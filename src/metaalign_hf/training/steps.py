@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..configuration import CoordinationConfig
 from ..coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
 from ..errors import UserError
-from .task import Batch, StepClosures
+from ..tasks.base import Batch, StepClosures
 
 __all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from ..configuration import Config
 from ..models import MetaAlignForObjectDetection
-from .classification import ClassificationTask
-from .detection import DetectionTask
+from .base import Task
+from .classification.task import ClassificationTask
+from .detection.task import DetectionTask
 from .starting_point import starting_architecture
-from .task import Task
 
 __all__ = ["build_task", "is_detection"]
 

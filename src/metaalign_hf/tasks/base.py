@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..coordination import SharedPrefix
-from .domain_batch_norm import SourceStatistics
 from .summary import RunFacts, Summary
 
 if TYPE_CHECKING:
-    from .mean_teacher import MeanTeacher
+    from ..target_losses.pseudo_labels import MeanTeacher
+    from ..training.domain_batch_norm import SourceStatistics
 
 __all__ = ["Batch", "Scores", "StepClosures", "Task"]
 

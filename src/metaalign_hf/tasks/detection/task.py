@@ -7,33 +7,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..configuration import Config, ModelConfig
-from ..coordination import frozen_running_statistics, has_live_statistics
-from ..data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
-from ..data.detection_batches import distort_color
-from ..data.detection_pair import renumbered
-from ..errors import UserError
-from ..evaluation import Detections, evaluate_detector, predict_objects
-from ..evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
-from ..models import MetaAlignForObjectDetection
-from ..models.backbone import use_attention
-from ..models.detectors.processors import build_detector_processor
-from ..progress import stage, track
-from ..reports.detections import draw_before_after
-from .classification import RECALIBRATION_IMAGES
-from .domain_batch_norm import SourceStatistics
-from .domain_options import evaluate_command
-from .mean_teacher import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
-from .starting_point import check_labels, fetch_starting_point, load_starting_point
-from .summary import RunFacts, Summary
-from .task import Batch, Kept, Scores, StepClosures
+from ...configuration import Config, ModelConfig
+from ...coordination import frozen_running_statistics, has_live_statistics
+from ...data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
+from ...data.detection_batches import distort_color
+from ...data.detection_pair import renumbered
+from ...errors import UserError
+from ...evaluation import Detections, evaluate_detector, predict_objects
+from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
+from ...models import MetaAlignForObjectDetection
+from ...models.backbone import use_attention
+from ...models.detectors.processors import build_detector_processor
+from ...progress import stage, track
+from ...reports.detections import draw_before_after
+from ...target_losses.pseudo_labels import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
+from ..base import Batch, Kept, Scores, StepClosures
+from ..classification.task import RECALIBRATION_IMAGES
+from ..domain_options import evaluate_command
+from ..starting_point import check_labels, fetch_starting_point, load_starting_point
+from ..summary import RunFacts, Summary
+
+if TYPE_CHECKING:
+    from ...training.domain_batch_norm import SourceStatistics
 
 __all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector", "mix_detection"]
 

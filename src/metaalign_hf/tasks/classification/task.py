@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..configuration import Config, ModelConfig
-from ..coordination import SharedPrefix, frozen_running_statistics, has_live_statistics
-from ..data import (
+from ...configuration import Config, ModelConfig
+from ...coordination import SharedPrefix, frozen_running_statistics, has_live_statistics
+from ...data import (
     DomainPair,
     ImageSet,
     augment,
@@ -24,8 +24,8 @@ from ..data import (
     preprocess,
     training_stream,
 )
-from ..errors import UserError
-from ..evaluation import (
+from ...errors import UserError
+from ...evaluation import (
     FEWEST_IMAGES,
     FIGURES,
     CachedOutputs,
@@ -36,16 +36,18 @@ from ..evaluation import (
     get_validator,
     predict_probabilities,
 )
-from ..models import IGNORED_LABEL, MetaAlignForImageClassification
-from ..models.backbone import use_attention
-from ..progress import track
-from ..reports.target_images import Prediction, draw_target_images
-from .domain_batch_norm import SourceStatistics
-from .domain_options import evaluate_command
-from .mean_teacher import MeanTeacher
-from .starting_point import check_labels, load_starting_point
-from .summary import Row, RunFacts, Summary
-from .task import Batch, Kept, Scores, StepClosures
+from ...models import IGNORED_LABEL, MetaAlignForImageClassification
+from ...models.backbone import use_attention
+from ...progress import track
+from ...reports.target_images import Prediction, draw_target_images
+from ...target_losses.pseudo_labels import MeanTeacher
+from ..base import Batch, Kept, Scores, StepClosures
+from ..domain_options import evaluate_command
+from ..starting_point import check_labels, load_starting_point
+from ..summary import Row, RunFacts, Summary
+
+if TYPE_CHECKING:
+    from ...training.domain_batch_norm import SourceStatistics
 
 __all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
 

@@ -24,7 +24,7 @@ from torchvision.ops import box_convert, nms
 from torchvision.transforms import v2
 
 from ..errors import UserError
-from .task import Batch, StepClosures
+from ..tasks.base import Batch, StepClosures
 
 __all__ = ["STUDENT_VIEW", "MeanTeacher", "strong_view", "with_pseudo_labels"]
 

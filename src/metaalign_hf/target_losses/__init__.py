@@ -1,0 +1,1 @@
+"""Further terms of a step, on target images."""

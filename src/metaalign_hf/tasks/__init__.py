@@ -1,0 +1,1 @@
+"""Everything that one task knows: image classification, object detection."""
