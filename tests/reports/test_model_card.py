@@ -30,6 +30,7 @@ CONFIG = {
         "pretrained_cfg": {"tag": "a1_in1k"},
     },
     "id2label": {"0": "bike", "1": "bus"},
+    "origin": {"name": "resnet50", "pretrained": True, "weights": "timm/resnet50.a1_in1k", "revision": None},
 }
 HUB_DOMAIN = {"kind": "dataset", "path": "flwrlabs/office-home", "domain_column": "domain", "test_fraction": 0.2}
 TRAINING = {
@@ -91,7 +92,7 @@ def test_the_card_states_what_was_measured():
 
 
 def test_the_card_invents_nothing():
-    bare = model_card(RunRecord(CONFIG))
+    bare = model_card(RunRecord({**CONFIG, "origin": None}))
     assert "No measured result" in bare and "%" not in bare and "seed" not in bare
     assert ModelCard(bare).data.eval_results is None and ModelCard(bare).data.base_model is None
     assert "Not stated here" in bare
@@ -123,18 +124,20 @@ def test_the_card_invents_nothing():
 
 
 @pytest.mark.parametrize(
-    ("model", "base"),
+    ("origin", "base"),
     [
-        ({"backbone": "facebook/dinov2-small", "pretrained": True}, "facebook/dinov2-small"),
-        ({"backbone": "facebook/dinov2-small", "pretrained": False}, None),
-        ({"backbone": "resnet50", "pretrained": "/home/ann/weights.safetensors"}, None),
-        ({"backbone": "resnet50", "pretrained": True, "checkpoint": "lab/digits@v1"}, "lab/digits"),
-        ({"backbone": {"model_type": "vit"}, "pretrained": False}, None),
+        ({"name": "facebook/dinov2-small", "weights": "facebook/dinov2-small"}, "facebook/dinov2-small"),
+        ({"name": "facebook/dinov2-small", "weights": None}, None),
+        ({"name": "resnet50", "weights": "/home/ann/weights.safetensors"}, None),
+        ({"name": "lab/digits", "weights": "lab/digits", "revision": "1" * 40}, "lab/digits"),
+        (None, None),
     ],
 )
-def test_the_base_model_is_what_training_started_from(model, base):
-    text = model_card(record(training={**TRAINING, "model": model}))
+def test_the_base_model_is_what_the_model_says_it_started_from(origin, base):
+    """And not what the configuration of the run describes."""
+    text = model_card(record(model={**CONFIG, "origin": origin}))
     assert ModelCard(text).data.base_model == base and "/home/ann" not in text
+    assert ("at revision `1111" in text) is bool(origin and origin.get("revision"))
 
 
 def test_the_selected_checkpoint_has_its_own_numbers(tmp_path):

@@ -8,6 +8,7 @@ from .digits import load_digits_images
 from .domain_pair import Domain, DomainPair, load_domain, load_domain_pair, load_labelled_view
 from .images import ImageSet, image_files, read_image
 from .objects import DetectionSet, Objects
+from .pair_domains import PairDomains
 from .streams import batch_indices, evaluation_batches, even_batch_indices, training_stream
 from .transforms import augment, preprocess
 
@@ -20,6 +21,7 @@ __all__ = [
     "DomainPair",
     "ImageSet",
     "Objects",
+    "PairDomains",
     "augment",
     "augment_objects",
     "batch_indices",

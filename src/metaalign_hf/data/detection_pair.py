@@ -15,6 +15,7 @@ from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .names import named_apart
 from .objects import DetectionSet
+from .pair_domains import PairDomains
 
 __all__ = ["DetectionPair", "load_detection_pair", "load_detection_view", "renumbered"]
 
@@ -33,6 +34,7 @@ class DetectionPair:
         target_test_images: Target test images, without objects.
         target_evaluation: Target test images with objects, for evaluation only; None where the target has none.
         notes: Plain statements about what was done to the data.
+        domains: The domains that the pair was loaded from; None for a pair made by hand.
     """
 
     source_name: str
@@ -44,6 +46,7 @@ class DetectionPair:
     target_test_images: DetectionSet
     target_evaluation: DetectionSet | None
     notes: list[str] = field(default_factory=list)
+    domains: PairDomains | None = None
 
 
 def load_detection_pair(
@@ -69,7 +72,8 @@ def load_detection_pair(
         UserError: If a domain cannot be read, the source has no objects, or the class names do not agree.
     """
     refuse_same_domain([source], target)
-    source, target = named_apart([DomainConfig.parse(d) if isinstance(d, str) else d for d in (source, target)])
+    given = [DomainConfig.parse(d) if isinstance(d, str) else d for d in (source, target)]
+    source, target = named_apart(given)
     from_source, from_target = _read(source), _read(target)
     if from_source.labels is None:
         raise UserError(f"source {from_source.name} has no boxes: a detector needs a source with objects")
@@ -94,6 +98,7 @@ def load_detection_pair(
         target_test_images=target_test.without_objects(),
         target_evaluation=evaluation,
         notes=[*from_source.notes, *from_target.notes, *notes],
+        domains=PairDomains((given[0],), given[1]),
     )
 
 

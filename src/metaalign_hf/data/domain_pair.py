@@ -13,6 +13,7 @@ from ..errors import UserError
 from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .names import named_apart
+from .pair_domains import PairDomains
 from .readers import RawDomain, read_domain
 
 __all__ = [
@@ -60,6 +61,7 @@ class DomainPair:
         target_evaluation: Target test images with labels, for evaluation only; None where the target has no labels.
         target_labeled: Labelled target images that were given for training; None where there are none.
         notes: Plain statements about what was done to the data.
+        domains: The domains that the pair was loaded from; None for a pair made by hand.
     """
 
     source_name: str
@@ -72,6 +74,7 @@ class DomainPair:
     target_evaluation: ImageSet | None
     target_labeled: ImageSet | None = None
     notes: list[str] = field(default_factory=list)
+    domains: PairDomains | None = None
 
     def in_order(self, labels: list[str]) -> DomainPair:
         """The same pair with its classes numbered as in `labels`.
@@ -144,7 +147,10 @@ def load_domain_pair(
     if not given:
         raise UserError("data.source: the list of sources is empty")
     refuse_same_domain(given, target)
-    *named, target = named_apart([_parsed(domain) for domain in (*given, target)])
+    parsed = [_parsed(domain) for domain in given]
+    few = None if target_labeled is None else _parsed(target_labeled)
+    domains = PairDomains(tuple(parsed), _parsed(target), few)
+    *named, target = named_apart([*parsed, domains.target])
     sources, from_target = [load_domain(config) for config in named], load_domain(target)
     for domain in sources:
         if domain.labels is None:
@@ -168,8 +174,9 @@ def load_domain_pair(
         target_train=from_target.train.without_labels(),
         target_test_images=from_target.test.without_labels(),
         target_evaluation=evaluation,
-        target_labeled=None if target_labeled is None else load_labelled_view(target_labeled, labels, "all"),
+        target_labeled=None if few is None else load_labelled_view(few, labels, "all"),
         notes=[*(note for domain in [*sources, from_target] for note in domain.notes), *notes],
+        domains=domains,
     )
 
 

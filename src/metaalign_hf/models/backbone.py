@@ -63,6 +63,7 @@ class BackboneSource:
         image_mean: Mean per channel of the images that the weights were trained on.
         image_std: Standard deviation per channel.
         image_size: Side of those images, in pixels.
+        revision: Commit of the weights on the Hub; None where it is not known.
     """
 
     config: PreTrainedConfig
@@ -71,6 +72,7 @@ class BackboneSource:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     image_size: int
+    revision: str | None = None
 
 
 class _PassThrough(nn.Module):
@@ -141,6 +143,7 @@ def resolve_backbone(
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(f"{_unknown(name)} ({_first_line(error)})") from error
+    revision = getattr(config, "_commit_hash", None)
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
         (mean, std), size = _timm_statistics(config), backbone_image_size(config)
@@ -151,7 +154,7 @@ def resolve_backbone(
             described = backbone_image_size(config)
         size = described
     source = (weights or place) if pretrained else None
-    return BackboneSource(_checked(config, name), name, source, mean, std, size)
+    return BackboneSource(_checked(config, name), name, source, mean, std, size, revision if source == place else None)
 
 
 def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:

@@ -34,7 +34,7 @@ class MetaAlignConfig(PreTrainedConfig):
 
     Args:
         backbone_config: Configuration of the backbone (any image classification model of transformers, timm included).
-        backbone_name: Where the backbone came from: a Hub id, a timm name or a model type; for the model card.
+        backbone_name: Name of the backbone: a Hub id, a timm name or a model type.
         feature_dim: Width D of the pooled backbone feature. Found from the backbone when None.
         bottleneck_dim: Width of a bottleneck before the classifier; None has none.
         bottleneck_kind: `linear` or `batch_norm` (and a batch normalisation). None, as older checkpoints have it, adds
@@ -45,6 +45,8 @@ class MetaAlignConfig(PreTrainedConfig):
         image_std: Standard deviation per channel, in 0..1.
         image_size: Side of the square images that the model sees, in pixels; None for what the backbone was made for.
         resize_size: Side of the square before the crop; None for `image_size` / 0.875.
+        origin: Where the weights came from (`name`, `pretrained`, `weights`, `revision`), as the methods that build or
+            load a model record it; None where that is not known. See `models.origin`.
         format_version: Version of the checkpoint layout.
         **kwargs: Anything `PreTrainedConfig` takes, among them `id2label`.
 
@@ -67,6 +69,7 @@ class MetaAlignConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     image_size: int | None = None
     resize_size: int | None = None
+    origin: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

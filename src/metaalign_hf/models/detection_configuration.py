@@ -18,8 +18,10 @@ class MetaAlignDetectionConfig(PreTrainedConfig):
 
     Args:
         detector_config: Configuration of the detector, of any family that `detector_types` lists.
-        detector_name: Where the detector came from: a Hub id, a folder or a model type; for the model card.
+        detector_name: Name of the detector: a Hub id, a folder or a model type.
         alignment: Alignment levels as `normalise_levels` writes them: one dict each, with name, weight and options.
+        origin: Where the weights came from (`name`, `pretrained`, `weights`, `revision`), as the methods that build or
+            load a model record it; None where that is not known. See `models.origin`.
         format_version: Version of the checkpoint layout.
         **kwargs: Anything `PreTrainedConfig` takes, among them `id2label`.
 
@@ -35,6 +37,7 @@ class MetaAlignDetectionConfig(PreTrainedConfig):
     detector_config: dict[str, Any] | PreTrainedConfig | None = None
     detector_name: str | None = None
     alignment: list[Any] | dict[str, Any] | str | None = None
+    origin: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

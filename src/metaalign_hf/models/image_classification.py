@@ -21,6 +21,7 @@ from .configuration import MetaAlignConfig
 from .image_processor import backbone_image_size, build_image_processor, default_resize_size
 from .loading import align_memory, refuse_lost_tensors
 from .native_export import export_native
+from .origin import note_checkpoint, weights_origin
 
 __all__ = ["IGNORED_LABEL", "MetaAlignForImageClassification", "MetaAlignOutput"]
 
@@ -150,6 +151,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
             image_mean=list(source.image_mean),
             image_std=list(source.image_std),
             image_size=source.image_size,
+            origin=weights_origin(backbone_name, source.weights, source.revision),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
         )
@@ -167,7 +169,9 @@ class MetaAlignForImageClassification(PreTrainedModel):
             UserError: If tensors are missing or have another shape than the configuration says.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        refuse_lost_tensors(info, args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        refuse_lost_tensors(info, place)
+        note_checkpoint(model.config, place)
         align_memory(model)
         return (model, info) if output_loading_info else model
 

@@ -26,6 +26,7 @@ from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
 from .loading import align_memory, refuse_lost_tensors, require_in_reach
+from .origin import note_checkpoint, weights_origin
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
 
@@ -118,9 +119,12 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         id2label = dict(enumerate(names))
         label2id = {label: index for index, label in enumerate(names)}
         detector_config.id2label, detector_config.label2id = id2label, label2id
+        detector_name = name if isinstance(name, str) else detector_config.model_type
+        revision = getattr(detector_config, "_commit_hash", None) if place == name else None
         config = MetaAlignDetectionConfig(
             detector_config=detector_config,
-            detector_name=name if isinstance(name, str) else detector_config.model_type,
+            detector_name=detector_name,
+            origin=weights_origin(_public(detector_name), place, revision),
             alignment=normalise_levels(alignment),  # before the strict types of the configuration, which tell less
             id2label=dict(id2label),
             label2id=dict(label2id),
@@ -139,7 +143,9 @@ class MetaAlignForObjectDetection(PreTrainedModel):
             UserError: If tensors are missing or have another shape than the configuration says.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        refuse_lost_tensors(info, args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        refuse_lost_tensors(info, place)
+        note_checkpoint(model.config, place)
         align_memory(model)
         return (model, info) if output_loading_info else model
 
@@ -318,6 +324,11 @@ def _resolve(
     except (OSError, ValueError) as error:
         raise UserError(f"detector: {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return _changed(config, options), (weights or name) if pretrained else None
+
+
+def _public(name: str) -> str:
+    """A name that means something elsewhere: of a folder its last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:

@@ -182,6 +182,8 @@ class _Facts:
             "method": {"words": words, "equation": equation} if words else None,
             "alignment": [f"{name}{_options(self.config['alignment'], name)}" for name in used],
             "settings": self._settings(),
+            "unrecorded": self._unrecorded(),
+            "revision": (self.config.get("origin") or {}).get("revision") if base_model else None,
             "domains": [
                 self._describe(name, config)
                 for name in ("source", "target")
@@ -237,6 +239,8 @@ class _Facts:
             elif not any(config.get(key) for key in ("test_path", "test_split", "test_annotations")):
                 share = 0.2 if config.get("kind") == "digits" else config.get("test_fraction")
                 words += f"; tested on a share of {share} of the images, held out at random without looking at labels"
+        elif "data" in self._unrecorded():
+            words += ": given from Python; where its images come from is not recorded"
         count = self.summary.get(f"{name}_test_images")
         return f"{words}; {count} labelled test images" if count and alone else words
 
@@ -249,25 +253,15 @@ class _Facts:
         return found
 
     def _base_model(self) -> str | None:
-        """The Hub id that training started from; None where it started from random or local weights."""
-        model = self.training.get("model", {})
-        if model.get("checkpoint"):
-            place = str(model["checkpoint"]).split("@")[0]
-        elif model.get("pretrained") is True:
-            place = str(model.get("detector") or self._timm_id() or model.get("backbone"))
-        elif isinstance(model.get("pretrained"), str):
-            place = model["pretrained"]
-        else:
-            return None
+        """The Hub id of the weights that training started from, as the model recorded it; None for other weights."""
+        place = str((self.config.get("origin") or {}).get("weights") or "")
         return place if _HUB_ID.fullmatch(place) else None
 
-    def _timm_id(self) -> str | None:
-        """The Hub id of a timm backbone, whose name may have come without its tag."""
-        backbone = self.config.get("backbone_config") or {}
-        if backbone.get("model_type") != "timm_wrapper" or "/" in str(self.training["model"].get("backbone")):
-            return None
-        tag = (backbone.get("pretrained_cfg") or {}).get("tag")
-        return f"timm/{backbone.get('architecture')}{f'.{tag}' if tag else ''}"
+    def _unrecorded(self) -> list[str]:
+        """What was given from Python, so that `training_config.yaml` does not hold it."""
+        data, model = self.training.get("data", {}), self.training.get("model", {})
+        found = ["data"] if "source" in data and data["source"] is None else []
+        return [*found, *(["model"] if model and not any(model.values()) else [])]
 
     def _intermediate(self) -> dict[str, int] | None:
         if self.summary or not self.training or not self.record.metrics:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ..data import DomainConfig
+from ..data import DomainConfig, PairDomains
 from .summary import quoted
 
 __all__ = ["evaluate_command"]
 
 
-def evaluate_command(folder: str, target: DomainConfig) -> str:
+def evaluate_command(folder: str, domains: PairDomains | None) -> str | None:
     """A command line that a shell runs as it is.
 
     Args:
         folder: The checkpoint's folder.
-        target: The domain to evaluate on.
+        domains: The domains of the run's pair; None for a pair made by hand.
 
     Returns:
-        `metaalign evaluate FOLDER --data DOMAIN`, with the options that refine the domain.
+        `metaalign evaluate FOLDER --data DOMAIN`, with the options that refine the target; None where it is not known.
     """
+    if domains is None:
+        return None
+    target = domains.target
     options = []
     defaults = asdict(DomainConfig.parse(target.short_form()))
     for key, value in asdict(target).items():

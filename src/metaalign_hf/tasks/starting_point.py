@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..hub import fetch
+from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
 
 __all__ = ["check_labels", "fetch_starting_point", "load_starting_point", "starting_architecture"]
@@ -54,12 +55,17 @@ def load_starting_point(place: str, kind: type[M], instead: Callable[[str], str]
         raise UserError(f"model.checkpoint: {place} holds {found}, not {kind.__name__}{instead(found)}")
     try:
         with quiet_loading():
-            return kind.from_pretrained(folder, dtype=torch.float32)
+            model = kind.from_pretrained(folder, dtype=torch.float32)
     except UserError as error:
         raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
+    if not Path(place).expanduser().is_dir():
+        # The folder is a snapshot in the Hub's cache, whose name is the commit.
+        repository, commit = place.partition("@")[0], folder.name
+        model.config.origin = checkpoint_origin(repository, commit, model.config.origin)
+    return model
 
 
 def check_labels(known: list[str], found: list[str]) -> None:

@@ -88,7 +88,8 @@ class Summary(RunFacts):
     Attributes:
         source_test_images: Number of source test images.
         target_test_images: Number of labelled target test images.
-        evaluate_command: Command that evaluates the checkpoint on the target; None where its labels do not allow it.
+        evaluate_command: Command that evaluates the checkpoint on the target; None where it has no labels, or
+            came in a pair made by hand.
     """
 
     predict_options: ClassVar[str] = ""

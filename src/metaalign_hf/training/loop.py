@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
+from ..models.origin import is_pretrained
 from ..progress import display, no_model_progress_bars, stage
 from ..tasks.base import Kept, Scores, Task
 from ..tasks.building import build_task
@@ -46,6 +47,7 @@ from .batch_norm import (
 )
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .domain_batch_norm import SourceStatistics
+from .given import recorded_config, with_domains_of
 from .longer import refuse_inexact, why_not_longer
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_output_dir, truncate_metrics, write_config
@@ -78,8 +80,10 @@ def adapt(
 
     Args:
         config: The whole configuration.
-        pair: The domain pair; by default the one that `config.data` describes.
-        model: The model to adapt; by default the one that `config.model` describes.
+        pair: The domain pair; by default the one that `config.data` describes. The run's record names the domains that
+            it was loaded from; of a pair made by hand it says that they are not known.
+        model: The model to adapt; by default the one that `config.model` describes. The run's record names the weights
+            that it says it started from.
 
     Returns:
         The summary of the run.
@@ -89,6 +93,7 @@ def adapt(
             the disk is full or cannot be written to.
         HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
+    config = with_domains_of(config, pair)
     _check(config)
     folder = Path(config.training.output_dir)
 
@@ -99,7 +104,7 @@ def adapt(
     with told_disk_errors(folder, advice):
         # The model that was given is trained in place; the baseline starts from it as it was.
         untrained = deepcopy(model) if config.training.baseline else None
-        run = _Run(config, lambda: build_task(config, pair, model))
+        run = _Run(config, lambda: build_task(config, pair, model), recorded_config(config, pair, model))
 
         def baseline() -> dict[str, Any] | None:
             if not config.training.baseline:
@@ -108,7 +113,8 @@ def adapt(
             compared = read_summary(run.task.summary_class, alone)
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
-                compared = _Run(alone, lambda: build_task(alone, pair, untrained)).run()
+                recorded = recorded_config(alone, pair, untrained)
+                compared = _Run(alone, lambda: build_task(alone, pair, untrained), recorded).run()
             return baseline_figures(compared, alone)
 
         return run.run(baseline)
@@ -120,7 +126,7 @@ class _Run:
     `step` counts optimiser steps over both phases.
     """
 
-    def __init__(self, config: Config, build_task: Callable[[], Task]) -> None:
+    def __init__(self, config: Config, build_task: Callable[[], Task], recorded: dict[str, Any]) -> None:
         training = config.training
         self.config = config
         self.output_dir = Path(training.output_dir)
@@ -130,7 +136,7 @@ class _Run:
         if config.hub.repo_id is not None:
             pusher = BackgroundPusher(config.hub, self.output_dir, self._report)
             self.pusher = pusher if self.accelerator.is_main_process else None
-        checkpoint = check_output_dir(config)
+        checkpoint = check_output_dir(config, recorded)
         set_seed(training.seed)
         self.task = build_task()
         bare = self.task.model
@@ -144,7 +150,7 @@ class _Run:
             bare.gradient_checkpointing_enable()
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
-        self.batch_norm = resolve_batch_norm(training.batch_norm, bool(config.model.pretrained))
+        self.batch_norm = resolve_batch_norm(training.batch_norm, is_pretrained(bare.config))
         if self.batch_norm == "per_domain":
             require_batch_norm(bare, "training.batch_norm: per_domain", "auto")
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
@@ -182,7 +188,7 @@ class _Run:
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_config(config)
+            write_config(self.output_dir, recorded)
             truncate_metrics(self.output_dir, self.step, training.source_steps + training.max_steps)
         for note in [*self.task.notes, *license_notes(config.hub.license)]:
             self._report(f"Note: {note}")

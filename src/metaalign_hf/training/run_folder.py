@@ -36,11 +36,12 @@ _STEPS = "training.max_steps"
 _FREE = {"training.resume", "training.output_dir", "training.trackers", "training.keep_checkpoints", "data.num_workers"}
 
 
-def check_output_dir(config: Config) -> Path | None:
+def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
     """Make sure that the run may write to its folder. Nothing is written.
 
     Args:
         config: The run's configuration.
+        recorded: What `training_config.yaml` will say of it.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.
@@ -59,8 +60,8 @@ def check_output_dir(config: Config) -> Path | None:
             f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
             "to go on with it"
         )
-    recorded = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
-    before, now = _flat(_with_defaults(recorded, config)), _flat(asdict(config))
+    found = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
+    before, now = _flat(_with_defaults(found, config)), _flat(recorded)
     longer = _is_longer(before, now)
     for key in sorted({*before, *now} - _FREE - ({_STEPS} if longer else set())):
         if before.get(key) != now.get(key) and not key.startswith("hub."):
@@ -106,12 +107,15 @@ def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return isinstance(steps, int) and now[_STEPS] > steps
 
 
-def write_config(config: Config) -> None:
-    """Write the resolved configuration, with which `metaalign train --config` repeats the run."""
-    folder = Path(config.training.output_dir)
+def write_config(folder: Path, recorded: dict[str, Any]) -> None:
+    """Write the resolved configuration, with which `metaalign train --config` repeats the run.
+
+    Args:
+        folder: The run's folder.
+        recorded: The configuration, as `recorded_config` makes it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    values = asdict(config)
-    values["training"]["resume"] = False
+    values = {**recorded, "training": {**recorded["training"], "resume": False}}
     # A finished run that becomes longer is not finished any more. First, so that a kill leaves nothing half said.
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
     write_whole(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))

@@ -429,7 +429,7 @@ class ClassificationTask:
             metric=self.metric,
             source_test_images=after["source"]["n"],
             target_test_images=new.get("n", 0),
-            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target) if new else None,
+            evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if new else None,
         )
         assert isinstance(found, ClassificationSummary)
         return found

@@ -130,7 +130,7 @@ class DetectionTask:
         self.model = model or build_detector(config.model, self.pair.labels)
         check_labels(self.model.config.labels, self.pair.labels)
         self.pair = renumbered(self.pair, self.model.config.labels)
-        start = config.model.checkpoint
+        start = config.model.checkpoint if model is None else None
         place = self.model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = self.model.config.detector_config.model_type
         self.processor = build_detector_processor(model_type, place, data.detector_size)
@@ -295,7 +295,7 @@ class DetectionTask:
             target_per_class50=dict(zip(self.pair.labels, per_class, strict=True)) if per_class else {},
             source_test_images=after["source"]["n"],
             target_test_images=new.get("n", 0),
-            evaluate_command=evaluate_command(facts.output_dir, self.config.data.target) if new else None,
+            evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if new else None,
         )
         assert isinstance(found, DetectionSummary)
         return found
