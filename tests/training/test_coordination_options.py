@@ -244,3 +244,15 @@ def test_a_compiled_run_trains_to_a_checkpoint_that_loads(tmp_path):
     train(tmp_path / "run", "--training.compile", "true", "--training.source_steps", "1", "--training.max_steps", "2")
     assert not any("_orig_mod" in name for name in weights(tmp_path / "run"))
     AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+
+
+def test_the_penalty_of_gvb_is_told_apart_from_its_alignment(tmp_path, capsys):
+    """It stands in both losses, so a cosine with it would say that they agree."""
+    summary = train(tmp_path / "run", "--model.alignment", "{name: gvb, hidden: 16}")
+    measured = [line for line in steps(tmp_path / "run") if "cosine" in line]
+    assert [line["step"] for line in measured] == [5], "a pass more, so in few steps only"
+    assert summary["gradient_cosine"] == pytest.approx(measured[0]["cosine"])
+    assert summary["penalty_cosine"] == pytest.approx(measured[0]["penalty_cosine"])
+    assert summary["penalty"] == "generator bridge" and summary["penalty_cosine"] > summary["gradient_cosine"]
+    assert "It leaves out the penalty of the generator bridge" in capsys.readouterr().out
+    assert "the penalty of the generator bridge (in both losses" in (tmp_path / "run" / "README.md").read_text()

@@ -88,10 +88,12 @@ class AlignmentOutput:
     Attributes:
         loss: The alignment loss, scalar.
         parts: Named parts of it, detached scalars, for the logs.
+        penalty: The part of it that stands in the task loss as well, scalar; see `AlignmentObjective.shared_penalty`.
     """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    penalty: Tensor | None = None
 
 
 class AlignmentObjective(nn.Module):
@@ -128,6 +130,13 @@ class AlignmentObjective(nn.Module):
         """A scalar that is added to the task loss, from the features `(B_s, D)` of the labelled rows, or None."""
         return None
 
+    def shared_penalty(self) -> str | None:
+        """Name of a penalty that stands in both losses: `task_penalty`, and `AlignmentOutput.penalty` in `forward`.
+
+        The reported cosine of the two gradients leaves it out, since it would make them agree whatever they are.
+        """
+        return None
+
 
 def weighted_sum(objectives: nn.ModuleDict, weights: dict[str, float], batch: Any) -> AlignmentOutput:
     """The weighted sum of what several objectives compute.
@@ -140,10 +149,15 @@ def weighted_sum(objectives: nn.ModuleDict, weights: dict[str, float], batch: An
     Returns:
         The sum; parts are prefixed with the objective's name where there are several.
     """
-    losses, parts = [], {}
+    losses: list[Tensor] = []
+    penalties: list[Tensor] = []
+    parts: dict[str, Tensor] = {}
     for name, objective in objectives.items():
         output = objective(batch)
         losses.append(weights[name] * output.loss)
+        if output.penalty is not None:
+            penalties.append(weights[name] * output.penalty)
         prefix = f"{name}/" if len(objectives) > 1 else ""
         parts.update({f"{prefix}{key}": value for key, value in output.parts.items()})
-    return AlignmentOutput(sum(losses[1:], losses[0]), parts)
+    penalty = sum(penalties[1:], penalties[0]) if penalties else None
+    return AlignmentOutput(sum(losses[1:], losses[0]), parts, penalty)

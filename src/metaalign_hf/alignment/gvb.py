@@ -85,11 +85,15 @@ class GVB(AlignmentObjective):
             + self.generator_penalty * generator
         )
         bridges = {"generator_bridge": generator.detach(), "discriminator_bridge": discriminator.detach()}
-        return AlignmentOutput(loss, {**parts, **bridges})
+        return AlignmentOutput(loss, {**parts, **bridges}, self.generator_penalty * generator)
 
     def classifier_bridge(self) -> nn.Linear:
         """The generator's bridge."""
         return self.bridge
+
+    def shared_penalty(self) -> str | None:
+        """The penalty of z is in both losses."""
+        return "generator bridge" if self.generator_penalty > 0 else None
 
     def task_penalty(self, features: Tensor) -> Tensor | None:
         """`generator_penalty mean|z_s|` of the labelled rows; None without a row."""

@@ -176,6 +176,10 @@ class AlignmentSum(nn.Module):
         present = [penalty for penalty in penalties if penalty is not None]
         return sum(present[1:], present[0]) if present else None
 
+    def shared_penalties(self) -> list[str]:
+        """Names of the penalties that stand in the task loss and in the alignment loss."""
+        return [name for objective in self._each() if (name := objective.shared_penalty()) is not None]
+
     def _each(self) -> Iterator[AlignmentObjective]:
         for objective in self.objectives.values():
             assert isinstance(objective, AlignmentObjective)

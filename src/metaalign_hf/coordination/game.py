@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from .gradients import add_gradients, local, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name, require_number
 from .joint import Closure, Joint, JointClosure, require_closures
+from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
@@ -84,6 +85,7 @@ class Game(Joint):
         *,
         both: Sequence[JointClosure] = (),
         shared: Sequence[SharedPrefix] = (),
+        penalty: Sequence[Closure] = (),
         step: int | None = None,
     ) -> StepReport:
         """Leave the gradient of the step, of the whole accumulated batch, in `.grad`.
@@ -93,6 +95,7 @@ class Game(Joint):
             alignment: As in `Joint`.
             both: As in `Joint`.
             shared: Not used.
+            penalty: As in `Joint`, for the pass at theta.
             step: Not used.
 
         Returns:
@@ -104,7 +107,7 @@ class Game(Joint):
         """
         parameters = optimizer_parameters(self.optimizer)
         try:
-            report = super().backward(task, alignment, both=both)
+            report = super().backward(task, alignment, both=both, penalty=penalty)
             if report.skipped:
                 return report
             field = take_gradients(parameters)
@@ -180,6 +183,7 @@ class DoublyPerturbed(Joint):
         *,
         both: Sequence[JointClosure] = (),
         shared: Sequence[SharedPrefix] = (),
+        penalty: Sequence[Closure] = (),
         step: int | None = None,
     ) -> StepReport:
         """Leave the sum of the two perturbed gradients, of the whole accumulated batch, in `.grad`.
@@ -189,6 +193,7 @@ class DoublyPerturbed(Joint):
             alignment: The same for the alignment loss.
             both: Not used: each objective has passes of its own.
             shared: Not used.
+            penalty: As in `Joint`, for the pass at theta.
             step: Not used.
 
         Returns:
@@ -204,9 +209,11 @@ class DoublyPerturbed(Joint):
             self.optimizer.zero_grad(set_to_none=True)
             task_loss = self._run(task)
             task_gradients = take_gradients(parameters)
-            alignment_loss = self._run(alignment)
+            part = SharedPenalty(penalty, parameters, self._run, self.module)
+            with part.beside():
+                alignment_loss = self._run(alignment)
             alignment_gradients = take_gradients(parameters)
-            measures = self._measure(task_gradients, alignment_gradients)[0]
+            measures = self._measure(task_gradients, alignment_gradients, part.gradients)[0]
             report = StepReport("both", task_loss, alignment_loss, **measures)
             if any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES]):
                 found, displacement = [task_gradients, alignment_gradients], task_loss.new_zeros(())

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from .gradients import add_gradients, inner_products, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, resolve_groups
 from .inner_step import InnerStep, require_number
+from .penalty import SharedPenalty
 from .perturbation import Perturbation
 from .report import StepReport
 from .shared_prefix import SharedPrefix
@@ -81,6 +82,7 @@ class Joint:
         *,
         both: Sequence[JointClosure] = (),
         shared: Sequence[SharedPrefix] = (),
+        penalty: Sequence[Closure] = (),
         step: int | None = None,
     ) -> StepReport:
         """Leave the joint gradient of the whole accumulated batch in `.grad` (which is overwritten).
@@ -92,6 +94,9 @@ class Joint:
                 the cheapest form, which is used where it is given (but not with smoothing, which needs the task loss
                 by itself); the two gradients are then not told apart, and the report has no cosine.
             shared: Not used: it is there so that all coordinators are called alike.
+            penalty: Closures that return the part of the alignment loss that stands in the task loss as well, of one
+                micro-batch each. Where they are given, the report's cosine leaves that part out and tells it apart, at
+                the cost of one more pass, which changes nothing else. See `SharedPenalty`.
             step: Not used, see `shared`.
 
         Returns:
@@ -114,8 +119,10 @@ class Joint:
         self.optimizer.zero_grad(set_to_none=True)
         task_loss = self._run_objective("task", task)
         task_gradients = take_gradients(parameters)
-        alignment_loss = self._run(alignment)
-        measures, _, _ = self._measure(task_gradients, [p.grad for p in parameters])
+        part = SharedPenalty(penalty, parameters, self._run, self.module)
+        with part.beside():
+            alignment_loss = self._run(alignment)
+        measures, _, _ = self._measure(task_gradients, [p.grad for p in parameters], part.gradients)
         skipped = self._overflowed("task", measures["task_gradient_norm"])
         skipped |= self._overflowed("alignment", measures["alignment_gradient_norm"])
         add_gradients(parameters, task_gradients)
@@ -200,9 +207,18 @@ class Joint:
         raise FloatingPointError(f"the gradient of the {objective} objective is {float(size)}")
 
     def _measure(
-        self, task: Sequence[Tensor | None], alignment: Sequence[Tensor | None]
+        self,
+        task: Sequence[Tensor | None],
+        alignment: Sequence[Tensor | None],
+        penalty: Sequence[Tensor | None] | None = None,
     ) -> tuple[dict[str, Any], list[int], Tensor | None]:
-        """What a report says of two gradients, and the unscaled inner product of each pair with its index."""
+        """What a report says of two gradients, and the unscaled inner product of each pair with its index.
+
+        Args:
+            task: The task gradient.
+            alignment: The alignment gradient.
+            penalty: The part of it that belongs to a penalty of both losses, which the cosines then leave out.
+        """
         scale = self._scale()
         measures: dict[str, Any] = {}
         places, squares = [], []
@@ -225,7 +241,22 @@ class Joint:
             measures["groups"] = tuple(self.group_names)
             measures["group_inner_products"] = sums[0]
             measures["group_cosines"] = _cosine(*sums)
+        if penalty is not None:
+            measures |= self._measure_apart(task, alignment, penalty)
         return measures, indices, products
+
+    def _measure_apart(
+        self, task: Sequence[Tensor | None], alignment: Sequence[Tensor | None], penalty: Sequence[Tensor | None]
+    ) -> dict[str, Any]:
+        """The cosines of the task gradient with the alignment gradient less the penalty's, and with the penalty's."""
+        alone = [g if p is None else -p if g is None else g - p for g, p in zip(alignment, penalty, strict=True)]
+        with_term, with_penalty = self._measure(task, alone)[0], self._measure(task, penalty)[0]
+        found = {name: with_term.get(name) for name in ("cosine", "group_cosines")}
+        return {
+            **{name: value for name, value in found.items() if value is not None},
+            "penalty_cosine": with_penalty.get("cosine"),
+            "penalty_gradient_norm": with_penalty["alignment_gradient_norm"],
+        }
 
 
 def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .group_weights import Groups, GroupWeights
 from .inner_step import InnerStep, Scope, StepGuard, require_number
 from .joint import Closure, Joint, JointClosure, require_closures
+from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
 from .second_order import GradientGraph, RandomState, vector_jacobian_product
@@ -141,6 +142,7 @@ class MetaAlign(Joint):
         *,
         both: Sequence[JointClosure] = (),
         shared: Sequence[SharedPrefix] = (),
+        penalty: Sequence[Closure] = (),
         step: int | None = None,
     ) -> StepReport:
         """Leave the MetaAlign gradient of the whole accumulated batch in `.grad` (which is overwritten).
@@ -150,6 +152,7 @@ class MetaAlign(Joint):
             alignment: The same for the alignment loss.
             both: Not used: the two passes of MetaAlign run at different parameters.
             shared: The prefix of each micro-batch inside whose `run` the closures run their passes, if they do.
+            penalty: As in `Joint`; it is taken where the alignment gradient is, at theta or theta'.
             step: Number of the step, which decides the roles; by default the calls are counted from 0.
 
         Returns:
@@ -173,26 +176,30 @@ class MetaAlign(Joint):
         parameters = optimizer_parameters(self.optimizer)
         train, test = (task, alignment) if first == "task" else (alignment, task)
         losses: dict[str, Tensor | None] = {first: None, second: None}
+        part = SharedPenalty(penalty, parameters, self._run, self.module, shared)
         try:
             self.optimizer.zero_grad(set_to_none=True)
             kept: GradientGraph | RandomState | None = None
-            if self.order == 2 and len(train) == 1:
-                losses[first], kept = self._run_keeping_graph(train[0], parameters)
-            else:
-                if self.order == 2:
-                    kept = RandomState([p.device for p in parameters[:1]])
-                losses[first] = self._run_objective(first, train)
+            with part.beside(first):
+                if self.order == 2 and len(train) == 1:
+                    losses[first], kept = self._run_keeping_graph(train[0], parameters)
+                else:
+                    if self.order == 2:
+                        kept = RandomState([p.device for p in parameters[:1]])
+                    losses[first] = self._run_objective(first, train)
             train_gradients = take_gradients(parameters)
             if self._overflowed(first, norm(train_gradients)):
                 add_gradients(parameters, train_gradients)
                 return StepReport(first, losses["task"], losses["alignment"], skipped=True)
             alphas = self.inner_step_sizes(train_gradients)
             factors = self._weighted(alphas)
-            with self.inner.taken(train_gradients, factors, self._scale()) as displacement:
+            moved = self.inner.taken(train_gradients, factors, self._scale())
+            with moved as displacement, part.beside(second):
                 losses[second] = self._run_objective(second, test)
             test_gradients = [p.grad for p in parameters]
             ordered = (train_gradients, test_gradients)
-            measures, indices, products = self._measure(*(ordered if first == "task" else ordered[::-1]))
+            task_first = ordered if first == "task" else ordered[::-1]
+            measures, indices, products = self._measure(*task_first, part.gradients)
             skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
             if kept is not None and not skipped:
                 self._subtract_second_order(train, parameters, factors, test_gradients, kept)

@@ -14,6 +14,7 @@ from .gradient_memory import GradientMemory
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name
 from .joint import Closure, Joint, JointClosure, require_closures
+from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
 from .shared_prefix import SharedPrefix
@@ -120,6 +121,7 @@ class RememberedMetaAlign(Joint):
         *,
         both: Sequence[JointClosure] = (),
         shared: Sequence[SharedPrefix] = (),
+        penalty: Sequence[Closure] = (),
         step: int | None = None,
     ) -> StepReport:
         """Leave the gradient at the moved parameters, of the whole accumulated batch, in `.grad`.
@@ -130,6 +132,7 @@ class RememberedMetaAlign(Joint):
             alignment: The same for the alignment loss.
             both: Closures that return both losses from one forward pass on the concatenated batch, the cheapest form.
             shared: Not used: one pass shares everything.
+            penalty: As in `Joint`, in steps that take the two gradients apart.
             step: Number of the step; by default the calls are counted from 0.
 
         Returns:
@@ -149,18 +152,20 @@ class RememberedMetaAlign(Joint):
         remembered = self._memory["total" if self.remember == "total" else first].gradients()
         scale = self._scale()
         measures: dict[str, Any] = {}
+        part = SharedPenalty(penalty, parameters, self._run, self.module)
         try:
             self.optimizer.zero_grad(set_to_none=True)
             with self.inner.taken(remembered, self.inner.sizes(remembered)) as displacement:
                 if apart:
                     losses = [self._run(task)]
                     task_gradients = take_gradients(parameters)
-                    losses.append(self._run(alignment))
+                    with part.beside():
+                        losses.append(self._run(alignment))
                 else:
                     losses = list(self._run_both(both))
             if apart:
                 ordered = (task_gradients, [p.grad for p in parameters])
-                measures = self._measure(*ordered)[0]
+                measures = self._measure(*ordered, part.gradients)[0]
                 skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
                 if self.remember == "role" and not skipped:
                     for name, gradients in zip(ROLES, ordered, strict=True):

@@ -26,7 +26,11 @@ class StepReport:
         inner_product: `<g_task, g_alignment>` over the parameters that receive both. For `MetaAlign` the meta-test
             gradient is taken at theta'.
         cosine: `inner_product / (|g_task| |g_alignment|)` with both norms over those shared parameters, so that a
-            discriminator, which only one objective trains, does not dilute it. 0 where one of the norms is 0.
+            discriminator, which only one objective trains, does not dilute it. 0 where one of the norms is 0. Where the
+            step was given a penalty that stands in both losses, g_alignment is here the gradient of the alignment term
+            alone, without it.
+        penalty_cosine: Cosine of the task gradient with that of the penalty, where one was given.
+        penalty_gradient_norm: Norm of the penalty's gradient, as it stands in the alignment loss.
         displacement: `|theta' - theta|`, the length of the inner step; 0 for `Joint`.
         skipped: Whether a scaled gradient overflowed, so that the gradient scaler will skip this step.
         groups: Names of the parameter groups, where there are groups.
@@ -42,6 +46,8 @@ class StepReport:
     alignment_gradient_norm: Tensor | None = None
     inner_product: Tensor | None = None
     cosine: Tensor | None = None
+    penalty_cosine: Tensor | None = None
+    penalty_gradient_norm: Tensor | None = None
     displacement: Tensor | None = None
     skipped: bool = False
     groups: Sequence[str] = ()

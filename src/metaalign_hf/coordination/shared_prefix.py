@@ -119,6 +119,18 @@ class SharedPrefix:
         finally:
             self.forget()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context for passes whose gradient does not go through the prefix."""
+        kept = None if self._leaf is None else self._leaf.grad
+        if self._leaf is not None:
+            self._leaf.grad = None
+        try:
+            yield
+        finally:
+            if self._leaf is not None:
+                self._leaf.grad = kept
+
     def forget(self) -> None:
         """Let go of the step's activations."""
         self._outputs, self._hidden, self._leaf = {}, None, None

@@ -181,7 +181,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         labels: Tensor | None = None,
         domain_labels: Tensor | None = None,
         progress: float = 1.0,
-        objective: Literal["task", "alignment"] | None = None,
+        objective: Literal["task", "alignment", "penalty"] | None = None,
         return_dict: bool | None = None,
         source_index: Tensor | None = None,
     ) -> MetaAlignOutput | tuple[Tensor, ...]:
@@ -194,7 +194,8 @@ class MetaAlignForImageClassification(PreTrainedModel):
                 alignment.
             progress: Training progress in 0..1, which sets the strength of gradient reversal.
             objective: Compute only this loss, and detach everything else in the output. For the split passes of
-                MetaAlign: DistributedDataParallel then waits for no gradient that never comes.
+                MetaAlign: DistributedDataParallel then waits for no gradient that never comes. `penalty` leaves of the
+                alignment loss the part that stands in the task loss as well, for the report of a step.
             return_dict: Whether to return a `MetaAlignOutput` (default) or a plain tuple.
             source_index: `(B,)`, the number of each source row's domain where there are several sources.
 
@@ -209,7 +210,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
         else:  # just as the native form computes them
             logits = F.linear(pooled, *self.folded_classifier())
         task_loss = alignment_loss = parts = None
-        if labels is not None and objective != "alignment":
+        if labels is not None and objective in (None, "task"):
             task_loss = self._task_loss(features, logits, labels)
         if domain_labels is not None and objective != "task" and self.alignment is not None:
             batch = AlignmentBatch(
@@ -223,7 +224,7 @@ class MetaAlignForImageClassification(PreTrainedModel):
             )
             taking_part = domain_labels != IGNORED_LABEL
             aligned = self.alignment(batch if bool(taking_part.all()) else batch.rows(taking_part))
-            alignment_loss, parts = aligned.loss, aligned.parts
+            alignment_loss, parts = aligned.penalty if objective == "penalty" else aligned.loss, aligned.parts
         losses = [value for value in (task_loss, alignment_loss) if value is not None]
         if objective is not None:
             if not losses:

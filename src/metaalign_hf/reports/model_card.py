@@ -366,6 +366,9 @@ class _Facts:
         cosine = self.summary.get("gradient_cosine")
         if cosine is not None:
             shown.append(("measured: mean cosine of task and alignment gradients", f"{cosine:+.3f}"))
+        if self.summary.get("penalty_cosine") is not None:
+            name = f"measured: mean cosine of the task gradient and the penalty of the {self.summary['penalty']}"
+            shown.append((f"{name} (in both losses, left out above)", f"{self.summary['penalty_cosine']:+.3f}"))
         shown += [(f"version of {name}", value) for name, value in (self.summary.get("versions") or {}).items()]
         return shown
 

@@ -34,12 +34,15 @@ class StepClosures:
         alignment: Each runs a pass on both domains and returns the alignment loss.
         both: Each runs the pass or passes of a joint step and returns both losses.
         shared: The shared prefix of each micro-batch, inside which its passes run; empty for full passes.
+        penalty: Each runs a pass as `alignment` does and returns the penalty that stands in both losses; empty where
+            there is none.
     """
 
     task: list[Callable[[], Tensor]] = field(default_factory=list)
     alignment: list[Callable[[], Tensor]] = field(default_factory=list)
     both: list[Callable[[], tuple[Tensor, Tensor]]] = field(default_factory=list)
     shared: list[SharedPrefix] = field(default_factory=list)
+    penalty: list[Callable[[], Tensor]] = field(default_factory=list)
 
 
 class Task(Protocol):
@@ -74,6 +77,10 @@ class Task(Protocol):
     @property
     def model_name(self) -> str:
         """Name of the backbone or detector, for the summary and the model card."""
+
+    @property
+    def penalty(self) -> str | None:
+        """Name of the penalty that stands in the task loss and in the alignment loss; None without one."""
 
     @property
     def names(self) -> tuple[str, str]:

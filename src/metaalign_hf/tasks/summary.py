@@ -44,7 +44,9 @@ class RunFacts:
         source_steps: Steps of the source phase.
         adaptation_steps: Steps of the adaptation phase.
         gradient_cosine: Mean cosine of the task and alignment gradients over the adaptation; None where the method does
-            not separate them.
+            not separate them. The alignment gradient is then without `penalty`.
+        penalty: Name of a penalty that stands in both losses; None without one.
+        penalty_cosine: Mean cosine of the task gradient and the penalty's, in the same steps.
         checkpoint: Which checkpoint the numbers come from.
         batch_norm: What batch normalisation did.
         seconds: Wall time of the run's last start, without set-up.
@@ -76,6 +78,8 @@ class RunFacts:
     seconds_in_evaluation: float | None = None
     baseline: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    penalty: str | None = None
+    penalty_cosine: float | None = None
     checkpoints: list[CheckpointRow] = field(default_factory=list)
     validators: dict[str, tuple[float, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

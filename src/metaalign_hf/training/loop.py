@@ -166,6 +166,7 @@ class _Run:
             training.source_steps, training.max_steps, self._batch_images, self.task.evaluated_images
         )
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
+        self.penalty_cosine_sum = torch.zeros((), device=self.accelerator.device)
         self.pseudo_boxes = 0.0
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
@@ -342,7 +343,9 @@ class _Run:
         if report.cosine is not None and not report.skipped:
             self.cosine_sum += report.cosine
             self.cosine_count += 1
-        if self.step % training.log_every == 0 or local + 1 == total:
+            if report.penalty_cosine is not None:
+                self.penalty_cosine_sum += report.penalty_cosine
+        if self.step % training.log_every == 0 or local + 1 == total or report.penalty_cosine is not None:
             numbers = {name: float(value) for name, value in {**figures, **clipped}.items()}
             phase = "adaptation" if adapting else "source"
             self._log({"phase": phase, "lr": settings.lr * factor, **report.to_dict(), **numbers})
@@ -430,6 +433,7 @@ class _Run:
             "evaluations": self.evaluations,
             "cosine_sum": float(self.cosine_sum),
             "cosine_count": self.cosine_count,
+            "penalty_cosine_sum": float(self.penalty_cosine_sum),
             "pseudo_boxes": self.pseudo_boxes,
             "evaluation_count": self.evaluation_count,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -468,6 +472,7 @@ class _Run:
         load_checkpoint(folder, self._modules(), self.optimizer)
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
+        self.penalty_cosine_sum += state.get("penalty_cosine_sum", 0.0)
         self.pseudo_boxes = state["pseudo_boxes"]
         self.evaluation_count = state["evaluation_count"]
         self.evaluations = state["evaluations"]
@@ -538,6 +543,10 @@ class _Run:
             source_steps=training.source_steps,
             adaptation_steps=training.max_steps,
             gradient_cosine=float(self.cosine_sum) / self.cosine_count if self.cosine_count else None,
+            penalty=self.task.penalty,
+            penalty_cosine=(
+                float(self.penalty_cosine_sum) / self.cosine_count if self.task.penalty and self.cosine_count else None
+            ),
             checkpoint="last",
             batch_norm=self.batch_norm,
             seconds=round(seconds, 1),

@@ -116,6 +116,11 @@ def _in_words(summary: Summary) -> list[str]:
         )
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
+        if summary.penalty_cosine is not None:
+            words.append(
+                f"It leaves out the penalty of the {summary.penalty}, which is in both losses; the cosine of the task "
+                f"gradient with that penalty's is {summary.penalty_cosine:+.3f}."
+            )
     return words
 
 

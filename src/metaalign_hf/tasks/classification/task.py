@@ -211,10 +211,10 @@ class ClassificationTask:
 
             return run
 
-        def alignment(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
+        def alignment(batch: Batch, normalised: _Context, objective: str = "alignment") -> Callable[[], Tensor]:
             def run() -> Tensor:
                 with normalised():
-                    return model(**batch, progress=progress, objective="alignment").alignment_loss
+                    return model(**batch, progress=progress, objective=objective).alignment_loss
 
             return run
 
@@ -230,6 +230,9 @@ class ClassificationTask:
             list(map(task, mixed, apart)) if together else [task(s, nullcontext) for s in source],
             list(map(alignment, mixed, apart)),
             list(map(both, mixed, apart)),
+            penalty=[alignment(*pass_, "penalty") for pass_ in zip(mixed, apart, strict=True)]
+            if self._penalties
+            else [],
         )
 
     def _apart(self, model: nn.Module, source: Batch, mixed: Batch, until: nn.Module | None = None) -> _Context:
@@ -290,20 +293,29 @@ class ClassificationTask:
 
             return run
 
-        def alignment(prefix: SharedPrefix, own: Batch, batch: Batch) -> Callable[[], Tensor]:
+        def alignment(
+            prefix: SharedPrefix, own: Batch, batch: Batch, objective: str = "alignment"
+        ) -> Callable[[], Tensor]:
             normalised = self._apart(model, own, batch)
 
             def run() -> Tensor:
                 with normalised(), prefix.run():
-                    return model(**batch, progress=progress, objective="alignment").alignment_loss
+                    return model(**batch, progress=progress, objective=objective).alignment_loss
 
             return run
 
+        passes = list(zip(prefixes, source, mixed, strict=True))
         return StepClosures(
-            task=list(map(task, prefixes, source, mixed)),
-            alignment=list(map(alignment, prefixes, source, mixed)),
+            task=[task(*pass_) for pass_ in passes],
+            alignment=[alignment(*pass_) for pass_ in passes],
             shared=prefixes,
+            penalty=[alignment(*pass_, "penalty") for pass_ in passes] if self._penalties else [],
         )
+
+    @property
+    def _penalties(self) -> list[str]:
+        """Names of the penalties that stand in both losses."""
+        return [] if self.model.alignment is None else self.model.alignment.shared_penalties()
 
     @property
     def evaluated_images(self) -> int:
@@ -486,6 +498,11 @@ class ClassificationTask:
     def model_name(self) -> str:
         """The backbone's name."""
         return self.model.config.backbone_name or ""
+
+    @property
+    def penalty(self) -> str | None:
+        """Name of the penalty that stands in both losses, such as that of GVB's bridge."""
+        return " and ".join(self._penalties) or None
 
     @property
     def names(self) -> tuple[str, str]:

@@ -104,6 +104,7 @@ class DetectionTask:
     metrics: tuple[str, ...] = ("map50",)
     title = DETECTION_TITLE
     validator = "agreement"
+    penalty: str | None = None
     source_statistics: SourceStatistics | None = None
 
     def __init__(
