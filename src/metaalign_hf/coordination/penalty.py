@@ -45,7 +45,7 @@ class SharedPenalty:
     ) -> None:
         self.gradients: list[Tensor | None] | None = None
         self._closures, self._parameters, self._backward = closures, parameters, backward
-        self._module, self._shared = module or nn.Module(), shared
+        self._module, self._shared = nn.Module() if module is None else module, shared
 
     @contextmanager
     def beside(self, objective: str = "alignment") -> Iterator[None]:
