@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 
-__all__ = ["disk_reason", "refuse_unwritable", "told_disk_errors", "write_whole"]
+__all__ = ["disk_reason", "refuse_unwritable", "told_disk_errors", "write_whole", "writing"]
 
 
 @contextmanager
@@ -80,3 +80,18 @@ def disk_reason(error: Exception) -> str | None:
         return None if error.errno is None else os.strerror(error.errno)
     found = re.search(r"\(os error (\d+)\)", str(error))
     return None if found is None else os.strerror(int(found.group(1)))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a full or read-only disk in one line.
+
+    Raises:
+        UserError: In place of an `OSError`, or what safetensors makes of one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (reason := disk_reason(error)) is None:
+            raise
+        raise UserError(f"{path} cannot be written: {reason}") from error

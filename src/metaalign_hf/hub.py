@@ -48,6 +48,7 @@ from .reports import (
     without_local_paths,
     write_figures,
 )
+from .tasks import task_of_architecture
 
 __all__ = ["BackgroundPusher", "HubConfig", "HubError", "fetch", "load_checkpoint", "push"]
 
@@ -126,7 +127,7 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     Raises:
         UserError: If it cannot be found or loaded, lacks a tensor, or is no vision model.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForObjectDetection
+    import transformers
 
     from . import models  # noqa: F401  (registers the Auto classes)
     from .models.loading import refuse_lost_tensors
@@ -134,9 +135,8 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     folder = fetch(checkpoint, token)
     try:
         names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-        detects = names[0].endswith("ObjectDetection")
-        kind = AutoModelForObjectDetection if detects else AutoModelForImageClassification
-        processor = AutoImageProcessor.from_pretrained(folder)
+        kind = getattr(transformers, task_of_architecture(names[0]).auto_class)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
         with quiet_loading():
             model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except UserError as error:
@@ -146,15 +146,6 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
         raise UserError(f"checkpoint {checkpoint} cannot be loaded: {lines[0]}") from error
     refuse_lost_tensors(info, checkpoint)
     return model.eval(), processor
-
-
-def native_form(model: Any, processor: Any) -> Any:
-    """The plain transformers model of an adapted one, which makes its images as the image processor does."""
-    from .models import MetaAlignForImageClassification
-
-    if isinstance(model, MetaAlignForImageClassification):
-        return model.export_native(processor)
-    return model.export_native()
 
 
 def push(
@@ -499,7 +490,7 @@ def _write_native(checkpoint: str, folder: Path) -> str:
     model, processor = load_checkpoint(checkpoint)
     if not hasattr(model, "export_native"):
         raise UserError(f"push: checkpoint {checkpoint} is a native {type(model).__name__} already; leave out --native")
-    native = native_form(model, processor)
+    native = model.export_native(processor)
     with no_model_progress_bars():
         native.save_pretrained(folder)
     processor.save_pretrained(folder)

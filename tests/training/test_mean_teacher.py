@@ -11,7 +11,8 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from metaalign_hf import UserError, load_config, load_detection_pair
 from metaalign_hf.coordination import Joint, MetaAlign
-from metaalign_hf.target_losses.pseudo_labels import STUDENT_VIEW, MeanTeacher, strong_view
+from metaalign_hf.target_losses import MeanTeacher, TargetLoss, TargetStep, with_target_losses
+from metaalign_hf.target_losses.pseudo_labels import strong_view
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weight_average import WeightAverage
 from tiny_detectors import tiny_detector
@@ -52,7 +53,7 @@ def test_boxes_count_from_the_threshold_of_their_class_on(threshold, expected):
     (batch,), figures = teacher.label(FOUND, [{"pixel_values": torch.rand(2, 3, 16, 16)}])
     counts = [0 if entry is None else len(entry[0]) for entry in expected]
     assert figures == {"pseudo_boxes": sum(counts) / 2, "pseudo_images": sum(c > 0 for c in counts) / 2}
-    for found, entry in zip(batch[STUDENT_VIEW]["labels"], expected, strict=True):
+    for found, entry in zip(batch["labels"], expected, strict=True):
         assert (found is None) == (entry is None), "an unsure teacher says nothing, not that nothing is there"
         if found is not None:
             assert found["class_labels"].tolist() == entry[0]
@@ -90,6 +91,19 @@ def test_the_strong_view_changes_colours_alone():
     assert ((inside - outside).abs().amax(1) > 0.01).all(), "the box stays where it was"
 
 
+class OnViews(TargetLoss):
+    """The task loss on views that are given."""
+
+    name = "on_views"
+
+    def __init__(self, weight: float, views: list) -> None:
+        super().__init__(weight)
+        self.views = views
+
+    def passes(self, step: TargetStep) -> tuple[list, dict]:
+        return [step.task_pass(source, view) for source, view in zip(step.source, self.views, strict=True)], {}
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_the_task_loss_is_the_sources_plus_the_weighted_one_on_pseudo_labels(live):
     """Against the model's own losses on hand-made batches; dropout and denoising off, so that passes repeat."""
@@ -104,15 +118,17 @@ def test_the_task_loss_is_the_sources_plus_the_weighted_one_on_pseudo_labels(liv
             layer.eval()
     streams = task.streams(0, 0, 0, 1)
     source, target = ([next(stream) for _ in range(2)] for stream in streams)
-    labelled, figures = task.mean_teacher.label(average, target)
+    (teacher,) = task.target_losses
+    labelled, figures = teacher.label(average, target)
     assert figures["pseudo_images"] == 1 and figures["pseudo_boxes"] > 1
     with torch.no_grad():
         whole = average(pixel_values=target[1]["pixel_values"]).pred_boxes[2]
-    view = labelled[1][STUDENT_VIEW]
+    view = labelled[1]
     assert all((box == whole).all(1).any() for box in view["labels"][2]["boxes"])
     # The second micro-batch has none: it counts as a loss of 0.
     view["labels"] = [None] * 4
-    closures = task.closures(model, source, labelled, 0.5, True)
+    step = TargetStep(model, average, source, target, 0.5, lambda s, v: task.target_pass(model, s, v, True))
+    closures, _ = with_target_losses(task.closures(model, source, target, 0.5, True), [OnViews(0.3, labelled)], step)
 
     def loss(batch: dict, other: torch.Tensor) -> torch.Tensor:
         pixels, labels = batch["pixel_values"], list(batch["labels"])
@@ -121,7 +137,7 @@ def test_the_task_loss_is_the_sources_plus_the_weighted_one_on_pseudo_labels(liv
         return model(pixel_values=pixels, labels=labels, objective="task").task_loss
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    view = labelled[0][STUDENT_VIEW]
+    view = labelled[0]
     supervised = sum(loss(s, t["pixel_values"]) for s, t in zip(source, target, strict=True)) / 2
     expected = supervised + 0.3 * loss(view, source[0]["pixel_values"]) / 2
     gradients = torch.autograd.grad(expected, parameters, allow_unused=True)

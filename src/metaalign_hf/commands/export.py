@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..disk import writing
 from ..errors import UserError
-from .options import Parser, at_least_one, refuse_existing, writing
+from .options import Parser, at_least_one, refuse_existing
 
 __all__ = ["export"]
 
@@ -54,7 +55,7 @@ def export(arguments: list[str]) -> None:
 
 def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     """Write the files; returns what to say of them."""
-    from ..hub import load_checkpoint, native_form
+    from ..hub import load_checkpoint
     from ..models.image_processor import makes_only, savable_processor
     from ..progress import no_model_progress_bars
 
@@ -62,14 +63,15 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     is_native = not hasattr(model, "export_native")
     if is_native and not options.onnx:
         raise UserError(f"checkpoint {checkpoint} is a native {type(model).__name__} already")
-    native = model if is_native else native_form(model, processor)
+    native = model if is_native else model.export_native(processor)
     saved = savable_processor(processor)
     lines = [f"{type(native).__name__} with its image processor: {options.folder}"]
     if options.onnx:
         from ..models.onnx_export import export_onnx
+        from ..tasks import task_of_model
 
         size = tuple(options.image_size) if options.image_size else _input_size(saved or processor)
-        written = export_onnx(native, size, folder / "model.onnx")
+        written = export_onnx(native, size, folder / "model.onnx", task_of_model(native).outputs)
         place = options.folder / "model.onnx"
         lines.append(f"ONNX: {place}, outputs within {written.difference:.1e} of torch's (relative)")
         if written.batch_size is not None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from safetensors import SafetensorError
-
-from ..disk import disk_reason
+from ..disk import writing
 from ..errors import UserError
+from ..tasks import known_tasks
 
-__all__ = ["Parser", "at_least_one", "refuse_existing", "share", "split_off", "writing"]
+__all__ = ["Parser", "at_least_one", "default_batch_sizes", "refuse_existing", "share", "split_off"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +56,12 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def default_batch_sizes() -> str:
+    """How many images a batch has where nobody says."""
+    first, *others = known_tasks()
+    return ", ".join([str(first.batch_size), *(f"or {kind.batch_size} for {kind.noun}s" for kind in others)])
+
+
 def share(text: str) -> float:
     """A number in 0..1, as argparse takes types."""
     try:
@@ -96,18 +99,3 @@ def refuse_existing(path: Path) -> None:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell a full or read-only disk in one line.
-
-    Raises:
-        UserError: In place of an `OSError`, or what safetensors makes of one.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if (reason := disk_reason(error)) is None:
-            raise
-        raise UserError(f"{path} cannot be written: {reason}") from error

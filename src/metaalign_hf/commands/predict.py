@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
-from ..paths import printable, require_readable
-from .options import Parser, at_least_one, refuse_existing, share
-from .tables import check_suffix, write_table
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..data import ImageSet
+from ..paths import require_readable
+from ..tables import check_suffix
+from ..tasks import TaskKind, known_tasks, task_of_model
+from .options import Parser, at_least_one, default_batch_sizes, refuse_existing, share
 
 __all__ = ["predict"]
 
@@ -26,6 +21,12 @@ Without --output the answers are printed, one image (of detectors one object) a 
 An image that cannot be read is told on stderr and left out. The exit code is 0; 1 if no image could be read; 2 for
 wrong arguments.
 """
+_TAKES: dict[str, dict[str, Any]] = {
+    "count": {"type": at_least_one, "metavar": "N"},
+    "share": {"type": share},
+    "folder": {"type": Path},
+    "nothing": {"action": "store_true", "default": None},
+}
 
 
 def predict(arguments: list[str]) -> int:
@@ -44,36 +45,39 @@ def predict(arguments: list[str]) -> int:
     require_readable(options.images)
     if options.output is not None:
         check_suffix(options.output)
-    for path in (options.output, options.draw):
-        if path is not None:
-            refuse_existing(path)
+    special = [option for kind in known_tasks() for option in kind.options]
+    written = [options.output, *(getattr(options, o.name) for o in special if o.takes == "folder")]
+    written = [path for path in written if path is not None]
+    for path in written:
+        refuse_existing(path)
 
     from ..data import image_files
-    from ..detection_commands import is_detector, predict_detection
     from ..hub import load_checkpoint
     from ..progress import display, stage
 
     files = image_files(options.images)
     with display(), stage(f"loading {options.checkpoint}"):
         model, processor = load_checkpoint(options.checkpoint)
+    kind = task_of_model(model)
+    _refuse_options_of_others(kind, options)
+    options.batch_size = options.batch_size or kind.batch_size
     unreadable: list[int] = []
 
     def skip(index: int, error: UserError) -> None:
         unreadable.append(index)
         print(f"metaalign: {error}; left out", file=sys.stderr)
 
-    if is_detector(model):
-        if options.top_k or options.all_probabilities:
-            raise UserError(f"--top-k and --all-probabilities are for classifiers; {options.checkpoint} is a detector")
-        threshold = 0.5 if options.threshold is None else options.threshold
-        batch_size = options.batch_size or 8
-        with display():
-            predict_detection(model, processor, files, threshold, batch_size, options.output, options.draw, skip)
-    else:
-        for name in ("draw", "threshold"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name} is for detectors; {options.checkpoint} is a classifier")
-        _classify(model, processor, files, options, skip)
+    answers = []
+    with display(), stage(kind.doing, len(files)) as shown:
+        for answer in kind.load().answers(model, processor, files, options, skip):
+            answers.append(answer)
+            shown.advance()
+            if not written:
+                for line in answer.lines:
+                    print(line)
+    if answers:
+        for line in kind.load().finish(answers, options):
+            print(line)
     if not unreadable:
         return 0
     if len(unreadable) == len(files):
@@ -89,57 +93,15 @@ def _parser() -> Parser:
     parser.epilog = EPILOG
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
     parser.add_argument("--output", type=Path, help="write the answers to this new file instead of printing them")
-    parser.add_argument("--batch-size", type=at_least_one, help="images in a batch; 64, or 8 for detectors")
-    parser.add_argument("--top-k", type=at_least_one, metavar="N", help="classifiers: the N most probable classes")
-    parser.add_argument("--all-probabilities", action="store_true", help="classifiers: the probability of every class")
-    parser.add_argument("--draw", type=Path, help="detectors: new folder for pictures with boxes")
-    parser.add_argument("--threshold", type=share, help="detectors: least score of an object; 0.5")
+    parser.add_argument("--batch-size", type=at_least_one, help=f"images in a batch; {default_batch_sizes()}")
+    for kind in known_tasks():
+        for option in kind.options:
+            parser.add_argument(option.flag, help=f"{kind.noun}s: {option.help}", **_TAKES[option.takes])
     return parser
 
 
-def _classify(
-    model: Any, processor: Any, files: ImageSet, options: argparse.Namespace, skip: Callable[[int, UserError], None]
-) -> None:
-    import torch
-
-    from ..data import evaluation_batches
-    from ..evaluation import predict_probabilities
-    from ..progress import display, stage
-
-    names = _distinct([model.config.id2label[index] for index in range(model.config.num_labels)])
-    indices: list[int] = []
-    found: list[Tensor] = []
-    with display(), stage("classifying", len(files)) as shown:
-        for batch in evaluation_batches(files, processor, options.batch_size or 64, skip=skip):
-            indices += batch.pop("index")
-            found.append(predict_probabilities(model, [batch]))
-            shown.advance(len(found[-1]))
-    if not found:
-        return
-    probabilities = torch.cat(found)
-    count = options.top_k or 1
-    if options.all_probabilities and options.output is None:
-        count = len(names)
-    best = probabilities.topk(min(count, len(names)), dim=1)
-    rows = []
-    for index, classes, shares, whole in zip(
-        indices, best.indices.tolist(), best.values.tolist(), probabilities.tolist(), strict=True
-    ):
-        row: dict[str, Any] = {"file": printable(files.paths[index])}
-        for rank, (number, value) in enumerate(zip(classes, shares, strict=True), 1):
-            end = "" if rank == 1 else f"_{rank}"
-            row |= {f"label{end}": names[number], f"probability{end}": round(value, 6)}
-        if options.all_probabilities and options.output is not None:
-            row |= {f"p_{name}": round(value, 6) for name, value in zip(names, whole, strict=True)}
-        rows.append(row)
-    if options.output is None:
-        for row in rows:
-            print("\t".join(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()))
-        return
-    write_table(options.output, rows, list(rows[0]))
-    print(f"{len(rows)} images classified: {options.output}")
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Class names, those that occur twice (ImageNet has two cranes) with their index."""
-    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
+def _refuse_options_of_others(own: TaskKind, options: argparse.Namespace) -> None:
+    for kind in known_tasks():
+        for option in kind.options:
+            if kind != own and getattr(options, option.name) is not None:
+                raise UserError(f"{option.flag} is for {kind.noun}s; {options.checkpoint} is a {own.noun}")

@@ -1,7 +1,7 @@
 """Measuring a model: metrics with labels, validators without."""
 
 from .detection import Detections, Precision, average_precision, evaluate_detector, predict_objects, voc_precision
-from .metrics import FIGURES, Accuracy, evaluate_classifier, predict_probabilities
+from .metrics import Accuracy, evaluate_classifier, predict_probabilities
 from .outputs import collect_outputs, gather_rows
 from .validators import (
     FEWEST_IMAGES,
@@ -15,7 +15,6 @@ from .validators import (
 
 __all__ = [
     "FEWEST_IMAGES",
-    "FIGURES",
     "Accuracy",
     "CachedOutputs",
     "Detections",

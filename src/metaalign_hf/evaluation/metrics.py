@@ -14,14 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["FIGURES", "Accuracy", "evaluate_classifier", "predict_probabilities", "wilson_interval"]
-
-FIGURES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "average_precision": "average precision",
-}
-"""Figures that `training.metric` may name, with what they are called in tables."""
+__all__ = ["Accuracy", "evaluate_classifier", "predict_probabilities", "wilson_interval"]
 
 
 @dataclass(frozen=True)

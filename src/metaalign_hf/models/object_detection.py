@@ -272,8 +272,12 @@ class MetaAlignForObjectDetection(PreTrainedModel):
                 roles[role][name] = parameter
         return roles
 
-    def export_native(self) -> PreTrainedModel:
-        """The adapted detector as the plain transformers class: bit-identical logits and boxes, nothing shared."""
+    def export_native(self, processor: Any = None) -> PreTrainedModel:
+        """The adapted detector as the plain transformers class: bit-identical logits and boxes, nothing shared.
+
+        Args:
+            processor: Its image processor, which says nothing that the detector's configuration would have to repeat.
+        """
         native = copy.deepcopy(self.detector)
         native.config.architectures = [type(native).__name__]
         return native

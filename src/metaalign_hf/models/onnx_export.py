@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,11 +26,9 @@ TOLERANCE = 1e-3
 
 
 class _Outputs(nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
         super().__init__()
-        self.model = model
-        detects = type(model).__name__.endswith("ObjectDetection")
-        self.names = ["logits", "pred_boxes"] if detects else ["logits"]
+        self.model, self.names = model, names
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The outputs that `names` lists."""
@@ -51,7 +49,9 @@ class OnnxFile:
     batch_size: int | None
 
 
-def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path) -> OnnxFile:
+def export_onnx(
+    model: PreTrainedModel, image_size: tuple[int, int], path: Path, outputs: Sequence[str] = ("logits",)
+) -> OnnxFile:
     """Write a native model as ONNX, run it with ONNX Runtime, and compare its outputs with torch's.
 
     The file takes `pixel_values` `(B, 3, H, W)`, normalised as the image processor does, and gives `logits` `(B, K)`;
@@ -62,6 +62,7 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
         model: A plain image classifier or object detector of transformers; it is left in evaluation mode.
         image_size: Height H and width W, in pixels.
         path: File to write.
+        outputs: Names of the outputs; of a detector `logits` and `pred_boxes`.
 
     Returns:
         The largest difference on random images, of batch sizes 1 and 3 where B is any, and the batch size.
@@ -73,7 +74,7 @@ def export_onnx(model: PreTrainedModel, image_size: tuple[int, int], path: Path)
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f'export: ONNX needs {", ".join(missing)}: pip install "metaalign-hf[onnx]"')
-    wrapped = _Outputs(model.float().cpu()).eval()
+    wrapped = _Outputs(model.float().cpu(), outputs).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, *image_size, generator=generator)
     name = type(model).__name__
@@ -103,7 +104,7 @@ def _write(model: _Outputs, images: Tensor, path: Path, dynamic: dict[int, Any])
             path,
             dynamo=True,
             input_names=["pixel_values"],
-            output_names=model.names,
+            output_names=list(model.names),
             dynamic_shapes={"pixel_values": dynamic},
             external_data=False,
             verbose=False,
@@ -118,7 +119,7 @@ def _session(path: Path) -> Any:
 
 @torch.no_grad()
 def _difference(model: _Outputs, images: Tensor, path: Path) -> float:
-    found = _session(path).run(model.names, {"pixel_values": images.numpy()})
+    found = _session(path).run(list(model.names), {"pixel_values": images.numpy()})
     pairs = zip(map(torch.from_numpy, found), model(images), strict=True)
     return max(float((value - expected).abs().max() / expected.abs().max()) for value, expected in pairs)
 

@@ -78,7 +78,7 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
 def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
     """The panel of the figure that heads the tables, of both domains."""
     measure = record.measure
-    curves = {domain: _points(record.evaluations, f"{domain}_{measure}", 100) for domain in ("source", "target")}
+    curves = {domain: _points(record.evaluations, f"{domain}_{measure.name}", 100) for domain in ("source", "target")}
     if not any(curves.values()):
         return None
 
@@ -88,7 +88,7 @@ def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
             if points:
                 label = _short(f"{domain} {name}" if name else domain)
                 axes.plot(*_columns(points), "o-", markersize=4, color=colour, label=label)
-        baseline = _points([line for line in record.baseline if "evaluation" in line], f"target_{measure}", 100)
+        baseline = _points([line for line in record.baseline if "evaluation" in line], f"target_{measure.name}", 100)
         if baseline:
             axes.plot(*_columns(baseline), "s:", markersize=4, color=_OTHER, label="target, source-only baseline")
         for mark, step in _marked(record).items():
@@ -96,7 +96,7 @@ def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
             at = [point for points in curves.values() for point in points if point[0] == step]
             label = {"selected": "selected without target labels", "oracle": "oracle: best by target labels"}[mark]
             _mark(axes, at[-1:] if mark == "oracle" else at, shape, size, f"{label} (step {step})")
-        axes.set_title(f"test {_title(measure)}, %")
+        axes.set_title(f"test {measure.heading}, %")
 
     return draw
 
@@ -206,10 +206,6 @@ def _points(lines: Iterable[dict[str, Any]], key: str, factor: float = 1.0) -> P
 def _columns(points: Points) -> tuple[np.ndarray, np.ndarray]:
     steps, values = np.array(points, dtype=float).T
     return steps, values
-
-
-def _title(measure: str) -> str:
-    return {"map50": "mAP@50"}.get(measure, measure.replace("_", " "))
 
 
 def _short(text: str, most: int = 34) -> str:

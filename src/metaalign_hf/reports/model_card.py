@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from ..errors import UserError
+from ..tasks import Measure
 from .citations import CITATIONS
 from .record import RunRecord
 
@@ -24,23 +25,6 @@ __all__ = ["card_is_generated", "model_card"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIGNATURE = re.compile(r"\n<!-- metaalign-hf card ([0-9a-f]{12}) -->\n$")
 
-_AUTO_CLASSES = {
-    "image-classification": "AutoModelForImageClassification",
-    "object-detection": "AutoModelForObjectDetection",
-}
-_EXAMPLE_DOMAINS = {
-    "image-classification": "--data.source imagefolder:SOURCE --data.target imagefolder:TARGET",
-    "object-detection": "--data.source coco:SOURCE.json --data.target coco:TARGET.json",
-}
-# Measures of each task, by name in the summary: Hub metric id, heading, and whether the model index always has it.
-_MEASURES = {
-    "accuracy": ("accuracy", "accuracy", True),
-    "balanced_accuracy": ("balanced_accuracy", "balanced accuracy", False),
-    "average_precision": ("average_precision", "average precision", False),
-    "map50": ("mAP", "mAP@50", True),
-    "voc_11_point": ("mAP", "11-point mAP@50 of VOC 2007", False),
-    "map": ("mAP", "mAP@50:95", False),
-}
 _CHECKPOINTS = {
     "last": "Numbers are of the last checkpoint of the run, whatever they turned out to be.",
     "selected": "Numbers are of the checkpoint that a validator without target labels selected.",
@@ -96,7 +80,7 @@ def model_card(
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=values["task"],
+        pipeline_tag=values["task"].pipeline_tag,
         license=license,
         base_model=values["base_model"],
         datasets=values["datasets"] or None,
@@ -136,9 +120,8 @@ class _Facts:
     def __init__(self, record: RunRecord, native: bool, architecture: str | None) -> None:
         self.record, self.native = record, native
         self.config, self.summary, self.training = record.model, record.summary, record.training
-        own = (self.config.get("architectures") or [""])[0]
-        self.architecture = architecture or own
-        self.task = "object-detection" if own.endswith("ObjectDetection") else "image-classification"
+        self.architecture = architecture or (self.config.get("architectures") or [""])[0]
+        self.task = record.task
 
     def values(self) -> dict[str, Any]:
         alignment = [entry["name"] for entry in self.config.get("alignment") or []]
@@ -148,7 +131,6 @@ class _Facts:
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}
         results, index = self._results()
-        detects = self.task == "object-detection"
         names = ("backbone_name", "detector_name", "model_type")
         backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
         options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
@@ -164,10 +146,7 @@ class _Facts:
             "architecture": self.architecture,
             "timm": "Timm" in self.architecture,
             "task": self.task,
-            "auto_class": _AUTO_CLASSES[self.task],
-            "measure": _MEASURES[self.record.measure][1],
-            "verb": "detect" if detects else "classify",
-            "example_domains": _EXAMPLE_DOMAINS[self.task],
+            "measure": self.record.measure.heading,
             "source": domains["source"],
             "target": domains["target"],
             "labels": self.record.labels,
@@ -193,7 +172,13 @@ class _Facts:
             "limits": self._limits(),
             "base_model": base_model,
             "datasets": self._datasets(),
-            "tags": ["metaalign", "domain-adaptation", self.task, *([method] if method == "joint" else []), *used],
+            "tags": [
+                "metaalign",
+                "domain-adaptation",
+                self.task.pipeline_tag,
+                *([method] if method == "joint" else []),
+                *used,
+            ],
             "citations": [CITATIONS[name] for name in cited],
         }
 
@@ -277,10 +262,10 @@ class _Facts:
             return None, []
         last = self.record.evaluations[-1]
         rows = [
-            [f"{domain}, {_MEASURES[measure][1]}", _percent(last[f"{domain}_{measure}"])]
+            [f"{domain}, {measure.heading}", _percent(last[f"{domain}_{measure.name}"])]
             for domain in ("source", "target")
             for measure in self._measures()
-            if last.get(f"{domain}_{measure}") is not None
+            if last.get(f"{domain}_{measure.name}") is not None
         ]
         return ({"columns": ["test images of", f"step {last['step']}"], "rows": rows} if rows else None), []
 
@@ -288,41 +273,40 @@ class _Facts:
         rows, index = [], []
         for domain in ("source", "target"):
             for measure in self._measures():
-                metric, heading, indexed = _MEASURES[measure]
-                before = self.summary.get(f"{domain}_{measure}_before")
-                after = self.summary.get(f"{domain}_{measure}_after", self.summary.get(f"{domain}_{measure}"))
+                figure = f"{domain}_{measure.name}"
+                before = self.summary.get(f"{figure}_before")
+                after = self.summary.get(f"{figure}_after", self.summary.get(figure))
                 if after is None:
                     continue
                 count = self.summary.get(f"{domain}_test_images", "")
                 change = "" if before is None else f"{100 * (after - before):+.2f}"
-                name = f"{domain} {self._domain(domain)}, {heading}"
+                name = f"{domain} {self._domain(domain)}, {measure.heading}"
                 rows.append([name, "" if before is None else _percent(before), _percent(after), change, str(count)])
-                if indexed or measure == self.record.measure:
-                    index.append(self._eval_result(domain, metric, heading, after))
+                if measure.indexed or measure == self.record.measure:
+                    index.append(self._eval_result(domain, measure, after))
         columns = ["test images of", "before", "after", "change, points", "n"]
         return ({"columns": columns, "rows": rows} if rows else None), index
 
-    def _measures(self) -> list[str]:
+    def _measures(self) -> list[Measure]:
         """All measures, the one that heads the run's tables first."""
-        first = self.record.measure
-        return [first, *(measure for measure in _MEASURES if measure != first)]
+        return self.task.measures_from(self.record.measure.name)
 
-    def _eval_result(self, domain: str, metric: str, heading: str, value: float) -> EvalResult:
+    def _eval_result(self, domain: str, measure: Measure, value: float) -> EvalResult:
         configs = self._domain_configs(domain)
         config = configs[0] if len(configs) == 1 else {}
         path = str(config.get("path") or "")
         on_hub = config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) is not None
         return EvalResult(
-            task_type=self.task,
-            task_name=self.task.replace("-", " ").capitalize(),
+            task_type=self.task.pipeline_tag,
+            task_name=self.task.pipeline_tag.replace("-", " ").capitalize(),
             dataset_type=path if on_hub else "custom",
             dataset_name=f"{self._domain(domain)} ({domain} domain)",
             # Results of one data set and configuration are merged, and both domains may be of one data set.
             dataset_config=f"{domain}: {self._domain(domain)}",
             dataset_split=config.get("test_split") if on_hub else None,
             dataset_revision=config.get("revision") if on_hub else None,
-            metric_type=metric,
-            metric_name=f"{domain} test {heading}",
+            metric_type=measure.metric,
+            metric_name=f"{domain} test {measure.heading}",
             metric_value=round(value, 4),
         )
 
@@ -382,12 +366,7 @@ class _Facts:
             limits.append("The numbers come from one run with one seed; other seeds give other numbers.")
             if self.summary.get("target_test_images") == 0:
                 limits.append("The target has no labels, so whether adaptation helped on it was not measured.")
-        if self.task == "object-detection":
-            limits.append(
-                "It knows no class but those listed, and takes other objects for background or for one of them."
-            )
-        else:
-            limits.append("It knows no class but those listed, and answers with one of them for every image.")
+        limits.append(self.task.limit)
         limits.append("It repeats whatever bias the source's labels and the base weights have; that was not examined.")
         return limits
 

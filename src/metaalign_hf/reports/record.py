@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..tasks import Measure, TaskKind, task_of_architecture
 
 __all__ = ["RunRecord", "read_record", "record_folder", "without_local_paths"]
 
@@ -57,11 +58,14 @@ class RunRecord:
         return [line for line in self.metrics if "evaluation" in line]
 
     @property
-    def measure(self) -> str:
-        """The figure that heads the run's tables, by its name in the summary."""
-        if any("source_map50" in line for line in [self.summary, *self.evaluations]):
-            return "map50"
-        return str(self.training.get("training", {}).get("metric") or "accuracy")
+    def task(self) -> TaskKind:
+        """The task of the model."""
+        return task_of_architecture((self.model.get("architectures") or [""])[0])
+
+    @property
+    def measure(self) -> Measure:
+        """The figure that heads the run's tables."""
+        return self.task.measure(self.training.get("training", {}).get("metric"))
 
     @property
     def labels(self) -> list[str]:

@@ -1,1 +1,6 @@
-"""Further terms of a step, on target images."""
+"""Further terms of the task loss, on target images without labels: one file each."""
+
+from .base import TargetLoss, TargetStep, with_target_losses
+from .pseudo_labels import MeanTeacher
+
+__all__ = ["MeanTeacher", "TargetLoss", "TargetStep", "with_target_losses"]

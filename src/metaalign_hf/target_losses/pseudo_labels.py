@@ -24,12 +24,10 @@ from torchvision.ops import box_convert, nms
 from torchvision.transforms import v2
 
 from ..errors import UserError
-from ..tasks.base import Batch, StepClosures
+from ..tasks.base import Batch
+from .base import Pass, TargetLoss, TargetStep
 
-__all__ = ["STUDENT_VIEW", "MeanTeacher", "strong_view", "with_pseudo_labels"]
-
-STUDENT_VIEW = "student_view"
-"""Key of a target batch under which its strong view with pseudo-labels lies."""
+__all__ = ["MeanTeacher", "strong_view"]
 
 _DUPLICATE_IOU = 0.7
 # As in MRT: colours and sharpness alone, so that boxes on the weak view are right on the strong one.
@@ -42,8 +40,8 @@ _STRONG = v2.Compose(
 )
 
 
-class MeanTeacher:
-    """Gives target batches a strong view with pseudo-labels.
+class MeanTeacher(TargetLoss):
+    """The detection loss on a strong view of target images, with pseudo-labels of the teacher on the weak view.
 
     Args:
         weight: Weight of the loss on them.
@@ -55,6 +53,8 @@ class MeanTeacher:
     Raises:
         UserError: If the thresholds are not those of the classes.
     """
+
+    name = "mean_teacher"
 
     def __init__(
         self,
@@ -71,15 +71,34 @@ class MeanTeacher:
                 f"training.pseudo_label_threshold: {wrong}; give one number, or one for each of {', '.join(labels)}"
             )
         values = [threshold[name] for name in labels] if isinstance(threshold, dict) else [threshold] * len(labels)
-        self.weight = weight
+        super().__init__(weight)
+        self.boxes = 0.0
         self.thresholds = torch.tensor(values)
         self.probabilities = probabilities
         normalised = bool(processor.do_normalize)
         self.mean = tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0)
         self.std = tuple(processor.image_std) if normalised else (1.0, 1.0, 1.0)
 
+    def passes(self, step: TargetStep) -> tuple[list[Pass], dict[str, float]]:
+        """The task loss on the strong views."""
+        views, figures = self.label(step.teacher, step.target)
+        self.boxes += figures["pseudo_boxes"]
+        return [step.task_pass(batch, view) for batch, view in zip(step.source, views, strict=True)], figures
+
+    def note(self, steps: int) -> str:
+        """How many pseudo-labels there were."""
+        return f"Mean teacher: {self.boxes / steps:.3g} pseudo-labels per target image, averaged over the adaptation."
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pseudo-labels counted so far."""
+        return {"pseudo_boxes": self.boxes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.boxes = state["pseudo_boxes"]
+
     def label(self, teacher: nn.Module, target: Sequence[Batch]) -> tuple[list[Batch], dict[str, float]]:
-        """What the teacher finds in the target's images.
+        """Strong views of the target's images, with what the teacher finds in them.
 
         An image in which it finds nothing has labels None, and is no image without objects: a teacher that is not sure
         has not seen that nothing is there. (MRT does teach "no object" on such images.)
@@ -89,15 +108,15 @@ class MeanTeacher:
             target: Micro-batches, which are the weak views: `pixel_values` `(B, 3, H, W)`, perhaps `pixel_mask`.
 
         Returns:
-            The micro-batches, each with a batch for the student under `STUDENT_VIEW`; and figures for the log,
-            `pseudo_boxes` per image and `pseudo_images`, the share of images with any.
+            For each micro-batch a batch for the student; and figures for the log, `pseudo_boxes` per image and
+            `pseudo_images`, the share of images with any.
         """
         given, counts = [], []
         for batch in target:
             labels = self._found(teacher, batch)
             counts += [0 if entry is None else len(entry["boxes"]) for entry in labels]
             strong = strong_view(batch["pixel_values"], batch.get("pixel_mask"), self.mean, self.std)
-            given.append({**batch, STUDENT_VIEW: {**batch, "pixel_values": strong, "labels": labels}})
+            given.append({**batch, "pixel_values": strong, "labels": labels})
         found = sum(count > 0 for count in counts)
         return given, {"pseudo_boxes": sum(counts) / len(counts), "pseudo_images": found / len(counts)}
 
@@ -133,43 +152,3 @@ def strong_view(pixel_values: Tensor, pixel_mask: Tensor | None, mean: Sequence[
     plain = pixel_values * scale + shift
     strong = (torch.stack([_STRONG(image) for image in plain]) - shift) / scale
     return strong if pixel_mask is None else torch.where(pixel_mask[:, None].bool(), strong, pixel_values)
-
-
-def with_pseudo_labels(closures: StepClosures, pseudo: list[Callable[[], Tensor]], weight: float) -> StepClosures:
-    """Closures whose task loss is `mean(task) + weight mean(pseudo)`.
-
-    The passes on pseudo-labels join as micro-batches of their own, so that one graph is kept at a time. A coordinator
-    takes the mean over micro-batches, of which there are twice as many now. Those on pseudo-labels come first: on
-    several processes the last pass averages the gradients, and must not be one that a process has no boxes for.
-
-    Args:
-        closures: The step without them, in full passes.
-        pseudo: For each micro-batch a pass that returns the loss on pseudo-labels, 0 where there are none.
-        weight: Weight of that loss.
-
-    Returns:
-        The closures.
-    """
-
-    def times(run: Callable[[], Tensor], factor: float) -> Callable[[], Tensor]:
-        return lambda: run() * factor
-
-    def alone(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-        def both() -> tuple[Tensor, Tensor]:
-            loss = run() * (2 * weight)
-            return loss, torch.zeros_like(loss)
-
-        return both
-
-    def twice(run: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
-        def both() -> tuple[Tensor, Tensor]:
-            task_loss, alignment_loss = run()
-            return 2 * task_loss, 2 * alignment_loss
-
-        return both
-
-    return StepClosures(
-        task=[*(times(run, 2 * weight) for run in pseudo), *(times(run, 2) for run in closures.task)],
-        alignment=closures.alignment,
-        both=[*map(alone, pseudo), *map(twice, closures.both)],
-    )

@@ -1,28 +1,41 @@
-"""What the loop must know of a task: the one seam between it and image classification or detection."""
+"""What the loop and the commands ask of a task: the one seam between them and classification or detection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..configuration import Config, DomainConfig
 from ..coordination import SharedPrefix
-from .summary import RunFacts, Summary
+from ..errors import UserError
+from ..tables import write_table
+from .domain_options import evaluate_command
+from .kinds import TaskKind
+from .summary import RunFacts, Summary, figure_names
 
 if TYPE_CHECKING:
-    from ..target_losses.pseudo_labels import MeanTeacher
+    from ..data import ImageSet, PairDomains
+    from ..target_losses import TargetLoss
     from ..training.domain_batch_norm import SourceStatistics
 
-__all__ = ["Batch", "Scores", "StepClosures", "Task"]
+__all__ = ["Answer", "Batch", "Kept", "Measured", "Pair", "Scores", "Skip", "StepClosures", "Task"]
 
 Batch = dict[str, Any]
 Kept = dict[str, Any]
 Scores = dict[str, Any]
-"""Figures of one evaluation on one domain, as JSON values: at least the task's `metrics` (0..1) and `n`, the images."""
+"""Figures of one evaluation on one domain, as JSON values: at least the task's measures (0..1) and `n`, the images."""
+Skip = Callable[[int, UserError], None]
+
+RECALIBRATION_IMAGES = 2048
+"""Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
 
 
 @dataclass
@@ -45,55 +58,106 @@ class StepClosures:
     penalty: list[Callable[[], Tensor]] = field(default_factory=list)
 
 
-class Task(Protocol):
-    """A task, with its data and its model.
-
-    Attributes:
-        metric: Name of the figure that is reported first, such as `accuracy`; a key of `Scores`.
-        metrics: Names of all figures that an evaluation logs, that one among them.
-        title: What that figure is called in tables, such as `test accuracy`.
-        model: The bare model.
-        processor: The image processor that is saved beside it.
-        validator: Name of the validator that selects checkpoints by default.
-        source_statistics: What the loop sets once batch normalisation is by domain; for classifiers alone.
-        mean_teacher: Makes pseudo-labels for the target batches of a step; None without them.
-        names: Names of the source and of the target.
-        notes: Plain statements about the data.
-    """
-
-    metric: str
-    metrics: tuple[str, ...]
-    title: str
-    model: PreTrainedModel
-    processor: Any
-    validator: str
-    source_statistics: SourceStatistics | None
-    mean_teacher: MeanTeacher | None
+class Pair(Protocol):
+    """What every domain pair tells; each task has its own kind of images with labels."""
 
     @property
-    def summary_class(self) -> type[Summary]:
-        """The class of the task's summaries."""
+    def source_name(self) -> str:
+        """Name of the source."""
 
     @property
-    def model_name(self) -> str:
-        """Name of the backbone or detector, for the summary and the model card."""
+    def target_name(self) -> str:
+        """Name of the target."""
 
     @property
-    def penalty(self) -> str | None:
-        """Name of the penalty that stands in the task loss and in the alignment loss; None without one."""
+    def source_test(self) -> Any:
+        """Source images with labels to evaluate on."""
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Names of the source and of the target."""
+    def target_train(self) -> Any:
+        """Target images to adapt to, without labels."""
+
+    @property
+    def target_evaluation(self) -> Any:
+        """Target images with labels, for the evaluation alone; None where there are none."""
 
     @property
     def notes(self) -> list[str]:
         """Plain statements about the data."""
 
+    @property
+    def domains(self) -> PairDomains | None:
+        """The domains that it was loaded from; None for a pair made by hand."""
+
+
+@dataclass
+class Measured:
+    """What a checkpoint achieves on a labelled domain.
+
+    Attributes:
+        n: Number of images.
+        lines: The figures in words.
+        table: The figures of each class.
+        figures: All of them, as JSON values.
+    """
+
+    n: int
+    lines: list[str]
+    table: Table | None
+    figures: dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """What a model says of an image.
+
+    Attributes:
+        lines: In words.
+        rows: As rows of a table, all of them with the same columns.
+        details: What else the task writes of it.
+    """
+
+    lines: list[str]
+    rows: list[dict[str, Any]]
+    details: Any = None
+
+
+class Task:
+    """A domain pair and a model, and what training, selection and a report do with them.
+
+    A subclass gives `streams`, `closures` and `evaluate`; the rest has defaults. Its constructor takes a `Config`, and
+    a pair and a model that take the place of those that the configuration describes.
+
+    Args:
+        config: The whole configuration.
+        pair: The domain pair.
+        model: The bare model.
+        processor: The image processor that is saved beside it.
+
+    Attributes:
+        kind: What is known of the task without torch.
+        validator: Name of the validator that selects checkpoints by default; None where there are none.
+        source_statistics: What the loop sets once batch normalisation is by domain.
+        target_losses: Further terms of the task loss, on target images.
+    """
+
+    kind: ClassVar[TaskKind]
+    validator: ClassVar[str | None] = None
+    pair: Any
+    model: Any
+
+    def __init__(self, config: Config, pair: Pair, model: PreTrainedModel, processor: Any) -> None:
+        self.config, self.pair, self.model, self.processor = config, pair, model, processor
+        self.source_statistics: SourceStatistics | None = None
+        self.target_losses: list[TargetLoss] = []
+
+    # Training
+
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
     ) -> tuple[Iterator[Batch], Iterator[Batch]]:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
+        raise NotImplementedError
 
     def closures(
         self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
@@ -107,10 +171,42 @@ class Task(Protocol):
             progress: Progress of the adaptation in 0..1.
             mixed_statistics: Whether only passes on both domains move the running statistics.
         """
+        raise NotImplementedError
+
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
+        """A pass that returns the task loss on target images, for a target loss.
+
+        Args:
+            model: The wrapped model.
+            source: The source's micro-batch of the step.
+            view: A view of the target's micro-batch, with labels that something else than a human gave.
+            mixed_statistics: As `closures` takes it.
+        """
+        raise NotImplementedError
+
+    # Evaluation and selection
+
+    @property
+    def metric(self) -> str:
+        """The measure that is reported first."""
+        return self.kind.measures[0].name
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables."""
+        return f"test {self.kind.measure(self.metric).heading}"
+
+    @property
+    def validation_views(self) -> int:
+        """How many views of each target image an evaluation with validators sends through the model."""
+        return 0
 
     @property
     def evaluated_images(self) -> int:
         """How many images one evaluation with its validators sends through the model, on all processes together."""
+        training, target = self.config.training, self.pair.target_evaluation
+        chosen = 0 if training.select_by is None else min(training.selection_images, len(self.pair.target_train))
+        return len(self.pair.source_test) + (0 if target is None else len(target)) + self.validation_views * chosen
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
         """Scores on the test images of `source` and, where it has labels, of `target`; a collective call.
@@ -121,12 +217,7 @@ class Task(Protocol):
             world_size: Number of processes.
             kept: Filled with what `validate` needs of the same images.
         """
-
-    def examples(self, model: nn.Module) -> Scores:
-        """What the model says of some target test images, as JSON values, for `write_files`; no label is read.
-
-        Every process calls it and looks at all of them.
-        """
+        raise NotImplementedError
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Values of all validators, by name; empty without validators or enough images; a collective call.
@@ -137,18 +228,129 @@ class Task(Protocol):
             world_size: Number of processes.
             kept: As `evaluate` filled it, for the same weights: these images do not go through the model again.
         """
+        return {}
+
+    def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
+        """Images `(3, H, W)`, uint8, as the model sees them in evaluation, `(B, 3, H, W)`."""
+        raise NotImplementedError
 
     def target_images(self) -> Iterator[Tensor]:
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
+        training, view = self.config.training, self.pair.target_train
+        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        size = min(training.evaluation_batch_size, len(view))
+        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
+            yield self.pixel_values([view[index] for index in order[start : start + size]])
 
-    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+    # Reports
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the source and of the target."""
+        return self.pair.source_name, self.pair.target_name
+
+    @property
+    def model_name(self) -> str:
+        """Name of the backbone or detector, for the summary and the model card."""
+        return str(self.model.config.model_type)
+
+    @property
+    def penalty(self) -> str | None:
+        """Name of the penalty that stands in the task loss and in the alignment loss; None without one."""
+        return None
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain statements about the data."""
+        return list(self.pair.notes)
+
+    def examples(self, model: nn.Module) -> Scores:
+        """What the model says of some target test images, as JSON values, for `write_files`; no label is read.
+
+        Every process calls it and looks at all of them.
+        """
+        return {}
+
+    def write_files(self, folder: Path, before: Scores, after: Scores) -> list[str]:
         """Write what the task adds to a finished run's folder, such as a picture; returns the names of the files.
 
         Args:
             folder: The run's folder.
-            before: Scores by domain, and under `examples` what `examples` gave, at the end of the source phase.
+            before: What `examples` gave at the end of the source phase.
             after: The same at the end of the run.
         """
+        return []
+
+    def further_figures(self, after: dict[str, Scores]) -> dict[str, Any]:
+        """What the summary says beyond the measures."""
+        return {}
 
     def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
-        """The summary of a finished run."""
+        """The summary of a finished run, from the scores by domain at the end of the source phase and of the run."""
+        figures: dict[str, Any] = {}
+        for measure in self.kind.measures:
+            for domain in ("source", "target"):
+                names = figure_names(domain, measure.name)
+                figures |= zip(
+                    names, (scores.get(domain, {}).get(measure.name) for scores in (before, after)), strict=True
+                )
+        measured = "target" in after
+        return Summary(
+            **vars(facts),
+            task=self.kind.pipeline_tag,
+            metric=self.metric,
+            figures=figures | self.further_figures(after),
+            source_test_images=after["source"]["n"],
+            target_test_images=after["target"]["n"] if measured else 0,
+            evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if measured else None,
+        )
+
+    # Checkpoints, adapted or native, outside a run
+
+    @staticmethod
+    def measure(model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int) -> Measured:
+        """What a model achieves on a labelled domain.
+
+        Args:
+            model: The model.
+            processor: Its image processor.
+            domain: The domain.
+            split: `test`, `train` or `all`.
+            batch_size: Images in a batch.
+
+        Raises:
+            UserError: If the domain cannot be read, or the model does not know its classes.
+        """
+        raise UserError("evaluate: this task cannot be evaluated outside a run")
+
+    @staticmethod
+    def answers(
+        model: Any, processor: Any, files: ImageSet, options: argparse.Namespace, skip: Skip
+    ) -> Iterator[Answer]:
+        """What a model says of image files, in their order.
+
+        Args:
+            model: The model.
+            processor: Its image processor.
+            files: The images, with their paths.
+            options: Those of `metaalign predict`, with a `batch_size`.
+            skip: Called with the number of an image that cannot be read, and why; it is then left out.
+        """
+        raise UserError("predict: this task has no predictions outside a run")
+
+    @classmethod
+    def finish(cls, answers: list[Answer], options: argparse.Namespace) -> list[str]:
+        """Write the answers where the options say so.
+
+        Args:
+            answers: All of them, at least one.
+            options: Those of `metaalign predict`.
+
+        Returns:
+            What to say of it.
+        """
+        if options.output is None:
+            return []
+        rows = [row for answer in answers for row in answer.rows]
+        write_table(options.output, rows, list(rows[0]))
+        return [f"{len(answers)} images {cls.kind.done}: {options.output}"]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..configuration import Config
-from ..models import MetaAlignForObjectDetection
 from .base import Task
-from .classification.task import ClassificationTask
-from .detection.task import DetectionTask
+from .kinds import TaskKind, known_tasks, task_of_architecture, task_of_model
 from .starting_point import starting_architecture
 
-__all__ = ["build_task", "is_detection"]
+__all__ = ["build_task", "described_task"]
 
 
 def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
@@ -25,20 +23,21 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
     Raises:
         UserError: If the data or the model cannot be loaded, or they do not fit.
     """
-    if is_detection(config, model):
-        return DetectionTask(config, pair, model)
-    return ClassificationTask(config, pair, model)
+    task: Any = described_task(config, model).load()
+    built: Task = task(config, pair, model)
+    return built
 
 
-def is_detection(config: Config, model: Any = None) -> bool:
-    """Whether the model, given or described, is a detector.
+def described_task(config: Config, model: Any = None) -> TaskKind:
+    """What kind of task it is.
 
     Raises:
         UserError: If `model.checkpoint` cannot be read.
     """
     if model is not None:
-        return isinstance(model, MetaAlignForObjectDetection)
-    if config.model.checkpoint is None:
-        return config.model.detector is not None
-    detects = starting_architecture(config.model.checkpoint).endswith("ObjectDetection")
-    return detects or config.model.detector is not None
+        return task_of_model(model)
+    for kind in known_tasks():
+        if kind.chosen_by is not None and getattr(config.model, kind.chosen_by) is not None:
+            return kind
+    place = config.model.checkpoint
+    return task_of_architecture("" if place is None else starting_architecture(place))

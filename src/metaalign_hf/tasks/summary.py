@@ -1,12 +1,14 @@
-"""The summary of a run: what every task's has, to which each adds its figures."""
+"""The summary of a run: its facts, and the figures of its task."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-__all__ = ["CheckpointRow", "Row", "RunFacts", "Summary", "quoted"]
+from .kinds import TaskKind, task_named
+
+__all__ = ["CheckpointRow", "Row", "RunFacts", "Summary", "figure_names", "quoted"]
 
 Row = tuple[str, float | None, float | None, int]
 """Name of a row, figure before and after, images."""
@@ -87,48 +89,88 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(RunFacts):
-    """What a run achieved; each task adds its figures. All are of the checkpoint that `checkpoint` names.
+    """What a run achieved, on the test images. All figures are of the checkpoint that `checkpoint` names.
+
+    For each measure of the task, such as `accuracy`, there are `source_accuracy_before`, `source_accuracy`,
+    `target_accuracy_before` and `target_accuracy_after`, shares of 0..1: at the end of the source phase and at the end.
+    They are entries of `summary.json` and attributes here. Those of the target are None where it has no labels.
 
     Attributes:
+        task: The task's pipeline tag.
+        metric: The measure that heads the summary.
+        figures: The figures by name, and what else the task reports.
         source_test_images: Number of source test images.
         target_test_images: Number of labelled target test images.
         evaluate_command: Command that evaluates the checkpoint on the target; None where it has no labels, or
             came in a pair made by hand.
     """
 
-    predict_options: ClassVar[str] = ""
-
+    task: str
+    metric: str
+    figures: dict[str, Any]
     source_test_images: int
     target_test_images: int
     evaluate_command: str | None
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["figures"][name]
+        except KeyError:
+            raise AttributeError(f"a summary has no {name!r}") from None
+
+    @property
+    def kind(self) -> TaskKind:
+        """The task."""
+        return task_named(self.task)
+
     @property
     def title(self) -> str:
         """What the figures in the rows are called."""
-        raise NotImplementedError
+        return f"test {self.kind.measure(self.metric).heading}"
 
     def rows(self) -> list[Row]:
         """Rows of the table, source and target: name, figure before and after (0..1, None without labels), images."""
-        raise NotImplementedError
+        return [self._row(domain, self.metric, f"{domain} {getattr(self, domain)}") for domain in ("source", "target")]
 
     def further_rows(self) -> list[Row]:
-        """Rows below them, with other figures; each name says which."""
-        return []
+        """Rows below them: the other figures on the target, where they are known."""
+        _, *others = self.kind.measures_from(self.metric)
+        found = [self._row("target", measure.name, f"target {measure.heading}") for measure in others]
+        return [row for row in found if row[2] is not None]
+
+    def _row(self, domain: str, measure: str, name: str) -> Row:
+        before, after = figure_names(domain, measure)
+        return name, self.figures[before], self.figures[after], getattr(self, f"{domain}_test_images")
 
     def next_commands(self) -> list[str]:
         """Commands to try next: evaluate, predict, export, push."""
         folder = self.output_dir
         return [
             *([self.evaluate_command] if self.evaluate_command is not None else []),
-            f"{quoted('metaalign', 'predict', folder)} IMAGE_OR_FOLDER{self.predict_options}",
+            f"{quoted('metaalign', 'predict', folder)} IMAGE_OR_FOLDER{self.kind.try_also}",
             quoted("metaalign", "export", folder, f"{folder}-native"),
             f"{quoted('metaalign', 'push', folder)} ORGANISATION/NAME",
         ]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The entries of `summary.json`."""
+        values = asdict(self)
+        figures = values.pop("figures")
+        return {**values, **figures}
+
     @classmethod
-    def of(cls, facts: RunFacts, **figures: Any) -> Summary:
-        """The facts of a run with the figures of its task."""
-        return cls(**{entry.name: getattr(facts, entry.name) for entry in fields(facts)}, **figures)
+    def from_dict(cls, values: dict[str, Any]) -> Summary:
+        """The summary with these entries of `summary.json`."""
+        known = {entry.name for entry in fields(cls)} & values.keys()
+        rows = [CheckpointRow(**row) for row in values["checkpoints"]]
+        figures = {key: value for key, value in values.items() if key not in known}
+        return cls(**{**{key: values[key] for key in known}, "checkpoints": rows, "figures": figures})
+
+
+def figure_names(domain: str, measure: str) -> tuple[str, str]:
+    """Names of a figure before and after, on `source` or `target`."""
+    name = f"{domain}_{measure}"
+    return f"{name}_before", name if domain == "source" else f"{name}_after"
 
 
 def quoted(*words: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import Config, CoordinationConfig, HubConfig
-from ..tasks.summary import CheckpointRow, Summary
+from ..tasks import TaskKind
+from ..tasks.summary import Summary
 from .run_folder import SUMMARY_FILE
 
 __all__ = ["BASELINE_FOLDER", "baseline_config", "baseline_figures", "read_summary"]
@@ -35,7 +36,7 @@ def baseline_config(config: Config) -> Config:
     return replace(config, coordination=CoordinationConfig(method="source_only"), training=training, hub=HubConfig())
 
 
-def read_summary(kind: type[Summary], config: Config) -> Summary | None:
+def read_summary(config: Config, kind: TaskKind) -> Summary | None:
     """The summary of a run that is finished with all its steps, or None."""
     path = Path(config.training.output_dir) / SUMMARY_FILE
     if not path.is_file():
@@ -43,7 +44,8 @@ def read_summary(kind: type[Summary], config: Config) -> Summary | None:
     values = json.loads(path.read_text())
     if values["adaptation_steps"] != config.training.max_steps:
         return None
-    return kind(**{**values, "checkpoints": [CheckpointRow(**row) for row in values["checkpoints"]]})
+    # Older releases wrote neither.
+    return Summary.from_dict({"task": kind.pipeline_tag, "metric": kind.measures[0].name, **values})
 
 
 def baseline_figures(summary: Summary, config: Config) -> dict[str, Any]:

@@ -27,15 +27,14 @@ from transformers import PreTrainedModel
 from ..configuration import Config
 from ..configuration.hub import license_notes
 from ..coordination import MetaAlign
-from ..data import DetectionPair, DomainPair
 from ..disk import told_disk_errors
 from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
-from ..models import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from ..models.origin import is_pretrained
 from ..progress import display, no_model_progress_bars, stage
-from ..tasks.base import Kept, Scores, Task
+from ..target_losses import TargetStep, with_target_losses
+from ..tasks.base import Kept, Pair, Scores, Task
 from ..tasks.building import build_task
 from .baseline import baseline_config, baseline_figures, read_summary
 from .batch_norm import (
@@ -66,10 +65,10 @@ logger = logging.getLogger(__name__)
 def adapt(
     config: Config,
     *,
-    pair: DomainPair | DetectionPair | None = None,
-    model: MetaAlignForImageClassification | MetaAlignForObjectDetection | None = None,
+    pair: Pair | None = None,
+    model: PreTrainedModel | None = None,
 ) -> Summary:
-    """Adapt a classifier or a detector from a labelled source to an unlabelled target.
+    """Adapt a model, such as a classifier or a detector, from a labelled source to an unlabelled target.
 
     Writes the adapted model (the last one; safetensors), its image processor, `training_config.yaml`, `metrics.jsonl`,
     `summary.json`, a model card and, if asked, resumable checkpoints to `training.output_dir`; where
@@ -80,10 +79,11 @@ def adapt(
 
     Args:
         config: The whole configuration.
-        pair: The domain pair; by default the one that `config.data` describes. The run's record names the domains that
-            it was loaded from; of a pair made by hand it says that they are not known.
-        model: The model to adapt; by default the one that `config.model` describes. The run's record names the weights
-            that it says it started from.
+        pair: The domain pair, such as a `DomainPair` or a `DetectionPair`; by default the one that `config.data`
+            describes. The run's record names the domains that it was loaded from; of a pair made by hand it says that
+            they are not known.
+        model: The model to adapt, which also says what the task is; by default the one that `config.model` describes.
+            The run's record names the weights that it says it started from.
 
     Returns:
         The summary of the run.
@@ -110,7 +110,7 @@ def adapt(
             if not config.training.baseline:
                 return None
             alone = baseline_config(config)
-            compared = read_summary(run.task.summary_class, alone)
+            compared = read_summary(alone, run.task.kind)
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
                 recorded = recorded_config(alone, pair, untrained)
@@ -167,11 +167,10 @@ class _Run:
         )
         self.cosine_sum, self.cosine_count = torch.zeros((), device=self.accelerator.device), 0
         self.penalty_cosine_sum = torch.zeros((), device=self.accelerator.device)
-        self.pseudo_boxes = 0.0
         self.step_seconds: list[float] = []
         self.selection: Selection | None = None
-        if training.select_by is not None:
-            select_by = self.task.validator if training.select_by == "auto" else training.select_by
+        select_by = self.task.validator if training.select_by == "auto" else training.select_by
+        if select_by is not None:
             self.selection = Selection(
                 self.output_dir, select_by, training.select_tolerance, self.accelerator.is_main_process
             )
@@ -263,7 +262,9 @@ class _Run:
         self._save()
         summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
         if self.accelerator.is_main_process:
-            files = self.task.write_files(self.output_dir, self.evaluations["before"], self.evaluations["after"])
+            # A run that began with an older release kept no examples.
+            old, new = (self.evaluations[name].get("examples") for name in ("before", "after"))
+            files = self.task.write_files(self.output_dir, old, new) if old and new else []
             write_summary(summary)
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
             print_summary(summary, self.console, files)
@@ -314,16 +315,16 @@ class _Run:
         self._train_mode()
         if unlabelled and local == 0:
             self._part_statistics()
+        done, mixed = progress(local, total), self.batch_norm != "train"
+        closures = self.task.closures(self.model, batches, unlabelled, done, mixed)
         figures: dict[str, float] = {}
-        if unlabelled and self.task.mean_teacher is not None:
-            unlabelled, figures = self.task.mean_teacher.label(self.evaluated, unlabelled)
-            self.pseudo_boxes += figures["pseudo_boxes"]
-        closures = self.task.closures(
-            self.model, batches, unlabelled, progress(local, total), self.batch_norm != "train"
-        )
+        if unlabelled and self.task.target_losses:
+            task_pass = partial(self.task.target_pass, self.model, mixed_statistics=mixed)
+            seen = TargetStep(self.model, self.evaluated, batches, unlabelled, done, task_pass)
+            closures, figures = with_target_losses(closures, self.task.target_losses, seen)
         try:
             if unlabelled:
-                self._warm_up(progress(local, total))
+                self._warm_up(done)
                 report = adaptation_step(self.coordinator, closures, local)
             else:
                 report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
@@ -393,7 +394,8 @@ class _Run:
             self.evaluations[name] = {**found, "examples": self.task.examples(self.evaluated)}
         metric = self.task.metric
         values = self._offer(found, kept) if adapting or name == "before" else {}
-        figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in self.task.metrics}
+        measures = [measure.name for measure in self.task.kind.measures]
+        figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in measures}
         self._log({"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[metric]:.1f} %" for domain, scores in found.items())
         self.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
@@ -434,7 +436,7 @@ class _Run:
             "cosine_sum": float(self.cosine_sum),
             "cosine_count": self.cosine_count,
             "penalty_cosine_sum": float(self.penalty_cosine_sum),
-            "pseudo_boxes": self.pseudo_boxes,
+            "target_losses": {loss.name: loss.state_dict() for loss in self.task.target_losses},
             "evaluation_count": self.evaluation_count,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "coordinator": self.coordinator.state_dict(),
@@ -473,7 +475,10 @@ class _Run:
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
         self.penalty_cosine_sum += state.get("penalty_cosine_sum", 0.0)
-        self.pseudo_boxes = state["pseudo_boxes"]
+        # Older releases had one such loss.
+        kept = state.get("target_losses") or {"mean_teacher": {"pseudo_boxes": state.get("pseudo_boxes", 0.0)}}
+        for loss in self.task.target_losses:
+            loss.load_state_dict(kept[loss.name])
         self.evaluation_count = state["evaluation_count"]
         self.evaluations = state["evaluations"]
         if self.selection is not None:
@@ -566,9 +571,8 @@ class _Run:
                 "Source figures after adaptation are under the source's statistics of batch normalisation; the saved "
                 "model holds the target's."
             )
-        if self.task.mean_teacher is not None:
-            mean = self.pseudo_boxes / self.config.training.max_steps
-            notes.append(f"Mean teacher: {mean:.3g} pseudo-labels per target image, averaged over the adaptation.")
+        told = (loss.note(self.config.training.max_steps) for loss in self.task.target_losses)
+        notes += [note for note in told if note is not None]
         if self.config.training.select_by is not None and self.selection is None:
             notes.append(
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,7 +22,7 @@ __all__ = ["SELECTED_FOLDER", "RunFacts", "Summary", "print_summary", "write_sum
 def write_summary(summary: Summary) -> Path:
     """Write `summary.json` into the run's folder."""
     path = Path(summary.output_dir) / SUMMARY_FILE
-    write_whole(path, json.dumps(asdict(summary), indent=2) + "\n")
+    write_whole(path, json.dumps(summary.to_dict(), indent=2) + "\n")
     return path
 
 

@@ -1,1 +1,46 @@
 """Image classification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..kinds import Measure, PredictOption, TaskKind, register_task
+
+if TYPE_CHECKING:
+    from .task import ClassificationTask
+
+__all__ = ["IMAGE_CLASSIFICATION"]
+
+
+def _load() -> type[ClassificationTask]:
+    from .task import ClassificationTask
+
+    return ClassificationTask
+
+
+IMAGE_CLASSIFICATION = register_task(
+    TaskKind(
+        pipeline_tag="image-classification",
+        auto_class="AutoModelForImageClassification",
+        architectures="ForImageClassification",
+        load=_load,
+        measures=(
+            Measure("accuracy", "accuracy", "accuracy", indexed=True),
+            Measure("balanced_accuracy", "balanced accuracy", "balanced_accuracy"),
+            Measure("average_precision", "average precision", "average_precision"),
+        ),
+        noun="classifier",
+        start_key="backbone",
+        start_words="as a backbone, with a new classifier",
+        example_domains="--data.source imagefolder:SOURCE --data.target imagefolder:TARGET",
+        verb="classify",
+        says="logits",
+        limit="It knows no class but those listed, and answers with one of them for every image.",
+        doing="classifying",
+        done="classified",
+        options=(
+            PredictOption("--top-k", "count", "the N most probable classes"),
+            PredictOption("--all-probabilities", "nothing", "the probability of every class"),
+        ),
+    )
+)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from ...data import (
 from ...errors import UserError
 from ...evaluation import (
     FEWEST_IMAGES,
-    FIGURES,
     CachedOutputs,
     collect_outputs,
     compute_validators,
@@ -40,16 +39,11 @@ from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.backbone import use_attention
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
-from ...target_losses.pseudo_labels import MeanTeacher
-from ..base import Batch, Kept, Scores, StepClosures
-from ..domain_options import evaluate_command
+from ..base import Batch, Kept, Scores, StepClosures, Task
 from ..starting_point import check_labels, load_starting_point
-from ..summary import Row, RunFacts, Summary
+from . import IMAGE_CLASSIFICATION, serving
 
-if TYPE_CHECKING:
-    from ...training.domain_batch_norm import SourceStatistics
-
-__all__ = ["ClassificationSummary", "ClassificationTask", "build_model", "mix", "with_target_labels"]
+__all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
 
 EXAMPLES_FILE = "target_images.png"
 """Picture of target test images with their predictions before and after."""
@@ -57,75 +51,11 @@ EXAMPLES_FILE = "target_images.png"
 _EXAMPLES = 128
 """Target test images that are predicted for the picture: many enough to hold some that changed their class."""
 
-RECALIBRATION_IMAGES = 2048
-"""Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
-
 _Context = Callable[[], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassificationSummary(Summary):
-    """What a run achieved. Accuracies are shares of 0..1 on the test splits.
-
-    Balanced accuracy is the mean over classes of the recall; average precision that of the positive class (of two, the
-    last label) or the mean over classes, and None where the positive class does not occur.
-
-    Attributes:
-        metric: The figure that heads the summary, as `training.metric` names it.
-        source_accuracy_before: Source test accuracy at the end of the source phase.
-        source_accuracy: Source test accuracy at the end.
-        target_accuracy_before: Target test accuracy at the end of the source phase; None without target labels.
-        target_accuracy_after: Target test accuracy at the end; None without target labels.
-        source_balanced_accuracy_before: Balanced accuracy on the source at the end of the source phase.
-        source_balanced_accuracy: The same at the end.
-        target_balanced_accuracy_before: Balanced accuracy on the target at the end of the source phase.
-        target_balanced_accuracy_after: The same at the end.
-        source_average_precision_before: Average precision on the source at the end of the source phase.
-        source_average_precision: The same at the end.
-        target_average_precision_before: Average precision on the target at the end of the source phase.
-        target_average_precision_after: The same at the end.
-    """
-
-    metric: str
-    source_accuracy_before: float
-    source_accuracy: float
-    target_accuracy_before: float | None
-    target_accuracy_after: float | None
-    source_balanced_accuracy_before: float
-    source_balanced_accuracy: float
-    target_balanced_accuracy_before: float | None
-    target_balanced_accuracy_after: float | None
-    source_average_precision_before: float | None
-    source_average_precision: float | None
-    target_average_precision_before: float | None
-    target_average_precision_after: float | None
-
-    @property
-    def title(self) -> str:
-        """What the figures in the rows are called."""
-        return f"test {FIGURES[self.metric]}"
-
-    def rows(self) -> list[Row]:
-        """The figure that `training.metric` names, on source and target."""
-        return [self._row("source", self.metric), self._row("target", self.metric)]
-
-    def further_rows(self) -> list[Row]:
-        """The other figures on the target, where they are known."""
-        found = [(heading, self._row("target", name)) for name, heading in FIGURES.items() if name != self.metric]
-        return [(f"target {heading}", *row[1:]) for heading, row in found if row[2] is not None]
-
-    def _row(self, domain: str, figure: str) -> Row:
-        after = f"{domain}_{figure}" if domain == "source" else f"{domain}_{figure}_after"
-        return (
-            f"{domain} {getattr(self, domain)}",
-            getattr(self, f"{domain}_{figure}_before"),
-            getattr(self, after),
-            getattr(self, f"{domain}_test_images"),
-        )
-
-
-class ClassificationTask:
-    """A domain pair of labelled images and a classifier; see `training.task.Task`.
+class ClassificationTask(Task):
+    """A domain pair of labelled images and a classifier; see `tasks.base.Task`.
 
     Args:
         config: The whole configuration.
@@ -136,36 +66,32 @@ class ClassificationTask:
         UserError: If the data or the model cannot be loaded, or their labels differ.
     """
 
-    metrics: tuple[str, ...] = tuple(FIGURES)
+    kind = IMAGE_CLASSIFICATION
     validator = "bnm"
-    source_statistics: SourceStatistics | None = None
-    mean_teacher: MeanTeacher | None = None
+    measure = staticmethod(serving.measure)
+    answers = staticmethod(serving.answers)
 
     def __init__(
         self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
     ) -> None:
-        data = config.data
-        self.config = config
-        self.metric: str = config.training.metric
-        self.title = f"test {FIGURES[self.metric]}"
-        select_by = config.training.select_by
+        data, select_by = config.data, config.training.select_by
         if config.training.pseudo_label_weight > 0:
             raise UserError("training.pseudo_label_weight: pseudo-labels are for detectors; leave it at 0")
         if select_by not in (None, "auto") and data.augmentation == "none" and get_validator(select_by).needs_augmented:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )
-        self.pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
-        self.model = model or build_model(config.model, self.pair.labels)
-        check_labels(self.model.config.labels, self.pair.labels)
-        self.pair = self.pair.in_order(self.model.config.labels)
-        self._check_sources()
-        self._check_metric()
-        if (reason := self.model.no_native_form()) is not None:
+        pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
+        model = model or build_model(config.model, pair.labels)
+        check_labels(model.config.labels, pair.labels)
+        pair = pair.in_order(model.config.labels)
+        _check_sources(config, pair, model)
+        _check_metric(config, pair)
+        if (reason := model.no_native_form()) is not None:
             raise UserError(f"model: what is trained could not be exported: {reason}")
-        self.model.set_image_sizes(data.image_size, data.resize_size)
-        self.processor = self.model.image_processor()
-        _try_one_image(self.model, self.processor)
+        model.set_image_sizes(data.image_size, data.resize_size)
+        super().__init__(config, pair, model, model.image_processor())
+        _try_one_image(model, self.processor)
 
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
@@ -204,12 +130,10 @@ class ClassificationTask:
             return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics, together)
         apart = [self._apart(model, s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
 
-        def task(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
-            def run() -> Tensor:
-                with normalised(), frozen_running_statistics(model) if mixed and mixed_statistics else nullcontext():
-                    return model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
+        frozen = bool(mixed) and mixed_statistics
 
-            return run
+        def task(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
+            return _task_pass(model, batch, normalised, frozen)
 
         def alignment(batch: Batch, normalised: _Context, objective: str = "alignment") -> Callable[[], Tensor]:
             def run() -> Tensor:
@@ -234,6 +158,15 @@ class ClassificationTask:
             if self._penalties
             else [],
         )
+
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
+        """A pass that returns the loss on target images; with live statistics it runs on both domains."""
+        if not mixed_statistics or not has_live_statistics(self.model):
+            return _task_pass(model, view, nullcontext, mixed_statistics)
+        mixed = mix(source, view)
+        normalised = self._apart(model, source, mixed)
+        mixed["labels"] = torch.cat([torch.full_like(source["labels"], IGNORED_LABEL), view["labels"]])
+        return _task_pass(model, mixed, normalised, True)
 
     def _apart(self, model: nn.Module, source: Batch, mixed: Batch, until: nn.Module | None = None) -> _Context:
         """Makes contexts for passes on the mixed batch; with statistics by domain, its domains are normalised apart."""
@@ -264,7 +197,7 @@ class ClassificationTask:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
         coordination, training = self.config.coordination, self.config.training
         two_passes = coordination.method == "metaalign" and coordination.direction == "fresh"
-        if not two_passes or coordination.inner_scope == "all" or coordination.order == 2:
+        if not two_passes or self.target_losses or coordination.inner_scope == "all" or coordination.order == 2:
             return None
         if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
             return None
@@ -318,14 +251,14 @@ class ClassificationTask:
         return [] if self.model.alignment is None else self.model.alignment.shared_penalties()
 
     @property
-    def evaluated_images(self) -> int:
-        """How many images one evaluation with its validators sends through the model: each once, or in two views."""
-        training, views = self.config.training, 1 if self.config.data.augmentation == "none" else 2
-        target = self.pair.target_evaluation
-        chosen = (
-            0 if training.select_by is None else views * min(training.selection_images, len(self.pair.target_train))
-        )
-        return len(self.pair.source_test) + (0 if target is None else len(target)) + chosen
+    def metric(self) -> str:
+        """The measure that `training.metric` names."""
+        return self.config.training.metric
+
+    @property
+    def validation_views(self) -> int:
+        """Images are seen plain and, where training augments them, augmented."""
+        return 1 if self.config.data.augmentation == "none" else 2
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
         """Figures on the source test images and, where it has labels, on the target's."""
@@ -397,13 +330,9 @@ class ClassificationTask:
         rows = [source_features, source_logits, labels, target_features, target_logits, *(x for _, x in other)]
         return compute_validators(CachedOutputs(*(gather_rows(x, world_size) for x in rows)))
 
-    def target_images(self) -> Iterator[Tensor]:
-        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
-        training, view = self.config.training, self.pair.target_train
-        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
-        size = min(training.evaluation_batch_size, len(view))
-        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
-            yield preprocess([view[i] for i in order[start : start + size]], self.processor)
+    def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
+        """Images as the model sees them in evaluation."""
+        return preprocess(images, self.processor)
 
     def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
         """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
@@ -426,73 +355,16 @@ class ClassificationTask:
             else:
                 yield plain, augment(images, self.processor, self.config.data.augmentation, generator)
 
-    def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> ClassificationSummary:
-        """The summary of a finished run."""
-        old, new = before.get("target", {}), after.get("target", {})
-        figures = {}
-        for name in FIGURES:
-            figures[f"source_{name}_before"] = before["source"][name]
-            figures[f"source_{name}"] = after["source"][name]
-            figures[f"target_{name}_before"] = old.get(name)
-            figures[f"target_{name}_after"] = new.get(name)
-        found = ClassificationSummary.of(
-            facts,
-            **figures,
-            metric=self.metric,
-            source_test_images=after["source"]["n"],
-            target_test_images=new.get("n", 0),
-            evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if new else None,
-        )
-        assert isinstance(found, ClassificationSummary)
-        return found
-
-    def _check_metric(self) -> None:
-        """Average precision of one class cannot be measured on images that are all of the other."""
-        if self.metric != "average_precision" or len(self.pair.labels) > 2:
-            return
-        views = {self.pair.source_name: self.pair.source_test, self.pair.target_name: self.pair.target_evaluation}
-        for name, view in views.items():
-            if view is not None and 1 not in (view.labels or ()):
-                raise UserError(
-                    f"training.metric: average_precision is that of the class {self.pair.labels[1]}, and {name} has no "
-                    "test image of it; use accuracy"
-                )
-
-    def _check_sources(self) -> None:
-        """Objectives of several sources need those sources, and rows of each in every micro-batch."""
-        found = max(1, len(self.pair.source_train.parts))
-        for entry in self.model.config.alignment:
-            wanted = entry.get("sources", 1)
-            if wanted == 1:
-                continue
-            if wanted != found:
-                raise UserError(f"alignment {entry['name']}: sources is {wanted}, and data.source names {found}")
-            if self.config.data.source_sampling != "even" or self.config.training.batch_size < 2 * found:
-                raise UserError(
-                    f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
-                    f"data.source_sampling: even and training.batch_size: {2 * found} or more"
-                )
-
-    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+    def write_files(self, folder: Path, before: Scores, after: Scores) -> list[str]:
         """A picture of target test images: the most and least confident, and those that changed their class."""
-        if "examples" not in before:  # the run began with a version that kept none
-            return []
         old, new = (
-            [
-                Prediction(*pair)
-                for pair in zip(scores["examples"]["label"], scores["examples"]["confidence"], strict=True)
-            ]
-            for scores in (before, after)
+            [Prediction(*pair) for pair in zip(found["label"], found["confidence"], strict=True)]
+            for found in (before, after)
         )
         shown = self._shown()
         names = [path.name for path in shown.paths]
         draw_target_images(shown.load, old, new, self.pair.labels, names).save(folder / EXAMPLES_FILE)
         return [EXAMPLES_FILE]
-
-    @property
-    def summary_class(self) -> type[Summary]:
-        """The class of the task's summaries."""
-        return ClassificationSummary
 
     @property
     def model_name(self) -> str:
@@ -505,17 +377,11 @@ class ClassificationTask:
         return " and ".join(self._penalties) or None
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Names of the source and of the target."""
-        return self.pair.source_name, self.pair.target_name
-
-    @property
     def notes(self) -> list[str]:
         """Plain statements about the data."""
         few = self.pair.target_labeled
-        if few is None:
-            return list(self.pair.notes)
-        return [*self.pair.notes, f"The task loss also used {len(few)} labelled target images, in both phases."]
+        used = [] if few is None else [f"The task loss also used {len(few)} labelled target images, in both phases."]
+        return [*super().notes, *used]
 
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
@@ -549,6 +415,35 @@ def _checkpoint(place: str) -> MetaAlignForImageClassification:
     return load_starting_point(place, MetaAlignForImageClassification, instead)
 
 
+def _check_metric(config: Config, pair: DomainPair) -> None:
+    """Average precision of one class cannot be measured on images that are all of the other."""
+    if config.training.metric != "average_precision" or len(pair.labels) > 2:
+        return
+    views = {pair.source_name: pair.source_test, pair.target_name: pair.target_evaluation}
+    for name, view in views.items():
+        if view is not None and 1 not in (view.labels or ()):
+            raise UserError(
+                f"training.metric: average_precision is that of the class {pair.labels[1]}, and {name} has no "
+                "test image of it; use accuracy"
+            )
+
+
+def _check_sources(config: Config, pair: DomainPair, model: MetaAlignForImageClassification) -> None:
+    """Objectives of several sources need those sources, and rows of each in every micro-batch."""
+    found = max(1, len(pair.source_train.parts))
+    for entry in model.config.alignment:
+        wanted = entry.get("sources", 1)
+        if wanted == 1:
+            continue
+        if wanted != found:
+            raise UserError(f"alignment {entry['name']}: sources is {wanted}, and data.source names {found}")
+        if config.data.source_sampling != "even" or config.training.batch_size < 2 * found:
+            raise UserError(
+                f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
+                f"data.source_sampling: even and training.batch_size: {2 * found} or more"
+            )
+
+
 def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> None:
     """Refuse a size of images that the backbone cannot take; only a pass tells for every architecture."""
     pixels = preprocess([torch.zeros(3, 8, 8, dtype=torch.uint8)], processor)
@@ -564,6 +459,17 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         ) from error
     finally:
         model.train(training)
+
+
+def _task_pass(model: nn.Module, batch: Batch, normalised: _Context, frozen: bool) -> Callable[[], Tensor]:
+    """A pass that returns the task loss; it may leave the running statistics as they are."""
+
+    def run() -> Tensor:
+        with normalised(), frozen_running_statistics(model) if frozen else nullcontext():
+            loss: Tensor = model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
+        return loss
+
+    return run
 
 
 def _nothing(_: Any) -> None:

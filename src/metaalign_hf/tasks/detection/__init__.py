@@ -1,1 +1,50 @@
 """Object detection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..kinds import Measure, PredictOption, TaskKind, register_task
+
+if TYPE_CHECKING:
+    from .task import DetectionTask
+
+__all__ = ["OBJECT_DETECTION"]
+
+
+def _load() -> type[DetectionTask]:
+    from .task import DetectionTask
+
+    return DetectionTask
+
+
+OBJECT_DETECTION = register_task(
+    TaskKind(
+        pipeline_tag="object-detection",
+        auto_class="AutoModelForObjectDetection",
+        architectures="ForObjectDetection",
+        load=_load,
+        measures=(
+            Measure("map50", "mAP@50", "mAP", indexed=True),
+            Measure("voc_11_point", "11-point mAP@50 of VOC 2007", "mAP"),
+            Measure("map", "mAP@50:95", "mAP"),
+        ),
+        noun="detector",
+        chosen_by="detector",
+        start_key="detector",
+        start_words="with new alignment heads",
+        example_domains="--data.source coco:SOURCE.json --data.target coco:TARGET.json",
+        verb="detect",
+        says="boxes and scores",
+        limit="It knows no class but those listed, and takes other objects for background or for one of them.",
+        outputs=("logits", "pred_boxes"),
+        doing="finding objects",
+        done="searched for objects",
+        batch_size=8,
+        options=(
+            PredictOption("--draw", "folder", "new folder for pictures with boxes"),
+            PredictOption("--threshold", "share", "least score of an object; 0.5"),
+        ),
+        try_also=" --draw FOLDER",
+    )
+)

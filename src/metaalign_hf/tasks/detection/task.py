@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,69 +27,22 @@ from ...models.backbone import use_attention
 from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
 from ...reports.detections import draw_before_after
-from ...target_losses.pseudo_labels import STUDENT_VIEW, MeanTeacher, with_pseudo_labels
-from ..base import Batch, Kept, Scores, StepClosures
-from ..classification.task import RECALIBRATION_IMAGES
-from ..domain_options import evaluate_command
+from ...target_losses import MeanTeacher
+from ..base import Batch, Kept, Scores, StepClosures, Task
 from ..starting_point import check_labels, fetch_starting_point, load_starting_point
-from ..summary import RunFacts, Summary
+from . import OBJECT_DETECTION, serving
 
-if TYPE_CHECKING:
-    from ...training.domain_batch_norm import SourceStatistics
-
-__all__ = ["EXAMPLES_FILE", "DetectionSummary", "DetectionTask", "build_detector", "mix_detection"]
+__all__ = ["EXAMPLES_FILE", "DetectionTask", "build_detector", "mix_detection"]
 
 EXAMPLES_FILE = "detections.png"
 """Picture of target test images with the boxes found before and after."""
 
-DETECTION_TITLE = "test mAP@50"
 _EXAMPLES = 6
 _THRESHOLD = 0.3
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectionSummary(Summary):
-    """What a run achieved. Average precisions (AP) are shares of 0..1 on the test splits.
-
-    Attributes:
-        source_map50_before: Source mAP at IoU .50 at the end of the source phase.
-        source_map50: The same at the end.
-        target_map50_before: Target mAP at IoU .50 at the end of the source phase; None without target objects.
-        target_map50_after: The same at the end.
-        target_map_before: COCO's target mAP, over IoU .50 to .95, at the end of the source phase.
-        target_map_after: The same at the end.
-        target_voc_11_point_before: The 11-point mean AP of VOC 2007 at IoU .50, at the end of the source phase.
-        target_voc_11_point_after: The same at the end.
-        target_per_class50: Target AP of each class at IoU .50 at the end, by name; None where the class does not occur.
-    """
-
-    predict_options: ClassVar[str] = " --draw FOLDER"
-
-    source_map50_before: float
-    source_map50: float
-    target_map50_before: float | None
-    target_map50_after: float | None
-    target_map_before: float | None
-    target_map_after: float | None
-    target_voc_11_point_before: float | None
-    target_voc_11_point_after: float | None
-    target_per_class50: dict[str, float | None]
-
-    @property
-    def title(self) -> str:
-        """What the figures in the rows are called."""
-        return DETECTION_TITLE
-
-    def rows(self) -> list[tuple[str, float | None, float | None, int]]:
-        """Source and target mAP at IoU .50."""
-        return [
-            (f"source {self.source}", self.source_map50_before, self.source_map50, self.source_test_images),
-            (f"target {self.target}", self.target_map50_before, self.target_map50_after, self.target_test_images),
-        ]
-
-
-class DetectionTask:
-    """A domain pair of images with objects and a detector; see `training.task.Task`.
+class DetectionTask(Task):
+    """A domain pair of images with objects and a detector; see `tasks.base.Task`.
 
     Args:
         config: The whole configuration.
@@ -100,12 +53,11 @@ class DetectionTask:
         UserError: If the data or the model cannot be loaded, or their labels differ.
     """
 
-    metric = "map50"
-    metrics: tuple[str, ...] = ("map50",)
-    title = DETECTION_TITLE
+    kind = OBJECT_DETECTION
     validator = "agreement"
-    penalty: str | None = None
-    source_statistics: SourceStatistics | None = None
+    measure = staticmethod(serving.measure)
+    answers = staticmethod(serving.answers)
+    finish = staticmethod(serving.finish)
 
     def __init__(
         self, config: Config, pair: DetectionPair | None = None, model: MetaAlignForObjectDetection | None = None
@@ -126,19 +78,17 @@ class DetectionTask:
             raise UserError(
                 f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"
             )
-        self.config = config
-        self.pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
-        self.model = model or build_detector(config.model, self.pair.labels)
-        check_labels(self.model.config.labels, self.pair.labels)
-        self.pair = renumbered(self.pair, self.model.config.labels)
-        start = config.model.checkpoint if model is None else None
-        place = self.model.config.detector_name if start is None else str(fetch_starting_point(start))
-        model_type = self.model.config.detector_config.model_type
-        self.processor = build_detector_processor(model_type, place, data.detector_size)
-        self.mean_teacher: MeanTeacher | None = None
+        pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
+        given, model = model, model or build_detector(config.model, pair.labels)
+        check_labels(model.config.labels, pair.labels)
+        pair = renumbered(pair, model.config.labels)
+        start = config.model.checkpoint if given is None else None
+        place = model.config.detector_name if start is None else str(fetch_starting_point(start))
+        model_type = model.config.detector_config.model_type
+        super().__init__(config, pair, model, build_detector_processor(model_type, place, data.detector_size))
         if (weight := config.training.pseudo_label_weight) > 0:
             threshold, probabilities = config.training.pseudo_label_threshold, self.model.adapter.probabilities
-            self.mean_teacher = MeanTeacher(weight, threshold, self.pair.labels, probabilities, self.processor)
+            self.target_losses = [MeanTeacher(weight, threshold, pair.labels, probabilities, self.processor)]
 
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
@@ -170,20 +120,11 @@ class DetectionTask:
     ) -> StepClosures:
         """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
 
-        With live statistics the task pass runs on both domains too, and its loss takes the source's images. Where the
-        mean teacher has given a target batch pseudo-labels, another task pass takes them, in the same way.
+        With live statistics the task pass runs on both domains too, and its loss takes the source's images.
         """
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        together = bool(mixed) and mixed_statistics and has_live_statistics(self.model)
-
-        def task(batch: Batch) -> Callable[[], Tensor]:
-            given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
-
-            def run() -> Tensor:
-                with frozen_running_statistics(model) if mixed_statistics and mixed else nullcontext(), _divergence():
-                    return model(**given, objective="task").task_loss
-
-            return run
+        frozen = bool(mixed) and mixed_statistics
+        together = frozen and has_live_statistics(self.model)
 
         def alignment(batch: Batch) -> Callable[[], Tensor]:
             given = {key: value for key, value in batch.items() if key != "labels"}
@@ -197,21 +138,22 @@ class DetectionTask:
 
             return run
 
-        closures = StepClosures(
-            [task(b) for b in (mixed if together else source)], [alignment(b) for b in mixed], [both(b) for b in mixed]
+        return StepClosures(
+            [_task_pass(model, b, frozen) for b in (mixed if together else source)],
+            [alignment(b) for b in mixed],
+            [both(b) for b in mixed],
         )
-        if self.mean_teacher is None or not target or STUDENT_VIEW not in target[0]:
-            return closures
-        views = [(s, t[STUDENT_VIEW]) for s, t in zip(source, target, strict=True)]
-        pseudo = [mix_detection({**s, "labels": [None] * len(s["labels"])}, v) if together else v for s, v in views]
-        return with_pseudo_labels(closures, [task(batch) for batch in pseudo], self.mean_teacher.weight)
+
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
+        """A pass that returns the detection loss on target images; with live statistics it runs on both domains."""
+        if mixed_statistics and has_live_statistics(self.model):
+            view = mix_detection({**source, "labels": [None] * len(source["labels"])}, view)
+        return _task_pass(model, view, mixed_statistics)
 
     @property
-    def evaluated_images(self) -> int:
-        """How many images one evaluation with its validators sends through the model: each once, or in two views."""
-        training, target = self.config.training, self.pair.target_evaluation
-        chosen = 0 if training.select_by is None else 2 * min(training.selection_images, len(self.pair.target_train))
-        return len(self.pair.source_test) + (0 if target is None else len(target)) + chosen
+    def validation_views(self) -> int:
+        """Images are seen plain and distorted in colour."""
+        return 2
 
     def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
         """Average precision on the source test images and, where it has objects, on the target's."""
@@ -270,42 +212,21 @@ class DetectionTask:
                 shown.advance(len(plain))
         return found
 
-    def target_images(self) -> Iterator[Tensor]:
-        """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
-        training, view = self.config.training, self.pair.target_train
-        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
-        size = min(training.evaluation_batch_size, len(view))
-        for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
-            images = [view[index] for index in order[start : start + size]]
-            yield detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)["pixel_values"]
+    def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
+        """Images as the model sees them in evaluation."""
+        values: Tensor = detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)[
+            "pixel_values"
+        ]
+        return values
 
-    def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> DetectionSummary:
-        """The summary of a finished run."""
-        old, new = before.get("target", {}), after.get("target", {})
-        per_class = new.get("per_class50", [])
-        found = DetectionSummary.of(
-            facts,
-            source_map50_before=before["source"]["map50"],
-            source_map50=after["source"]["map50"],
-            target_map50_before=old.get("map50"),
-            target_map50_after=new.get("map50"),
-            target_map_before=old.get("map"),
-            target_map_after=new.get("map"),
-            target_voc_11_point_before=old.get("voc_11_point"),
-            target_voc_11_point_after=new.get("voc_11_point"),
-            target_per_class50=dict(zip(self.pair.labels, per_class, strict=True)) if per_class else {},
-            source_test_images=after["source"]["n"],
-            target_test_images=new.get("n", 0),
-            evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if new else None,
-        )
-        assert isinstance(found, DetectionSummary)
-        return found
+    def further_figures(self, after: dict[str, Scores]) -> dict[str, Any]:
+        """Target AP of each class at IoU .50 at the end, by name; None where the class does not occur."""
+        per_class = after.get("target", {}).get("per_class50", [])
+        return {"target_per_class50": dict(zip(self.pair.labels, per_class, strict=True)) if per_class else {}}
 
-    def write_files(self, folder: Path, before: dict[str, Scores], after: dict[str, Scores]) -> list[str]:
+    def write_files(self, folder: Path, before: Scores, after: Scores) -> list[str]:
         """A picture of target test images with the boxes found before and after, and the true ones where known."""
-        if "examples" not in before:  # the run began with a version that kept none
-            return []
-        old, new = (_examples(scores["examples"]["found"]) for scores in (before, after))
+        old, new = (_examples(found["found"]) for found in (before, after))
         images = [self.pair.target_test_images[index] for index in range(len(old))]
         view = self.pair.target_evaluation
         truth = None if view is None or view.objects is None else view.objects[: len(images)]
@@ -314,24 +235,9 @@ class DetectionTask:
         return [EXAMPLES_FILE]
 
     @property
-    def summary_class(self) -> type[Summary]:
-        """The class of the task's summaries."""
-        return DetectionSummary
-
-    @property
     def model_name(self) -> str:
         """The detector's name."""
         return self.model.config.detector_name or ""
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Names of the source and of the target."""
-        return self.pair.source_name, self.pair.target_name
-
-    @property
-    def notes(self) -> list[str]:
-        """Plain statements about the data."""
-        return list(self.pair.notes)
 
 
 def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObjectDetection:
@@ -364,6 +270,18 @@ def _checkpoint(place: str) -> MetaAlignForObjectDetection:
         return f"; to start from it with new alignment heads, use model.detector: {place}"
 
     return load_starting_point(place, MetaAlignForObjectDetection, instead)
+
+
+def _task_pass(model: nn.Module, batch: Batch, frozen: bool) -> Callable[[], Tensor]:
+    """A pass that returns the detection loss; it may leave the running statistics as they are."""
+    given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
+
+    def run() -> Tensor:
+        with frozen_running_statistics(model) if frozen else nullcontext(), _divergence():
+            loss: Tensor = model(**given, objective="task").task_loss
+        return loss
+
+    return run
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .options import writing
+from .disk import writing
+from .errors import UserError
 
 __all__ = ["TABLE_SUFFIXES", "check_suffix", "write_table", "write_text"]
 
