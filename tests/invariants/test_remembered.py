@@ -2,6 +2,7 @@
 """Laws of the steps from memory and of the game's steps. float64, so that equality means equality."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_rho_0_is_the_joint_gradient_bit_for_bit(setting, make):
 
 def test_the_total_is_the_written_out_formula(setting):
     model = setting[0]
-    meta = RememberedMetaAlign(sgd(model), RHO)
+    meta = RememberedMetaAlign(sgd(model), RHO, rule="trust_ratio")
     memory: dict[str, torch.Tensor] = {}
     for number in range(3):
         expected = at(setting, trust(model, memory, RHO), "both")
@@ -99,7 +100,7 @@ def in_order(model, meta, name="total"):
 
 def test_the_role_s_gradient_is_the_written_out_formula(setting):
     model = setting[0]
-    meta = RememberedMetaAlign(sgd(model), RHO, remember="role", refresh_every=2)
+    meta = RememberedMetaAlign(sgd(model), RHO, rule="trust_ratio", remember="role", refresh_every=2)
     kept: dict[str, dict[str, torch.Tensor]] = {"task": {}, "alignment": {}}
     for number, role in enumerate(("task", "alignment", "task", "alignment")):
         move = trust(model, kept[role], RHO)
@@ -127,7 +128,7 @@ def test_accumulation_is_the_large_batch(remember):
         task = [lambda r=r: model.task(images[r], labels[r]) for r in rows]
         mixed = [slice(2 * r.start, 2 * r.stop) for r in rows]
         alignment = [lambda r=r: model.alignment(images[r], domains[r]) for r in mixed]
-        meta = RememberedMetaAlign(sgd(model), RHO, remember=remember, refresh_every=2)
+        meta = RememberedMetaAlign(sgd(model), RHO, rule="trust_ratio", remember=remember, refresh_every=2)
         found = []
         for _ in range(4):
             meta.backward(task, alignment, both=[lambda t=t, a=a: (t(), a()) for t, a in zip(task, alignment)])  # noqa: B905
@@ -136,6 +137,80 @@ def test_accumulation_is_the_large_batch(remember):
 
     for one, two in zip(run(1), run(2), strict=True):
         assert_same(two, one, **EXACT)
+
+
+def changes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What the optimiser's step changes, by name."""
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer.step()
+    return {n: p.detach() - before[n] for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("make", [RememberedMetaAlign, Game, MetaAlign], ids=lambda kind: kind.__name__)
+def test_rule_update_steps_as_far_as_the_optimiser_has(setting, make):
+    """`-c |d_p| / |m_p| m_p` by name, written out, with momentum, so that no other rule gives it."""
+    model = setting[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    meta = make(optimizer, 2.0, rule="update", module=model)
+    moved: dict[str, torch.Tensor] = {}
+    memory: dict[str, torch.Tensor] = {}
+    for number in range(3):
+        if make is not RememberedMetaAlign:
+            memory = at(setting, {}, "both" if make is Game else meta.role(number))
+        move = {
+            n: -2.0 * moved[n].norm() / m.norm() * m for n, m in memory.items() if n in moved and float(m.norm()) > 0
+        }
+        expected = at(setting, move, "both" if make is not MetaAlign else ("alignment", "task")[number % 2])
+        report = take(meta, setting)
+        if make is MetaAlign:
+            expected = combined(expected, memory)
+        assert_same(gradients(model), expected, **EXACT)
+        assert (float(report.displacement) > 0) == (number > 0)
+        memory = gradients(model)
+        moved = changes(model, optimizer)
+
+
+def test_with_plain_sgd_1_is_the_past_extragradient_step(setting):
+    model = setting[0]
+    meta = RememberedMetaAlign(torch.optim.SGD(model.parameters(), lr=0.05), 1.0)
+    take(meta, setting)
+    memory = gradients(model)
+    meta.optimizer.step()
+    expected = at(setting, {n: -0.05 * g for n, g in memory.items()}, "both")
+    take(meta, setting)
+    assert_same(gradients(model), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_that_moves_nothing_leaves_the_lengths(setting):
+    model = setting[0]
+    meta = RememberedMetaAlign(sgd(model))
+    take(meta, setting)
+    meta.optimizer.step()
+    lengths = meta.state_dict()["updates"]
+    assert max(lengths) > 0
+    for group in meta.optimizer.param_groups:
+        group["lr"] = 0.0
+    take(meta, setting)
+    meta.optimizer.step()
+    assert meta.state_dict()["updates"] == lengths
+
+
+def test_the_lengths_of_the_optimiser_s_step_are_state(setting):
+    """A copy that takes over memory and state goes on bit for bit."""
+    model = setting[0]
+    meta = RememberedMetaAlign(sgd(model))
+    for _ in range(2):
+        take(meta, setting)
+        meta.optimizer.step()
+    other = (copy.deepcopy(model), *setting[1:])
+    resumed = RememberedMetaAlign(sgd(other[0]))
+    with pytest.raises(ValueError, match="no lengths of the optimiser's last step"):
+        resumed.load_state_dict({"step": 2})
+    resumed.memory.load_state_dict(meta.memory.state_dict())
+    resumed.load_state_dict(json.loads(json.dumps(meta.state_dict())))
+    assert float(take(resumed, other).displacement) == float(take(meta, setting).displacement) > 0
+    found, wanted = gradients(other[0]), gradients(model)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("solver", ["extragradient", "heun"])
@@ -172,6 +247,7 @@ def test_a_closure_that_raises_leaves_the_parameters(make):
     model = setting[0]
     coordinator = make(sgd(model), RHO, module=model)
     take(coordinator, setting)
+    coordinator.optimizer.step()
     before = [p.detach().clone() for p in model.parameters()]
     count = [0]
 

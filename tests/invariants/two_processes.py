@@ -47,8 +47,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def step(model, bare, rank, world, micro_batches, share, steps=2, **options):
-    """The reports and gradients of a task-first and an alignment-first step."""
+def step(model, bare, rank, world, micro_batches, share, steps=2, update=False, **options):
+    """The reports and gradients of a task-first and an alignment-first step; the optimiser steps where asked."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     kind = options.pop("kind", MetaAlign)
     meta = kind(optimizer, module=model, **options)
@@ -81,6 +81,8 @@ def step(model, bare, rank, world, micro_batches, share, steps=2, **options):
             )
         )
         reports[-1] = (reports[-1].to_dict(), gradients(model))
+        if update:
+            optimizer.step()
     return reports
 
 
@@ -98,9 +100,10 @@ def shard(model: torch.nn.Module, **options) -> torch.nn.Module:
 
 CASES = {
     "joint": {"kind": Joint},
-    "remembered": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "steps": 3},
-    "remembered accumulation": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "steps": 3, "micro_batches": 2},
-    "remembered role": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "remember": "role", "refresh_every": 2},
+    "remembered": {"kind": RememberedMetaAlign, "steps": 3, "update": True},
+    "remembered accumulation": {"kind": RememberedMetaAlign, "steps": 3, "micro_batches": 2, "update": True},
+    "remembered role": {"kind": RememberedMetaAlign, "steps": 3, "remember": "role", "update": True},
+    "remembered trust ratio": {"kind": RememberedMetaAlign, "inner_lr": 0.2, "rule": "trust_ratio", "steps": 3},
     "game": {"kind": Game, "inner_lr": 0.2, "rule": "trust_ratio", "solver": "heun"},
     "doubly perturbed": {"kind": DoublyPerturbed},
     "order 1": {},

@@ -69,15 +69,15 @@ class CoordinationConfig:
             down the other's) or source_only (no alignment).
         direction: For metaalign, what the inner step follows: fresh, the gradient of the meta-train objective in this
             step, in a pass of its own, as published; remembered, a gradient that an earlier step has left, so that a
-            step costs little more than a joint one. It gained on frozen features and networks from scratch; where a
-            pretrained backbone is fine-tuned, its default size moves too far.
+            step costs little more than a joint one.
         remember: With direction remembered: total, the last step's whole gradient; role, that of the meta-train
             objective, taken apart from the other's in every refresh_every-th step.
         refresh_every: See remember.
         inner_rule: fixed, inner_lr is a factor on each group's learning rate (or absolute, see relative), as published;
-            trust_ratio, every tensor moves by the share inner_lr of its own length; normalised, all parameters together
-            move by the distance inner_lr. auto: trust_ratio with direction remembered, normalised for pga, else fixed.
-        inner_lr: Inner step size, see inner_rule. null: 0.03 with direction remembered, 0.05 for pga, else 1.
+            update, every tensor moves inner_lr times as far as the optimiser has just moved it; trust_ratio, by the
+            share inner_lr of its own length; normalised, all parameters together move by the distance inner_lr. auto:
+            update with direction remembered, normalised for pga, else fixed.
+        inner_lr: Inner step size, see inner_rule. null: 3 with direction remembered, 0.05 for pga, else 1.
         relative: Whether inner_lr multiplies the learning rate (rule fixed).
         inner_warmup: Share of the adaptation over which inner_lr rises from 0.
         inner_guard: Shorten inner steps that leave the region in which the first order holds.
@@ -99,7 +99,7 @@ class CoordinationConfig:
     direction: Literal["fresh", "remembered"] = "fresh"
     remember: Literal["total", "role"] = "total"
     refresh_every: int = 4
-    inner_rule: Literal["auto", "fixed", "trust_ratio", "normalised"] = "auto"
+    inner_rule: Literal["auto", "fixed", "update", "trust_ratio", "normalised"] = "auto"
     inner_lr: float | None = None
     relative: bool = True
     inner_warmup: float = 0.0
@@ -138,14 +138,14 @@ class CoordinationConfig:
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
         remembers = self.method == "metaalign" and self.direction == "remembered"
-        own_rule = "trust_ratio" if remembers else {"pga": "normalised"}.get(self.method, "fixed")
+        own_rule = "update" if remembers else {"pga": "normalised"}.get(self.method, "fixed")
         rule = own_rule if self.inner_rule == "auto" else self.inner_rule
         if self.inner_lr is None and rule != own_rule:
             raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {rule}")
         if self.inner_lr is not None and self.inner_lr >= 1 and rule == "trust_ratio":
             raise UserError(
-                f"coordination.inner_lr is {self.inner_lr}: with inner_rule trust_ratio (that of direction remembered) "
-                "it is the share of its own length that a tensor moves by; it must be below 1, such as 0.03"
+                f"coordination.inner_lr is {self.inner_lr}: with inner_rule trust_ratio it is the share "
+                "of its own length that a tensor moves by; it must be below 1, such as 0.03"
             )
         if remembers or self.method in ("extragradient", "heun", "pga"):
             asked = {

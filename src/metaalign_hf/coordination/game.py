@@ -176,6 +176,11 @@ class DoublyPerturbed(Joint):
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
         self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module)
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, for both steps: they measure the same optimiser."""
+        super().load_state_dict(state)
+        self.ascent.load_state_dict(state)
+
     def backward(
         self,
         task: Sequence[Closure] = (),

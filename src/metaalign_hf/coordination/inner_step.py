@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from .gradients import optimizer_parameters, squared_norms
 from .perturbation import Perturbation
 from .stages import find_stages
+from .update_lengths import UpdateLengths
 from .wrapping import unwrapped
 
 __all__ = ["RULES", "SCOPES", "InnerStep", "Scope", "StepGuard", "require_name", "require_number", "step_sizes"]
 
-RULES = ("fixed", "trust_ratio", "normalised")
+RULES = ("fixed", "trust_ratio", "normalised", "update")
 SCOPES = ("all", "last_stage", "head")
 
 Scope = str | Callable[[str, Tensor], bool]
@@ -59,6 +60,7 @@ class InnerStep:
         self.relative = relative
         self.in_scope = resolve_scope(scope, optimizer_parameters(optimizer), module)
         self._perturbation = Perturbation(unnoticed)
+        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" else None
 
     def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
         """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
@@ -69,7 +71,23 @@ class InnerStep:
             share: Factor on `inner_lr`.
         """
         inner_lr = self.inner_lr * share
-        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale)
+        updates = None if self._updates is None else self._updates.values()
+        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON values; empty but for rule `update`."""
+        return {} if self._updates is None else {"updates": self._updates.values()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave.
+
+        Raises:
+            ValueError: If the rule is `update` and the state is of another rule, or of other parameters.
+        """
+        if self._updates is not None:
+            if "updates" not in state:
+                raise ValueError("rule is 'update': the saved state has no lengths of the optimiser's last step")
+            self._updates.load(state["updates"])
 
     @contextmanager
     def taken(self, gradients: Sequence[Tensor | None], sizes: Sequence[float], scale: float = 1.0) -> Iterator[Tensor]:
@@ -98,6 +116,7 @@ def step_sizes(
     gradients: Sequence[Tensor | None],
     in_scope: Sequence[bool],
     scale: float = 1.0,
+    updates: Sequence[float] | None = None,
 ) -> list[float]:
     """`alpha_p` of every parameter, in the order of the optimiser's groups; 0 outside the scope or without a gradient.
 
@@ -108,9 +127,14 @@ def step_sizes(
                 (You et al. 2017). A tensor of zeros stays.
     normalised  `inner_lr / |g|` with the norm over the scope: all parameters together move by the distance `inner_lr`,
                 as in SAM (Foret et al., ICLR 2021).
+    update      `inner_lr |d_p| / |g_p|`, with d_p what the optimiser's last step changed: every tensor moves by
+                `inner_lr` times as far as the optimiser has just moved it. 1 is the step of the optimistic and the
+                past-extragradient method (with SGD, `fixed` 1 is the same on average). No tensor moves before the
+                optimiser's first step.
     ========== ==========================================================================================
 
-    The last two scale themselves: they do not depend on the learning rate or on the scale of the loss.
+    The last three do not depend on the scale of the loss. `update` alone fits itself to the optimiser and its schedule:
+    what is a small step for a network from scratch (a share of 0.03) throws a pretrained one out of its minimum.
 
     Args:
         rule: One of `RULES`.
@@ -120,6 +144,7 @@ def step_sizes(
         gradients: The meta-train gradient of each parameter, times `scale`.
         in_scope: Whether each parameter may move.
         scale: Scale of the gradients.
+        updates: `|d_p|` of each parameter, for rule `update`.
     """
     moving = [i for i, (g, inside) in enumerate(zip(gradients, in_scope, strict=True)) if inside and g is not None]
     sizes = [0.0] * len(gradients)
@@ -136,6 +161,10 @@ def step_sizes(
         if rule == "normalised":
             whole = lengths.square().sum().sqrt()
             found = torch.where(whole > 0, inner_lr / whole, 0.0).expand(len(moving)).tolist()
+        elif rule == "update":
+            assert updates is not None
+            each = zip(moving, lengths.tolist(), strict=True)
+            found = [inner_lr * updates[i] / length if length > 0 else 0.0 for i, length in each]
         else:
             parameters = optimizer_parameters(optimizer)
             with torch.no_grad():

@@ -134,10 +134,12 @@ class Joint:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values; see also `memory`."""
-        return {}
+        return {} if self.inner is None else self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
+        if self.inner is not None:
+            self.inner.load_state_dict(state)
 
     @property
     def memory(self) -> nn.Module | None:

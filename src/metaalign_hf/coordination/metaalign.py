@@ -247,7 +247,8 @@ class MetaAlign(Joint):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values: the step, the group weights and the guard."""
         parts = {"group_weights": self.group_weights, "guard": self.guard}
-        return {"step": self.step, **{name: None if p is None else p.state_dict() for name, p in parts.items()}}
+        own = {name: None if p is None else p.state_dict() for name, p in parts.items()}
+        return {"step": self.step, **own, **self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
@@ -256,6 +257,7 @@ class MetaAlign(Joint):
             ValueError: If the group weights are of other groups.
         """
         self.step = state["step"]
+        self.inner.load_state_dict(state)
         if self.group_weights is not None and state["group_weights"] is not None:
             self.group_weights.load_state_dict(state["group_weights"])
         if self.guard is not None and state["guard"] is not None:

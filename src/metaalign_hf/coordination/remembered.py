@@ -58,8 +58,8 @@ class RememberedMetaAlign(Joint):
     Args:
         optimizer: Its parameter groups name the parameters and their learning rates.
         inner_lr: Size of the inner step, see `rule`. 0 gives the joint gradient.
-        rule: How `inner_lr` is meant; see `step_sizes`. `trust_ratio` moves every tensor by the share `inner_lr` of its
-            own length.
+        rule: How `inner_lr` is meant; see `step_sizes`. `update` moves every tensor `inner_lr` times as far as the
+            optimiser has just moved it.
         relative: See `step_sizes`, rule `fixed`.
         remember: `total` or `role`.
         refresh_every: Steps between two passes that tell the objectives apart (`role`).
@@ -81,9 +81,9 @@ class RememberedMetaAlign(Joint):
     def __init__(
         self,
         optimizer: Optimizer,
-        inner_lr: float = 0.03,
+        inner_lr: float = 3.0,
         *,
-        rule: str = "trust_ratio",
+        rule: str = "update",
         relative: bool = True,
         remember: str = "total",
         refresh_every: int = 4,
@@ -181,9 +181,10 @@ class RememberedMetaAlign(Joint):
         return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken; the gradients are in `memory`."""
-        return {"step": self.step}
+        """The number of steps taken and the state of the inner step; the gradients are in `memory`."""
+        return {"step": self.step, **self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self.step = state["step"]
+        self.inner.load_state_dict(state)

@@ -1,0 +1,79 @@
+"""How far the optimiser has last moved each parameter."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .gradients import local, optimizer_parameters, squared_norms
+
+__all__ = ["UpdateLengths"]
+
+
+class UpdateLengths:
+    """`|theta_p - theta_p before|` over the optimiser's last step, of every parameter.
+
+    It measures in hooks of the optimiser's `step`, with a copy of the parameters that lives for the time of that step. A
+    step that moves nothing, as one that a gradient scaler skips, does not count.
+
+    Args:
+        optimizer: The optimiser, or accelerate's wrapper of it.
+        measured: Whether each parameter is measured, in the order of the optimiser's groups; the others have 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, measured: Sequence[bool]) -> None:
+        self._parameters = [p for p, kept in zip(optimizer_parameters(optimizer), measured, strict=True) if kept]
+        self._places = [place for place, kept in enumerate(measured) if kept]
+        self._size = len(measured)
+        self._before: list[Tensor] = []
+        self._lengths: Tensor | None = None
+        self._values: list[float] = [0.0] * self._size
+        this = weakref.ref(self)  # the optimiser may outlive its coordinator
+
+        def before(*_: Any) -> None:
+            if (found := this()) is not None:
+                found._copy()
+
+        def after(*_: Any) -> None:
+            if (found := this()) is not None:
+                found._compare()
+
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner.register_step_pre_hook(before)
+        inner.register_step_post_hook(after)
+
+    def values(self) -> list[float]:
+        """The lengths in the order of the optimiser's groups; 0 before the first step."""
+        if self._lengths is not None:
+            # Only here: it waits for the device.
+            found, self._lengths = self._lengths.tolist(), None
+            if any(found):
+                for place, length in zip(self._places, found, strict=True):
+                    self._values[place] = length
+        return list(self._values)
+
+    def load(self, values: Sequence[float]) -> None:
+        """Put back what `values` gave.
+
+        Raises:
+            ValueError: If they are of another number of parameters.
+        """
+        if len(values) != self._size:
+            raise ValueError(f"lengths of {len(values)} parameters were kept, and the optimiser has {self._size}")
+        self._lengths, self._values = None, list(values)
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        self.values()  # so that a step that moves nothing finds those of the step before
+        self._before = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def _compare(self) -> None:
+        torch._foreach_sub_([local(b) for b in self._before], [local(p.detach()) for p in self._parameters])
+        self._lengths = squared_norms(self._before).sqrt() if self._before else None
+        self._before = []
