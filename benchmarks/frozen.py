@@ -216,14 +216,14 @@ class Reversed(RememberedMetaAlign):
 class OnePassMoved(Joint):
     """An ablation: the remembered step for one objective's pass only; the other's is at theta."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, moved: str, inner_lr: float = 0.03) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, moved: str) -> None:
         super().__init__(optimizer)
         self.moved = moved
-        self.remembered = RememberedMetaAlign(optimizer, inner_lr)
+        self.remembered = RememberedMetaAlign(optimizer)
 
     def backward(self, task: Any, alignment: Any, **options: Any) -> Any:
         """The sum of a pass at theta' and one at theta."""
-        inner, memory = self.remembered.inner, self.remembered._memory["total"]
+        inner, memory = self.remembered.inner, self.remembered.memory["total"]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.optimizer.zero_grad()
         for name, closures in (("task", task), ("alignment", alignment)):
@@ -235,21 +235,24 @@ class OnePassMoved(Joint):
         memory.keep([p.grad for p in parameters])
 
 
-def remembered(rho: float = 0.03, **options: Any) -> Coordinate:
-    return lambda optimizer, network: RememberedMetaAlign(optimizer, rho, module=network, **options)
+def remembered(inner_lr: float = 3.0, **options: Any) -> Coordinate:
+    return lambda optimizer, network: RememberedMetaAlign(optimizer, inner_lr, module=network, **options)
 
 
 FORMS: dict[str, Coordinate] = {
     "joint": lambda optimizer, network: Joint(optimizer),
-    "joint, SDAT 0.02": lambda optimizer, network: Joint(optimizer, smoothing=0.02),
-    "metaalign, fresh, trust ratio 0.1": lambda o, n: MetaAlign(o, 0.1, rule="trust_ratio"),
-    "metaalign, fresh, 100 x lr, as published": lambda o, n: MetaAlign(o, 100.0),
-    "metaalign, remembered total": remembered(),
-    "metaalign, remembered role": remembered(remember="role"),
-    "extragradient, 1 x lr": lambda o, n: Game(o, 1.0),
-    "extragradient, trust ratio 0.03": lambda o, n: Game(o, 0.03, rule="trust_ratio"),
-    "heun, 1 x lr": lambda o, n: Game(o, 1.0, solver="heun"),
+    "remembered total": remembered(),
+    "fresh": lambda o, n: MetaAlign(o, 3.0, rule="update"),
+    "remembered role": remembered(remember="role"),
+    "extragradient": lambda o, n: Game(o, 3.0, rule="update"),
+    "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
+    "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
+    "extragradient, fixed 1": lambda o, n: Game(o, 1.0),
+    "heun, fixed 1": lambda o, n: Game(o, 1.0, solver="heun"),
     "pga, normalised 0.05": lambda o, n: DoublyPerturbed(o),
+    "size: update 1": remembered(1.0),
+    "size: update 10": remembered(10.0),
+    "size: trust ratio 0.03": remembered(0.03, rule="trust_ratio"),
     "ablation: remember the task's gradient": remembered(remember="role", roles="task", refresh_every=1),
     "ablation: remember the alignment's gradient": remembered(remember="role", roles="alignment", refresh_every=1),
     "ablation: move the task's pass": lambda o, n: OnePassMoved(o, "task"),
@@ -259,3 +262,4 @@ FORMS: dict[str, Coordinate] = {
     "control: noise": lambda o, n: Noise(o),
     "control: reversed": lambda o, n: Reversed(o),
 }
+"""Forms of the step; where no rule is named, it is `update` 3: three times as far as the optimiser's last step."""

@@ -155,7 +155,7 @@ def test_the_step_from_memory_has_a_size_of_its_own():
         config.coordination, torch.optim.SGD(model.parameters(), 0.1), model, Accelerator(cpu=True)
     )
     assert type(coordinator) is RememberedMetaAlign and coordinator.remember == "total"
-    assert (coordinator.inner.rule, coordinator.inner.inner_lr) == ("trust_ratio", 0.03)
+    assert (coordinator.inner.rule, coordinator.inner.inner_lr) == ("update", 3.0)
 
 
 def test_with_rho_0_a_remembered_run_is_the_joint_run_bit_for_bit(tmp_path):
