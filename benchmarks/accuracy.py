@@ -15,8 +15,8 @@ largest mean nuclear norm of the predictions on unlabelled target images (BNM), 
 ablations and controls have the learning rate of the remembered total, everything else that of the joint step. Then ten
 other seeds: `FINALISTS` with every objective, and every form with DANN, at `SHORT` steps; at `LONG` steps the joint
 step, the remembered total and, with DANN, the fresh step; the joint step also with twice as many, which says whether it
-had converged. Forms that are not in `EVERYWHERE` are run on the solar pairs alone. Differences are paired by pair and seed,
-with 95 % intervals (Student's t).
+had converged. Forms that are not in `EVERYWHERE` are run on the solar pairs alone. Differences are paired by pair and
+seed, with 95 % intervals (Student's t).
 """
 
 from __future__ import annotations

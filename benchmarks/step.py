@@ -160,7 +160,10 @@ class Setting:
             boxes = torch.tensor([[0.5, 0.5, 0.3, 0.3], [0.3, 0.4, 0.2, 0.2]], device=self.device)
             classes = torch.tensor([0, 1], device=self.device)
             self.labels = [{"class_labels": classes, "boxes": boxes} for _ in range(n)]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
 
     def cast(self):  # type: ignore[no-untyped-def]
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -188,9 +191,10 @@ class Setting:
             game = Game(self.optimizer, 1.0, module=self.model)
             return lambda: self._finish(lambda: game.backward(both=[self.both]).to_dict())
         if form.startswith("remembered"):
-            kept = RememberedMetaAlign(self.optimizer, module=self.model, remember=form.split()[1], refresh_every=ROUND)
+            own = self._optimizer()  # it measures the optimiser's steps: not those of the other forms
+            kept = RememberedMetaAlign(own, module=self.model, remember=form.split()[1], refresh_every=ROUND)
             return lambda: self._finish(
-                lambda: kept.backward([self.task], [self.alignment], both=[self.both]).to_dict()
+                lambda: kept.backward([self.task], [self.alignment], both=[self.both]).to_dict(), own
             )
         options = {
             "order 1": {},
@@ -220,9 +224,9 @@ class Setting:
 
         return lambda: self._finish(shared)
 
-    def _finish(self, backward: Callable[[], object]) -> None:
+    def _finish(self, backward: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> None:
         backward()
-        self.optimizer.step()
+        (optimizer or self.optimizer).step()
 
     def published(self) -> None:
         """The authors' form: graph kept through the inner step, functional weights, one backward through both."""

@@ -18,8 +18,8 @@ __all__ = ["UpdateLengths"]
 class UpdateLengths:
     """`|theta_p - theta_p before|` over the optimiser's last step, of every parameter.
 
-    It measures in hooks of the optimiser's `step`, with a copy of the parameters that lives for the time of that step. A
-    step that moves nothing, as one that a gradient scaler skips, does not count.
+    It measures in hooks of the optimiser's `step`, with a copy of the parameters that lives for the time of that step.
+    A step that moves nothing, as one that a gradient scaler skips, does not count.
 
     Args:
         optimizer: The optimiser, or accelerate's wrapper of it.
