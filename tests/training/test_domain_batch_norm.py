@@ -115,9 +115,10 @@ def test_only_passes_on_both_domains_move_the_statistics():
 def test_without_an_inner_step_it_is_the_joint_step_with_a_task_pass_on_the_source_alone(scope):
     """Law 1, for full passes and for a shared prefix, past which the task pass goes on with the source's rows."""
     found = {}
-    options = {"coordination.inner_scope": scope, "model.bottleneck_dim": 8}
-    for kind in (Joint, MetaAlign):
-        task, sources, targets = build(**options, **{"coordination.method": kind.__name__.lower()})
+    options = {"model.bottleneck_dim": 8}
+    steps = {Joint: {"coordination.method": "joint"}, MetaAlign: {"coordination.inner_scope": scope}}
+    for kind, step in steps.items():
+        task, sources, targets = build(**options, **step)
         closures = task.closures(task.model, sources, targets, 0.5, True)
         found[kind] = gradients(task, kind, closures)
     for name, expected in found[Joint].items():

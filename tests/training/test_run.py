@@ -313,8 +313,8 @@ def test_the_step_works_in_other_loops(example, options, words, tmp_path):
 
 
 def test_a_later_option_refines_or_replaces_an_earlier_one(tmp_path):
-    config = parse_config(["--config", TINY, "--data.target.test_fraction", "0.5", "--model.backbone_options", "{}"])
-    assert config.data.target.name == "mnist" and config.data.target.test_fraction == 0.5
+    config = parse_config(["--config", TINY, "--data.target.name", "mnist_m", "--model.backbone_options", "{}"])
+    assert config.data.target.kind == "digits" and config.data.target.name == "mnist_m"
     assert config.model.backbone_options == {}, "a free-form entry is replaced, not merged"
     (tmp_path / "more.yaml").write_text("training: {max_steps: 77}\n")
     config = parse_config(["--config", TINY, "--config", str(tmp_path / "more.yaml")])

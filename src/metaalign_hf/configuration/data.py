@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 
 from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError
+from .reading import refuse_unread, unread_of_domain
 
 __all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
 
@@ -93,6 +94,8 @@ class DomainConfig:
             UserError: For the first one.
         """
         check_entries(self, prefix, self.LIMITS)
+        for key, reason in unread_of_domain(self).items():
+            raise UserError(f"{prefix}{key} is {getattr(self, key)}: {reason}")
 
     @classmethod
     def parse(cls, text: str) -> "DomainConfig":
@@ -207,6 +210,7 @@ class DataConfig:
         self.target.check("data.target.")
         if self.target_labeled is not None:
             self.target_labeled.check("data.target_labeled.")
+        refuse_unread("data", self)
 
     @property
     def sources(self) -> list[DomainConfig]:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import ClassVar
 
 from ..checks import Limits, check_entries
+from .reading import refuse_unread
 
 __all__ = ["LICENSES", "HubConfig", "license_notes"]
 
@@ -69,6 +70,7 @@ class HubConfig:
             UserError: For the first one.
         """
         check_entries(self, "hub.", self.LIMITS)
+        refuse_unread("hub", self)
 
 
 def license_notes(name: str | None) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from collections.abc import Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from ..checks import requirement
 from ..errors import UserError
 from ..text_files import read_text, read_yaml
 from .data import DIGITS, SCENES, SOLAR, DomainConfig, Kind
+from .reading import defaults_of, ignored_by_task, unread
 from .training import Config
 
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
@@ -28,7 +31,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
 
     Args:
         path: The YAML file.
-        overrides: Dotted keys with values, such as `{"training.max_steps": 200}`.
+        overrides: Dotted keys with values, such as `{"training.max_steps": 200}`. What the file sets, and only an
+            override makes unread, is set aside.
 
     Returns:
         The configuration.
@@ -37,9 +41,11 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
         UserError: If the file cannot be read, or a key or value is wrong.
     """
     values = _read_yaml(Path(path))
+    before = deepcopy(values)
     for key, value in (overrides or {}).items():
         _check_dotted(key)
         _assign(values, key, value)
+    _set_aside(before, values, overrides or {})
     return _to_config(values)
 
 
@@ -51,19 +57,25 @@ def parse_config(arguments: list[str]) -> Config:
             given in short: `--data.target imagefolder:photos/`.
 
     Returns:
-        The configuration.
+        The configuration. What a file sets, and only an option on the line makes unread, is set aside.
 
     Raises:
         UserError: If a file cannot be read, or a key or value is wrong: one line that names it and the nearest valid
             keys.
     """
     values: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for key, text in _pairs(arguments):
         if key == "config":
-            _merge(values, _read_yaml(Path(text)))
+            read = _read_yaml(Path(text))
+            _merge(files, deepcopy(read))
+            _merge(values, read)
         else:
             _check_dotted(key)
-            _assign(values, key, _parse_value(key, text))
+            given[key] = _parse_value(key, text)
+            _assign(values, key, deepcopy(given[key]))
+    _set_aside(files, values, given)
     return _to_config(values)
 
 
@@ -125,6 +137,32 @@ def _to_config(values: dict[str, Any]) -> Config:
     except ArgumentError as error:
         raise UserError(_one_line(str(error), _fields(Config))) from error
     return Config(**{section: namespace[section] for section in _fields(Config)})
+
+
+def _set_aside(files: dict[str, Any], values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Drop from `values` what a file sets and only an override makes unread, such as another method.
+
+    Args:
+        files: What the files say.
+        values: What files and overrides say together.
+        given: The overrides.
+    """
+    now_unread = _unread(values) - _unread(files)
+    for key in now_unread:
+        if not any(name == key or name.startswith(f"{key}.") for name in given):
+            section, _, name = key.partition(".")
+            del values[section][name]
+
+
+def _unread(values: dict[str, Any]) -> set[str]:
+    """The entries that are set and that nothing reads."""
+    found: set[str] = set()
+    sections: dict[str, dict[str, Any]] = {}
+    for section, kind in _fields(Config).items():
+        defaults, entries = defaults_of(kind), values.get(section)
+        sections[section] = {**defaults, **(entries if isinstance(entries, dict) else {})}
+        found |= {f"{section}.{key}" for key in unread(section, sections[section], defaults)}
+    return found | ignored_by_task(sections)
 
 
 def _spell_out(given: Any, key: str) -> dict[str, Any]:

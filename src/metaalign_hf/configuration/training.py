@@ -8,6 +8,7 @@ from ..checks import LARGEST_SEED, Limits, check_entries, check_pretrained
 from ..errors import UserError
 from .data import DataConfig
 from .hub import HubConfig
+from .reading import own_rule, refuse_unread
 
 __all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
 
@@ -57,6 +58,7 @@ class ModelConfig:
         """
         check_entries(self, "model.", self.LIMITS)
         check_pretrained(self.pretrained, "model.pretrained")
+        refuse_unread("model", self)
 
 
 @dataclass
@@ -133,32 +135,18 @@ class CoordinationConfig:
             UserError: For the first one.
         """
         check_entries(self, "coordination.", self.LIMITS)
-        if self.smoothing > 0 and self.method == "source_only":
-            raise UserError("coordination.smoothing: source_only has no aligning steps to smooth; set it to 0")
+        refuse_unread("coordination", self)
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
-        remembers = self.method == "metaalign" and self.direction == "remembered"
-        own_rule = "update" if remembers else {"pga": "normalised"}.get(self.method, "fixed")
-        rule = own_rule if self.inner_rule == "auto" else self.inner_rule
-        if self.inner_lr is None and rule != own_rule:
+        own = own_rule(self.method, self.direction)
+        rule = own if self.inner_rule == "auto" else self.inner_rule
+        if self.inner_lr is None and rule != own:
             raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {rule}")
         if self.inner_lr is not None and self.inner_lr >= 1 and rule == "trust_ratio":
             raise UserError(
                 f"coordination.inner_lr is {self.inner_lr}: with inner_rule trust_ratio it is the share "
                 "of its own length that a tensor moves by; it must be below 1, such as 0.03"
             )
-        if remembers or self.method in ("extragradient", "heun", "pga"):
-            asked = {
-                "order": self.order == 2,
-                "groups": self.groups != "none",
-                "inner_guard": self.inner_guard,
-                "smoothing": self.smoothing > 0,
-            }
-            for key in (name for name, set_here in asked.items() if set_here):
-                raise UserError(
-                    f"coordination.{key}: it needs the meta-train gradient of this step by itself; leave it at its "
-                    "default, or use method: metaalign with direction: fresh"
-                )
 
 
 @dataclass
@@ -325,6 +313,7 @@ class TrainingConfig:
             if not 0 <= value <= 1:
                 key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
                 raise UserError(f"{key} is {value}: it must lie in 0..1")
+        refuse_unread("training", self)
         if self.pseudo_label_weight > 0 and self.ema_decay is None:
             raise UserError(
                 "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"

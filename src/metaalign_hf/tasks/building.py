@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..configuration import Config
+from ..configuration.reading import refuse_unread_by_task
 from .base import Task
 from .kinds import TaskKind, known_tasks, task_of_architecture, task_of_model
 from .starting_point import starting_architecture
@@ -21,9 +22,12 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
         model: The model; by default the one that `config.model` describes.
 
     Raises:
-        UserError: If the data or the model cannot be loaded, or they do not fit.
+        UserError: If the data or the model cannot be loaded, or they do not fit, or an entry is set that the task does
+            not read.
     """
-    task: Any = described_task(config, model).load()
+    kind = described_task(config, model)
+    refuse_unread_by_task(config, kind.pipeline_tag)
+    task: Any = kind.load()
     built: Task = task(config, pair, model)
     return built
 

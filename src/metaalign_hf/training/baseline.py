@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..configuration import Config, CoordinationConfig, HubConfig
+from ..configuration import Config, CoordinationConfig, HubConfig, TrainingConfig
 from ..tasks import TaskKind
 from ..tasks.summary import Summary
 from .run_folder import SUMMARY_FILE
@@ -31,6 +31,7 @@ def baseline_config(config: Config) -> Config:
         resume=True,
         trackers=[],
         pseudo_label_weight=0.0,
+        pseudo_label_threshold=TrainingConfig.pseudo_label_threshold,
         recalibrate_bn="none",
     )
     return replace(config, coordination=CoordinationConfig(method="source_only"), training=training, hub=HubConfig())

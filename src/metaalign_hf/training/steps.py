@@ -168,9 +168,12 @@ def adaptation_step(coordinator: Joint, closures: StepClosures, step: int) -> St
 
 
 def _tells_penalty_apart(step: int) -> bool:
-    """Steps 0, 61, 120, 181 and so on: both roles of a schedule that swaps every step have their turn."""
+    """Steps 1, 60, 121, 180 and so on: both roles of a schedule that swaps every step have their turn.
+
+    In step 0 gradient reversal has no strength yet, so that there is no gradient of the alignment term to compare.
+    """
     block, place = divmod(step, _PENALTY_EVERY)
-    return place == block % 2
+    return place == (block + 1) % 2
 
 
 def micro_batches(stream: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:
