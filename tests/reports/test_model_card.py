@@ -1,6 +1,7 @@
 """The model card and the record it is written from: true numbers only, valid metadata, nothing local."""
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -8,7 +9,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from metaalign_hf import UserError
-from metaalign_hf.alignment import alignment_names
+from metaalign_hf.alignment import AlignmentObjective, alignment_names, register_alignment
+from metaalign_hf.citations import import_methods, known_citations
+from metaalign_hf.configuration import CoordinationConfig
+from metaalign_hf.evaluation.detection_validators import DETECTION_VALIDATORS
+from metaalign_hf.evaluation.validators import validator_names
 from metaalign_hf.hub import write_card
 from metaalign_hf.reports import (
     RunRecord,
@@ -17,7 +22,6 @@ from metaalign_hf.reports import (
     read_record,
     without_local_paths,
 )
-from metaalign_hf.reports.citations import CITATIONS
 
 CONFIG = {
     "architectures": ["MetaAlignForImageClassification"],
@@ -173,9 +177,60 @@ def test_a_detector_has_its_own_tag_and_classes():
     assert ModelCard(text).data.pipeline_tag == "object-detection" and "AutoModelForObjectDetection" in text
 
 
-def test_every_objective_is_cited():
-    # Other tests of the same process register objectives of their own.
-    assert {name for name in alignment_names() if not name.startswith("test_")} <= set(CITATIONS)
+def test_every_method_is_cited():
+    import_methods()
+    # Other tests of the same process register methods of their own.
+    wanted = {f"alignment/{name}" for name in alignment_names() if not name.startswith("test_")}
+    wanted |= {f"level/{name}" for name in ("backbone_pixel", "backbone_global", "encoder", "query")}
+    own = ("test_", "source_accuracy")
+    wanted |= {f"validator/{name}" for name in validator_names() if not name.startswith(own)}
+    wanted |= {f"detection_validator/{name}" for name in DETECTION_VALIDATORS}
+    methods = set(get_args(get_type_hints(CoordinationConfig)["method"])) - {"joint", "source_only"}
+    wanted |= {f"coordination/{name}" for name in methods}
+    wanted |= {"coordination/remembered", "coordination/smoothing", "alignment/toalign", "alignment/sources"}
+    wanted |= {"batch_norm/per_domain", "batch_norm/recalibrate_bn", "target_loss/mean_teacher"}
+    assert wanted <= known_citations()
+
+
+@pytest.mark.parametrize(
+    ("changes", "cited"),
+    [
+        ({"coordination": {"method": "joint", "smoothing": 0.02}}, ["rangwani2022", "long2018conditional"]),
+        ({"training": {"recalibrate_bn": "target"}}, ["li2017revisiting"]),
+        ({"training": {"batch_norm": "per_domain"}}, ["chang2019"]),
+    ],
+    ids=str,
+)
+def test_a_setting_is_cited(changes, cited):
+    text = model_card(record(training={**TRAINING, **{k: {**TRAINING[k], **v} for k, v in changes.items()}}))
+    assert all(f"{{{key}" in text for key in cited)
+    summary = {**SUMMARY, "batch_norm": "mixed", "validators": {"snd": [0.1, 0.2], "bnm": [0.1, 0.2]}}
+    text = model_card(record(summary=summary))
+    assert "saito2021tune" in text and "cui2020towards" not in text, "the validator that selects is the first one"
+
+
+def test_levels_and_several_sources_are_cited():
+    levels = [{"name": "backbone_global", "weight": 0.1}, {"name": "query", "weight": 0.1}]
+    detector = {**CONFIG, "architectures": ["MetaAlignForObjectDetection"], "alignment": levels}
+    text = model_card(record(model=detector))
+    assert "saito2019strong" in text and "wang2021exploring" in text and "long2018" not in text
+    text = model_card(record(model={**CONFIG, "alignment": [{"name": "mmd", "weight": 1.0, "sources": 2}]}))
+    assert "zhao2018adversarial" in text and "long2015learning" in text
+
+
+def test_who_registers_an_objective_gives_its_citation():
+    citation = "@article{nobody2030distance,\n  title = {Distances of Means},\n}"
+    with pytest.raises(ValueError, match="must be BibTeX"):
+        register_alignment("test_uncited", citation="Nobody, 2030")
+
+    @register_alignment("test_cited", citation=citation)
+    class Cited(AlignmentObjective):
+        pass
+
+    text = model_card(record(model={**CONFIG, "alignment": [{"name": "test_cited", "weight": 1.0}]}))
+    assert citation in text
+    # A run records its citations, so that a later push, in which nothing is registered, has them too.
+    assert citation in model_card(record(summary={**SUMMARY, "citations": [citation]}))
 
 
 def test_an_edited_card_is_kept(tmp_path):

@@ -17,7 +17,16 @@ from .toalign import task_oriented
 __all__ = ["CDAN"]
 
 
-@register_alignment("cdan")
+CITATION = """\
+@inproceedings{long2018conditional,
+  title     = {Conditional Adversarial Domain Adaptation},
+  author    = {Long, Mingsheng and Cao, Zhangjie and Wang, Jianmin and Jordan, Michael I.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2018}
+}"""
+
+
+@register_alignment("cdan", citation=CITATION)
 class CDAN(AlignmentObjective):
     """Conditional domain-adversarial alignment.
 

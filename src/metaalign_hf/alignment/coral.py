@@ -14,7 +14,16 @@ from .registry import register_alignment
 __all__ = ["CORAL"]
 
 
-@register_alignment("coral")
+CITATION = """\
+@inproceedings{sun2016deep,
+  title     = {Deep {CORAL}: Correlation Alignment for Deep Domain Adaptation},
+  author    = {Sun, Baochen and Saenko, Kate},
+  booktitle = {European Conference on Computer Vision Workshops},
+  year      = {2016}
+}"""
+
+
+@register_alignment("coral", citation=CITATION)
 class CORAL(AlignmentObjective):
     """Deep CORAL, the distance of second-order statistics.
 

@@ -15,7 +15,17 @@ from .toalign import task_oriented
 __all__ = ["DANN"]
 
 
-@register_alignment("dann")
+CITATION = r"""@article{ganin2016domain,
+  title   = {Domain-Adversarial Training of Neural Networks},
+  author  = {Ganin, Yaroslav and Ustinova, Evgeniya and Ajakan, Hana and Germain, Pascal and Larochelle, Hugo and
+             Laviolette, Fran{\c{c}}ois and Marchand, Mario and Lempitsky, Victor},
+  journal = {Journal of Machine Learning Research},
+  volume  = {17},
+  year    = {2016}
+}"""
+
+
+@register_alignment("dann", citation=CITATION)
 class DANN(AlignmentObjective):
     """Domain-adversarial alignment of features or predictions.
 

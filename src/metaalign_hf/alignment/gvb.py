@@ -14,7 +14,16 @@ from .toalign import task_oriented
 __all__ = ["GVB"]
 
 
-@register_alignment("gvb")
+CITATION = """\
+@inproceedings{cui2020gradually,
+  title     = {Gradually Vanishing Bridge for Adversarial Domain Adaptation},
+  author    = {Cui, Shuhao and Wang, Shuhui and Zhuo, Junbao and Su, Chi and Huang, Qingming and Tian, Qi},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2020}
+}"""
+
+
+@register_alignment("gvb", citation=CITATION)
 class GVB(AlignmentObjective):
     """Gradually vanishing bridges, GVB-GD, the baseline of MetaAlign.
 

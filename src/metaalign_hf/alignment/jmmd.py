@@ -11,7 +11,16 @@ from .registry import register_alignment
 __all__ = ["JMMD"]
 
 
-@register_alignment("jmmd")
+CITATION = """\
+@inproceedings{long2017deep,
+  title     = {Deep Transfer Learning with Joint Adaptation Networks},
+  author    = {Long, Mingsheng and Zhu, Han and Wang, Jianmin and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2017}
+}"""
+
+
+@register_alignment("jmmd", citation=CITATION)
 class JMMD(AlignmentObjective):
     """Joint maximum mean discrepancy, as in JAN.
 

@@ -14,7 +14,16 @@ from .registry import register_alignment
 __all__ = ["MCC"]
 
 
-@register_alignment("mcc")
+CITATION = """\
+@inproceedings{jin2020minimum,
+  title     = {Minimum Class Confusion for Versatile Domain Adaptation},
+  author    = {Jin, Ying and Wang, Ximei and Long, Mingsheng and Wang, Jianmin},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2020}
+}"""
+
+
+@register_alignment("mcc", citation=CITATION)
 class MCC(AlignmentObjective):
     """Minimum class confusion, on the target rows alone.
 

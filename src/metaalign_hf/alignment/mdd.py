@@ -14,7 +14,16 @@ from .reversal import reversal_strength, reverse_gradient
 __all__ = ["MDD"]
 
 
-@register_alignment("mdd")
+CITATION = """\
+@inproceedings{zhang2019bridging,
+  title     = {Bridging Theory and Algorithm for Domain Adaptation},
+  author    = {Zhang, Yuchen and Liu, Tianle and Long, Mingsheng and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2019}
+}"""
+
+
+@register_alignment("mdd", citation=CITATION)
 class MDD(AlignmentObjective):
     """Margin disparity discrepancy.
 

@@ -13,7 +13,16 @@ from .registry import register_alignment
 __all__ = ["MMD"]
 
 
-@register_alignment("mmd")
+CITATION = """\
+@inproceedings{long2015learning,
+  title     = {Learning Transferable Features with Deep Adaptation Networks},
+  author    = {Long, Mingsheng and Cao, Yue and Wang, Jianmin and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2015}
+}"""
+
+
+@register_alignment("mmd", citation=CITATION)
 class MMD(AlignmentObjective):
     """Multi-kernel maximum mean discrepancy, as in DAN.
 

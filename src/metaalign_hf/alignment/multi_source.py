@@ -7,10 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..citations import cite
 from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 
 __all__ = ["PerSource"]
+
+CITATION = r"""@inproceedings{zhao2018adversarial,
+  title     = {Adversarial Multiple Source Domain Adaptation},
+  author    = {Zhao, Han and Zhang, Shanghang and Wu, Guanhang and Moura, Jos{\'e} M. F. and Costeira, Joao P. and
+               Gordon, Geoffrey J.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2018}
+}"""
+cite("alignment/sources", CITATION)
 
 
 class PerSource(AlignmentObjective):

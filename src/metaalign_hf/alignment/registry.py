@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..citations import check_bibtex, cite
 from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput, weighted_sum
 from .multi_source import PerSource
@@ -30,7 +31,7 @@ _OBJECTIVES: dict[str, type[AlignmentObjective]] = {}
 T = TypeVar("T", bound=type[AlignmentObjective])
 
 
-def register_alignment(name: str) -> Callable[[T], T]:
+def register_alignment(name: str, *, citation: str | None = None) -> Callable[[T], T]:
     """Make an objective known by name: a class decorator.
 
     For example::
@@ -43,15 +44,18 @@ def register_alignment(name: str) -> Callable[[T], T]:
 
     Args:
         name: The name; it must be free.
+        citation: BibTeX of the publication, which model cards of runs with the objective then cite.
 
     Raises:
-        ValueError: If another class has the name.
+        ValueError: If another class has the name, or the citation is not BibTeX.
     """
+    check_bibtex(name, citation)
 
     def register(objective: T) -> T:
         known = _OBJECTIVES.get(name)
         if known is not None and known.__qualname__ != objective.__qualname__:
             raise ValueError(f"alignment objective {name!r} is registered already, by {known.__qualname__}")
+        cite(f"alignment/{name}", citation)
         _OBJECTIVES[name] = objective
         return objective
 

@@ -6,12 +6,22 @@ import dataclasses
 
 import torch
 
+from ..citations import cite
 from ..errors import UserError
 from .base import AlignmentBatch
 
 __all__ = ["task_oriented"]
 
 EPSILON = 1e-12
+
+CITATION = """\
+@inproceedings{wei2021toalign,
+  title     = {{ToAlign}: Task-oriented Alignment for Unsupervised Domain Adaptation},
+  author    = {Wei, Guoqiang and Lan, Cuiling and Zeng, Wenjun and Zhang, Zhizheng and Chen, Zhibo},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}"""
+cite("alignment/toalign", CITATION)
 
 
 def task_oriented(batch: AlignmentBatch, objective: str) -> AlignmentBatch:

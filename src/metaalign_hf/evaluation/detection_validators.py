@@ -12,12 +12,16 @@ from collections.abc import Sequence
 import torch
 from torchvision.ops import box_iou
 
+from ..citations import cite
+from .citations import ENTROPY, UNBIASED_MEAN_TEACHER
 from .detection import Detections
 
 __all__ = ["DETECTION_VALIDATORS", "detection_agreement", "detection_entropy"]
 
 DETECTION_VALIDATORS = ("agreement", "entropy")
 """Validators that detectors have."""
+cite("detection_validator/agreement", UNBIASED_MEAN_TEACHER)
+cite("detection_validator/entropy", ENTROPY)
 
 _SURE = 0.1
 """Least score of a detection that counts for the entropy; a query on background has less."""

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..citations import cite
 from ..errors import UserError
 from ..progress import track
+from .citations import A_DISTANCE, AGREEMENT, BNM, DEV, ENTROPY, MUTUAL_INFORMATION, SND
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -107,7 +109,7 @@ _VALIDATORS: dict[str, Validator] = {}
 
 
 def register_validator(
-    name: str, *, higher_is_better: bool, needs_augmented: bool = False
+    name: str, *, higher_is_better: bool, needs_augmented: bool = False, citation: str | None = None
 ) -> Callable[[Callable[[CachedOutputs], float]], Callable[[CachedOutputs], float]]:
     """Make a function of `CachedOutputs` known by name: a decorator.
 
@@ -115,15 +117,17 @@ def register_validator(
         name: The name; it must be free.
         higher_is_better: Whether the best model has the highest value, or the lowest.
         needs_augmented: Whether it reads `target_logits_augmented`.
+        citation: BibTeX of the publication, which model cards of runs that select by it then cite.
 
     Raises:
-        ValueError: If another function has the name.
+        ValueError: If another function has the name, or the citation is not BibTeX.
     """
 
     def register(function: Callable[[CachedOutputs], float]) -> Callable[[CachedOutputs], float]:
         known = _VALIDATORS.get(name)
         if known is not None and known.function.__qualname__ != function.__qualname__:
             raise ValueError(f"validator {name!r} is registered already, by {known.function.__qualname__}")
+        cite(f"validator/{name}", citation)
         _VALIDATORS[name] = Validator(name, higher_is_better, needs_augmented, function)
         return function
 
@@ -180,7 +184,7 @@ def source_accuracy(outputs: CachedOutputs) -> float:
     return float((outputs.source_logits.argmax(1) == outputs.source_labels).double().mean())
 
 
-@register_validator("entropy", higher_is_better=False)
+@register_validator("entropy", higher_is_better=False, citation=ENTROPY)
 def entropy(outputs: CachedOutputs) -> float:
     """Mean entropy of the target's predictions, in nats, 0..log K. Lower is better.
 
@@ -193,7 +197,7 @@ def entropy(outputs: CachedOutputs) -> float:
     return float(_entropy(outputs.target_logits.log_softmax(1)).mean())
 
 
-@register_validator("mutual_information", higher_is_better=True)
+@register_validator("mutual_information", higher_is_better=True, citation=MUTUAL_INFORMATION)
 def mutual_information(outputs: CachedOutputs) -> float:
     """Mutual information of target image and predicted class, `H(mean p) - mean H(p)`, in 0..log K. Higher is better.
 
@@ -210,7 +214,7 @@ def mutual_information(outputs: CachedOutputs) -> float:
     return float(-torch.special.xlogy(mean, mean).sum() - _entropy(log_p).mean())
 
 
-@register_validator("snd", higher_is_better=True)
+@register_validator("snd", higher_is_better=True, citation=SND)
 def soft_neighbourhood_density(outputs: CachedOutputs, temperature: float = 0.05) -> float:
     """Soft neighbourhood density: the entropy of the similarities of target predictions, in 0..log(N_t - 1).
 
@@ -230,7 +234,7 @@ def soft_neighbourhood_density(outputs: CachedOutputs, temperature: float = 0.05
     return float(_entropy(similarities.log_softmax(1)).mean())
 
 
-@register_validator("bnm", higher_is_better=True)
+@register_validator("bnm", higher_is_better=True, citation=BNM)
 def batch_nuclear_norm(outputs: CachedOutputs) -> float:
     """Nuclear norm of the target's prediction matrix P `(N_t, K)`, `|P|_* / sqrt(N_t min(N_t, K))`, in 0..1.
 
@@ -245,7 +249,7 @@ def batch_nuclear_norm(outputs: CachedOutputs) -> float:
     return float(torch.linalg.matrix_norm(p, "nuc") / math.sqrt(len(p) * min(p.shape)))
 
 
-@register_validator("dev", higher_is_better=False)
+@register_validator("dev", higher_is_better=False, citation=DEV)
 def deep_embedded_validation(outputs: CachedOutputs) -> float:
     """Deep embedded validation: the source loss, weighted towards images that look like the target. Lower is better.
 
@@ -272,7 +276,7 @@ def deep_embedded_validation(outputs: CachedOutputs) -> float:
     return float(weighted.mean() + eta * weights.mean() - eta)
 
 
-@register_validator("a_distance", higher_is_better=True)
+@register_validator("a_distance", higher_is_better=True, citation=A_DISTANCE)
 def distance_corrected_accuracy(outputs: CachedOutputs) -> float:
     """Source accuracy less half the proxy A-distance of the features, in -1..1. Higher is better.
 
@@ -292,7 +296,7 @@ def distance_corrected_accuracy(outputs: CachedOutputs) -> float:
     return source_accuracy(outputs) - max(0.0, float(1 - 2 * error))
 
 
-@register_validator("agreement", higher_is_better=True, needs_augmented=True)
+@register_validator("agreement", higher_is_better=True, needs_augmented=True, citation=AGREEMENT)
 def augmentation_agreement(outputs: CachedOutputs) -> float:
     """Share of target images that keep their predicted class in an augmented view, in 0..1. Higher is better.
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..errors import UserError
 from ..tasks import Measure
-from .citations import CITATIONS
+from .citations import cited_by
 from .record import RunRecord
 
 __all__ = ["card_is_generated", "model_card"]
@@ -133,13 +133,6 @@ class _Facts:
         results, index = self._results()
         names = ("backbone_name", "detector_name", "model_type")
         backbone = next((str(self.config[name]) for name in names if self.config.get(name)), "model")
-        options = {option for entry in self.config.get("alignment") or [] for option, value in entry.items() if value}
-        direction = self.training.get("coordination", {}).get("direction", "fresh")
-        step = [method, *(["optimism"] if method == "metaalign" and direction == "remembered" else [])]
-        step += ["game"] if method in ("extragradient", "heun") else []
-        cited = [name for name in (*step, *used) if name in CITATIONS]
-        cited += ["toalign"] if "toalign" in options and used else []
-        cited += ["mean_teacher"] if self.training.get("training", {}).get("pseudo_label_weight") else []
         return {
             "name": f"{backbone.split('/')[-1]}: {domains['source'] or 'source'} to {domains['target'] or 'target'}",
             "native": self.native,
@@ -179,7 +172,7 @@ class _Facts:
                 *([method] if method == "joint" else []),
                 *used,
             ],
-            "citations": [CITATIONS[name] for name in cited],
+            "citations": cited_by(self.record),
         }
 
     def _domain_configs(self, name: str) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 from torchvision.transforms import v2
 
+from ..citations import cite
 from ..errors import UserError
 from ..tasks.base import Batch
 from .base import Pass, TargetLoss, TargetStep
@@ -38,6 +39,16 @@ _STRONG = v2.Compose(
         v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5),
     ]
 )
+
+CITATION = """\
+@inproceedings{tarvainen2017mean,
+  title     = {Mean Teachers Are Better Role Models: Weight-Averaged Consistency Targets Improve Semi-Supervised Deep
+               Learning Results},
+  author    = {Tarvainen, Antti and Valpola, Harri},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2017}
+}"""
+cite("target_loss/mean_teacher", CITATION)
 
 
 class MeanTeacher(TargetLoss):

@@ -60,6 +60,7 @@ class RunFacts:
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
             selection.
         validators: Value of each validator before and after, the selecting one first; empty without selection.
+        citations: BibTeX of the methods that the run used.
         versions: Versions of the libraries.
     """
 
@@ -84,6 +85,7 @@ class RunFacts:
     penalty_cosine: float | None = None
     checkpoints: list[CheckpointRow] = field(default_factory=list)
     validators: dict[str, tuple[float, float]] = field(default_factory=dict)
+    citations: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
 

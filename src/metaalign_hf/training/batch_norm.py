@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..citations import cite
 from ..errors import UserError
 
 __all__ = [
@@ -16,6 +17,15 @@ __all__ = [
     "resolve_batch_norm",
     "running_statistics",
 ]
+
+CITATION = """\
+@inproceedings{li2017revisiting,
+  title     = {Revisiting Batch Normalization for Practical Domain Adaptation},
+  author    = {Li, Yanghao and Wang, Naiyan and Shi, Jianping and Liu, Jiaying and Hou, Xiaodi},
+  booktitle = {International Conference on Learning Representations, Workshop Track},
+  year      = {2017}
+}"""
+cite("batch_norm/recalibrate_bn", CITATION)
 
 
 def resolve_batch_norm(setting: str, pretrained: bool) -> str:

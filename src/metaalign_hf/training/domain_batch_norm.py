@@ -9,10 +9,20 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from ..citations import cite
 from ..coordination import replaced_attribute, unwrapped
 from .batch_norm import require_batch_norm, running_statistics
 
 __all__ = ["SourceStatistics"]
+
+CITATION = """\
+@inproceedings{chang2019domain,
+  title     = {Domain-Specific Batch Normalization for Unsupervised Domain Adaptation},
+  author    = {Chang, Woong-Gi and You, Tackgeun and Seo, Seonguk and Kwak, Suha and Han, Bohyung},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2019}
+}"""
+cite("batch_norm/per_domain", CITATION)
 
 
 class SourceStatistics(nn.Module):

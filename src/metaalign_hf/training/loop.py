@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..citations import citations_of
 from ..configuration import Config
 from ..configuration.hub import license_notes
 from ..coordination import MetaAlign
@@ -33,6 +34,8 @@ from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
 from ..models.origin import is_pretrained
 from ..progress import display, no_model_progress_bars, stage
+from ..reports import RunRecord
+from ..reports.citations import methods_of
 from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Kept, Pair, Scores, Task
 from ..tasks.building import build_task
@@ -537,6 +540,7 @@ class _Run:
 
     def _summary(self, seconds: float) -> Summary:
         training = self.config.training
+        validators = validator_changes(self.output_dir, self.selection.validator) if self.selection else {}
         facts = RunFacts(
             output_dir=str(self.output_dir),
             source=self.task.names[0],
@@ -559,10 +563,16 @@ class _Run:
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
             notes=[*self.task.notes, *self._notes()],
             checkpoints=self.selection.rows() if self.selection is not None else [],
-            validators=validator_changes(self.output_dir, self.selection.validator) if self.selection else {},
+            validators=validators,
+            citations=self._citations(list(validators)),
             versions={name: version(name) for name in ("metaalign-hf", "torch", "transformers", "timm", "accelerate")},
         )
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
+
+    def _citations(self, validators: list[str]) -> list[str]:
+        known = {"batch_norm": self.batch_norm, "validators": dict.fromkeys(validators)}
+        model = {**self.bare.config.to_dict(), "architectures": [type(self.bare).__name__]}
+        return citations_of(methods_of(RunRecord(model, asdict(self.config), known)))
 
     def _notes(self) -> list[str]:
         notes = []
@@ -638,8 +648,6 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:
-    from dataclasses import asdict
-
     flat: dict[str, int | float | str | bool] = {}
     for section, values in asdict(config).items():
         for key, value in values.items():

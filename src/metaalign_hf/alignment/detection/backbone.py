@@ -15,7 +15,16 @@ from .base import AlignmentLevel, DetectionAlignmentBatch, DetectorWidths, domai
 __all__ = ["BackboneGlobal", "BackbonePixel"]
 
 
-@register_level("backbone_pixel")
+CITATION = """\
+@inproceedings{saito2019strong,
+  title     = {Strong-Weak Distribution Alignment for Adaptive Object Detection},
+  author    = {Saito, Kuniaki and Ushiku, Yoshitaka and Harada, Tatsuya and Saenko, Kate},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2019}
+}"""
+
+
+@register_level("backbone_pixel", citation=CITATION)
 class BackbonePixel(AlignmentLevel):
     """Strong local alignment: a discriminator at every position of the finest backbone map, least squares.
 
@@ -64,7 +73,7 @@ class _ChannelNorm(nn.GroupNorm):
         return super().forward(positions).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-@register_level("backbone_global")
+@register_level("backbone_global", citation=CITATION)
 class BackboneGlobal(AlignmentLevel):
     """Weak global alignment: one answer for each image from the coarsest backbone map, focal loss.
 

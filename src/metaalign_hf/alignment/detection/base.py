@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...citations import cite
 from ...errors import UserError
 from ..base import AlignmentOutput, weighted_sum
 from ..registry import normalise_specs
@@ -149,17 +150,22 @@ _LEVELS: dict[str, type[AlignmentLevel]] = {}
 T = TypeVar("T", bound=type[AlignmentLevel])
 
 
-def register_level(name: str) -> Callable[[T], T]:
+def register_level(name: str, *, citation: str | None = None) -> Callable[[T], T]:
     """Make a level known by name: a class decorator.
 
+    Args:
+        name: The name; it must be free.
+        citation: BibTeX of the publication, which model cards of runs with the level then cite.
+
     Raises:
-        ValueError: If another class or a preset has the name.
+        ValueError: If another class or a preset has the name, or the citation is not BibTeX.
     """
 
     def register(level: T) -> T:
         known = _LEVELS.get(name)
         if name in PRESETS or (known is not None and known.__qualname__ != level.__qualname__):
             raise ValueError(f"alignment level {name!r} is registered already")
+        cite(f"level/{name}", citation)
         _LEVELS[name] = level
         return level
 

@@ -44,7 +44,17 @@ def _token_loss(
     return (source + target) / 2, accuracy.detach()
 
 
-@register_level("encoder")
+CITATION = """\
+@inproceedings{wang2021exploring,
+  title     = {Exploring Sequence Feature Alignment for Domain Adaptive Detection Transformers},
+  author    = {Wang, Wen and Cao, Yang and Zhang, Jing and He, Fengxiang and Zha, Zheng-Jun and Wen, Yonggang and Tao,
+               Dacheng},
+  booktitle = {Proceedings of the 29th ACM International Conference on Multimedia},
+  year      = {2021}
+}"""
+
+
+@register_level("encoder", citation=CITATION)
 class EncoderTokens(AlignmentLevel):
     """A discriminator on every encoder token, the mean over feature levels.
 
@@ -81,7 +91,7 @@ class EncoderTokens(AlignmentLevel):
         return AlignmentOutput(mean, {"domain_loss": mean.detach(), "domain_accuracy": torch.stack(accuracies).mean()})
 
 
-@register_level("query")
+@register_level("query", citation=CITATION)
 class QueryTokens(AlignmentLevel):
     """A discriminator on every decoder query of the last layer.
 
