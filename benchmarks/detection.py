@@ -107,7 +107,7 @@ def main() -> None:
             "target_map50_before": fmean(run["target_map50_before"] for run in found),
             "target_map50_after": mean,
             "interval95": half,
-            "source_map50": fmean(run["source_map50"] for run in found),
+            "source_map50": fmean(run["source_map50_after"] for run in found),
             "against_source_only": mean_and_interval(differences(method, "source_only", seeds, steps)),
             "against_joint": mean_and_interval(differences(method, joint_of(method), seeds, steps)),
             "seconds_per_step": fmean(run["seconds_per_step"] for run in found),

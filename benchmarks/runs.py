@@ -8,12 +8,12 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from metaalign_hf import adapt, load_config
+from metaalign_hf.run_folder import with_present_names
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,13 +46,13 @@ def pinned_run(
     if path.exists():
         found = json.loads(path.read_text())
         if found["overrides"] == overrides:
-            return found
+            return with_present_names(found)
     with tempfile.TemporaryDirectory() as folder:
         places = {"training.output_dir": f"{folder}/run"}
         if pretrained is not None:
             places["model.pretrained"] = str(pretrained())
         config = load_config(config_file, {**overrides, **places})
-        summary = asdict(adapt(config))
+        summary = adapt(config).to_dict()
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         evaluations = [line for line in lines if "evaluation" in line]
     for key in ("output_dir", "notes", "evaluate_command"):

@@ -52,7 +52,7 @@ SUMMARY = {
     "source_steps": 4,
     "adaptation_steps": 6,
     "source_accuracy_before": 0.91,
-    "source_accuracy": 0.8765,
+    "source_accuracy_after": 0.8765,
     "target_accuracy_before": 0.4321,
     "target_accuracy_after": 0.51234,
     "target_balanced_accuracy_before": None,
@@ -163,6 +163,16 @@ def test_the_selected_checkpoint_has_its_own_numbers(tmp_path):
     assert row(selected, "source office-home/Art, accuracy")[2] == "90.00 %"
     assert "without target labels selected" in selected and "4 steps of adaptation" in selected
     assert {r.metric_value for r in ModelCard(selected).data.eval_results} == {0.9, 0.5}
+
+
+def test_the_summary_of_an_older_release_is_read(tmp_path):
+    """It has `source_accuracy` where it is `source_accuracy_after` now."""
+    old = {("source_accuracy" if key == "source_accuracy_after" else key): value for key, value in SUMMARY.items()}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "training_config.yaml").write_text(yaml.safe_dump(TRAINING))
+    (tmp_path / "summary.json").write_text(json.dumps(old))
+    assert read_record(tmp_path).summary == SUMMARY
+    assert row(model_card(read_record(tmp_path)), "source office-home/Art, accuracy")[2] == "87.65 %"
 
 
 def test_the_native_card_needs_no_metaalign():

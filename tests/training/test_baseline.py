@@ -51,7 +51,7 @@ def test_the_baseline_is_the_source_only_run_of_the_same_budget(compared, tmp_pa
     output, summary = compared
     alone = train(tmp_path / "alone", "--coordination.method", "source_only")
     assert summary["baseline"] == {
-        "source": alone["source_accuracy"],
+        "source": alone["source_accuracy_after"],
         "target": alone["target_accuracy_after"],
         "steps": 6,
         "output_dir": str(output / "baseline"),

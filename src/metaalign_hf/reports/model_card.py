@@ -268,7 +268,7 @@ class _Facts:
             for measure in self._measures():
                 figure = f"{domain}_{measure.name}"
                 before = self.summary.get(f"{figure}_before")
-                after = self.summary.get(f"{figure}_after", self.summary.get(figure))
+                after = self.summary.get(f"{figure}_after")
                 if after is None:
                     continue
                 count = self.summary.get(f"{domain}_test_images", "")

@@ -14,6 +14,15 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..run_folder import (
+    BASELINE_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_CONFIG_FILE,
+    SELECTED_FOLDER,
+    SUMMARY_FILE,
+    with_present_names,
+)
 from ..tasks import Measure, TaskKind, task_of_architecture
 
 __all__ = ["RunRecord", "read_record", "record_folder", "without_local_paths"]
@@ -30,8 +39,6 @@ _LOCAL = {"evaluate_command"}
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
 _PLACES |= {"backbone_name", "detector", "detector_name", "_name_or_path", "name"}
-SELECTED_FOLDER = "selected"
-"""Where in a run's folder the checkpoint lies that a validator selected, if it is not the last one."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,14 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         UserError: If `config.json` is missing or a file is damaged.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / MODEL_CONFIG_FILE).is_file():
         raise UserError(f"checkpoint {folder}: it holds no config.json, so no model was saved here")
-    config_file, folder = folder / "config.json", record_folder(folder)
+    config_file, folder = folder / MODEL_CONFIG_FILE, record_folder(folder)
     try:
         model = json.loads(config_file.read_text())
-        training = _load(folder / "training_config.yaml", yaml.safe_load)
-        summary = _load(folder / "summary.json", json.loads)
-        metrics, baseline = (_load_lines(place / "metrics.jsonl") for place in (folder, folder / "baseline"))
+        training = _load(folder / CONFIG_FILE, yaml.safe_load)
+        summary = with_present_names(_load(folder / SUMMARY_FILE, json.loads))
+        metrics, baseline = (_load_lines(place / METRICS_FILE) for place in (folder, folder / BASELINE_FOLDER))
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
     if config_file.parent != folder:
@@ -101,8 +108,8 @@ def read_record(folder: Path) -> RunRecord:
 def record_folder(folder: Path) -> Path:
     """Where the record of the checkpoint in `folder` lies: there, or for a selected checkpoint in the run's folder."""
     run = folder.resolve().parent
-    selected = folder.resolve().name == SELECTED_FOLDER and not (folder / "training_config.yaml").exists()
-    return run if selected and (run / "training_config.yaml").exists() else folder
+    selected = folder.resolve().name == SELECTED_FOLDER and not (folder / CONFIG_FILE).exists()
+    return run if selected and (run / CONFIG_FILE).exists() else folder
 
 
 def _of_selected(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,15 +118,15 @@ def _of_selected(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> dict
     if row is None:
         return {}
     kept = {k: v for k, v in summary.items() if not k.endswith("_after") and "per_class" not in k}
-    measured = [k.removeprefix("source_") for k in summary if k.startswith("source_") and f"{k}_before" in summary]
+    measured = [k.removeprefix("source_").removesuffix("_after") for k in summary if re.match("source_.*_after$", k)]
     found: dict[str, Any] = next(
         (x for x in reversed(metrics) if "evaluation" in x and x.get("step") == row["step"]), {}
     )
     for measure in measured:
-        kept |= {f"source_{measure}": found.get(f"source_{measure}")}
+        kept |= {f"source_{measure}_after": found.get(f"source_{measure}")}
         kept |= {f"target_{measure}_after": found.get(f"target_{measure}")}
     first = summary.get("metric") or measured[0]
-    kept |= {f"source_{first}": row["source"], f"target_{first}_after": row["target"]}
+    kept |= {f"source_{first}_after": row["source"], f"target_{first}_after": row["target"]}
     steps = row["step"] - summary.get("source_steps", 0)
     return kept | {"checkpoint": "selected", "adaptation_steps": steps}
 

@@ -93,7 +93,7 @@ class RunFacts:
 class Summary(RunFacts):
     """What a run achieved, on the test images. All figures are of the checkpoint that `checkpoint` names.
 
-    For each measure of the task, such as `accuracy`, there are `source_accuracy_before`, `source_accuracy`,
+    For each measure of the task, such as `accuracy`, there are `source_accuracy_before`, `source_accuracy_after`,
     `target_accuracy_before` and `target_accuracy_after`, shares of 0..1: at the end of the source phase and at the end.
     They are entries of `summary.json` and attributes here. Those of the target are None where it has no labels.
 
@@ -172,7 +172,7 @@ class Summary(RunFacts):
 def figure_names(domain: str, measure: str) -> tuple[str, str]:
     """Names of a figure before and after, on `source` or `target`."""
     name = f"{domain}_{measure}"
-    return f"{name}_before", name if domain == "source" else f"{name}_after"
+    return f"{name}_before", f"{name}_after"
 
 
 def quoted(*words: str) -> str:

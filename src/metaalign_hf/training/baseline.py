@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import Config, CoordinationConfig, HubConfig, TrainingConfig
+from ..run_folder import BASELINE_FOLDER, SUMMARY_FILE, with_present_names
 from ..tasks import TaskKind
 from ..tasks.summary import Summary
-from .run_folder import SUMMARY_FILE
 
-__all__ = ["BASELINE_FOLDER", "baseline_config", "baseline_figures", "read_summary"]
-
-BASELINE_FOLDER = "baseline"
+__all__ = ["baseline_config", "baseline_figures", "read_summary"]
 
 
 def baseline_config(config: Config) -> Config:
@@ -42,7 +40,7 @@ def read_summary(config: Config, kind: TaskKind) -> Summary | None:
     path = Path(config.training.output_dir) / SUMMARY_FILE
     if not path.is_file():
         return None
-    values = json.loads(path.read_text())
+    values = with_present_names(json.loads(path.read_text()))
     if values["adaptation_steps"] != config.training.max_steps:
         return None
     # Older releases wrote neither.

@@ -20,10 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from ..run_folder import CHECKPOINTS_FOLDER
 
 __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint", "whole_tensors"]
-
-FOLDER = "checkpoints"
 
 
 def save_checkpoint(
@@ -53,7 +52,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    folder = output_dir / FOLDER / f"step-{step:06d}"
+    folder = output_dir / CHECKPOINTS_FOLDER / f"step-{step:06d}"
     tensors, numbers = _split_optimizer_state(optimizer)
     files = {name: whole_tensors(module.state_dict()) for name, module in modules.items()}
     files["optimizer"] = whole_tensors(tensors)
@@ -114,7 +113,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    folder = output_dir / FOLDER
+    folder = output_dir / CHECKPOINTS_FOLDER
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
 
 

@@ -36,6 +36,7 @@ from ..models.origin import is_pretrained
 from ..progress import display, no_model_progress_bars, stage
 from ..reports import RunRecord
 from ..reports.citations import methods_of
+from ..run_folder import CONFIG_FILE, METRICS_FILE, SELECTED_FOLDER, SUMMARY_FILE
 from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Kept, Pair, Scores, Task
 from ..tasks.building import build_task
@@ -52,11 +53,11 @@ from .domain_batch_norm import SourceStatistics
 from .given import recorded_config, with_domains_of
 from .longer import refuse_inexact, why_not_longer
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
-from .run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, check_output_dir, truncate_metrics, write_config
+from .run_folder import check_output_dir, truncate_metrics, write_config
 from .schedules import evaluation_interval, learning_rate_factor, progress
 from .selection import Evaluation, Selection
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
-from .summary import SELECTED_FOLDER, RunFacts, Summary, print_summary, write_summary
+from .summary import RunFacts, Summary, print_summary, write_summary
 from .validator_change import validator_changes
 from .weight_average import WeightAverage
 

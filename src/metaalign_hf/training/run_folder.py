@@ -13,22 +13,16 @@ import yaml
 from ..configuration import Config, DataConfig, DomainConfig
 from ..disk import refuse_unwritable, write_whole
 from ..errors import UserError
+from ..run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from .checkpoints import latest_checkpoint
 
 __all__ = [
-    "CONFIG_FILE",
-    "METRICS_FILE",
-    "SUMMARY_FILE",
     "as_new_run",
     "check_output_dir",
     "recorded_steps",
     "truncate_metrics",
     "write_config",
 ]
-
-CONFIG_FILE = "training_config.yaml"
-METRICS_FILE = "metrics.jsonl"
-SUMMARY_FILE = "summary.json"
 
 _STEPS = "training.max_steps"
 

@@ -17,14 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..reports.record import SELECTED_FOLDER
+from ..run_folder import CANDIDATES_FOLDER, CHECKPOINTS_FOLDER, SELECTED_FOLDER
 from ..tasks.summary import CheckpointRow
-from .checkpoints import FOLDER as CHECKPOINT_FOLDER
 from .checkpoints import whole_tensors
 
 __all__ = ["Evaluation", "Selection", "choose", "still_selectable"]
-
-FOLDER = "candidates"
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ class Selection:
     """
 
     def __init__(self, output_dir: Path, validator: str, tolerance: float, writes: bool) -> None:
-        self.folder = output_dir / FOLDER
-        self.checkpoints = output_dir / CHECKPOINT_FOLDER
+        self.folder = output_dir / CANDIDATES_FOLDER
+        self.checkpoints = output_dir / CHECKPOINTS_FOLDER
         self.validator = validator
         self.tolerance = tolerance
         self.writes = writes

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..disk import write_whole
-from ..reports.record import SELECTED_FOLDER
+from ..run_folder import METRICS_FILE, SELECTED_FOLDER, SUMMARY_FILE
 from ..tasks.summary import RunFacts, Summary
-from .run_folder import SUMMARY_FILE
 from .validator_change import say_validators
 
-__all__ = ["SELECTED_FOLDER", "RunFacts", "Summary", "print_summary", "write_summary"]
+__all__ = ["RunFacts", "Summary", "print_summary", "write_summary"]
 
 
 def write_summary(summary: Summary) -> Path:
@@ -55,7 +54,7 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
     console.print(table)
     if summary.checkpoints:
         console.print(_checkpoint_table(summary))
-    written = ["model", "image processor", "metrics.jsonl", "summary.json", *files]
+    written = ["model", "image processor", METRICS_FILE, SUMMARY_FILE, *files]
     lines = [
         *_in_words(summary),
         *(f"Note: {note}" for note in summary.notes),

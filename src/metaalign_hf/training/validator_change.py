@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from ..evaluation import get_validator
-from .run_folder import METRICS_FILE
+from ..run_folder import METRICS_FILE
 
 __all__ = ["ValidatorChange", "say_validators", "validator_changes"]
 

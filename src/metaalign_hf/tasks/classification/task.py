@@ -39,14 +39,13 @@ from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.backbone import use_attention
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
+from ...run_folder import TARGET_IMAGES_FILE
 from ..base import Batch, Kept, Scores, StepClosures, Task
 from ..starting_point import check_labels, load_starting_point
 from . import IMAGE_CLASSIFICATION, serving
 
 __all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
 
-EXAMPLES_FILE = "target_images.png"
-"""Picture of target test images with their predictions before and after."""
 
 _EXAMPLES = 128
 """Target test images that are predicted for the picture: many enough to hold some that changed their class."""
@@ -363,8 +362,8 @@ class ClassificationTask(Task):
         )
         shown = self._shown()
         names = [path.name for path in shown.paths]
-        draw_target_images(shown.load, old, new, self.pair.labels, names).save(folder / EXAMPLES_FILE)
-        return [EXAMPLES_FILE]
+        draw_target_images(shown.load, old, new, self.pair.labels, names).save(folder / TARGET_IMAGES_FILE)
+        return [TARGET_IMAGES_FILE]
 
     @property
     def model_name(self) -> str:

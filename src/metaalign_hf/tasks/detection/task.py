@@ -27,15 +27,14 @@ from ...models.backbone import use_attention
 from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
 from ...reports.detections import draw_before_after
+from ...run_folder import DETECTIONS_FILE
 from ...target_losses import MeanTeacher
 from ..base import Batch, Kept, Scores, StepClosures, Task
 from ..starting_point import check_labels, fetch_starting_point, load_starting_point
 from . import OBJECT_DETECTION, serving
 
-__all__ = ["EXAMPLES_FILE", "DetectionTask", "build_detector", "mix_detection"]
+__all__ = ["DetectionTask", "build_detector", "mix_detection"]
 
-EXAMPLES_FILE = "detections.png"
-"""Picture of target test images with the boxes found before and after."""
 
 _EXAMPLES = 6
 _THRESHOLD = 0.3
@@ -231,8 +230,8 @@ class DetectionTask(Task):
         view = self.pair.target_evaluation
         truth = None if view is None or view.objects is None else view.objects[: len(images)]
         picture = draw_before_after(images, old, new, self.pair.labels, truth, _THRESHOLD)
-        picture.save(folder / EXAMPLES_FILE)
-        return [EXAMPLES_FILE]
+        picture.save(folder / DETECTIONS_FILE)
+        return [DETECTIONS_FILE]
 
     @property
     def model_name(self) -> str:

@@ -1,0 +1,144 @@
+"""Pushing a run while it goes on."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ..configuration import HubConfig
+from ..errors import UserError
+from ..progress import no_hub_progress_bars
+from ..reports import model_card, read_record
+from ..run_folder import CARD_FILE, FIGURES_FOLDER, PUSH_FOLDER, RECORD_FILES
+from .errors import HubError, retry
+from .public import curve_figures, public_files
+from .pushing import push, push_command
+from .repository import Repository
+
+__all__ = ["BackgroundPusher"]
+
+
+class BackgroundPusher:
+    """Pushes a run to the Hub: now and then while it goes on, and once at its end.
+
+    At most one push is in flight; what comes due meanwhile is left out, because a later one brings newer weights. A
+    push that fails is tried again with growing waits and then reported; it never stops the run. The final push waits.
+
+    Args:
+        config: What to push to.
+        folder: The run's folder.
+        report: Called, from any thread, with a line about every failure.
+        token: Access token; by default that of the environment or login.
+    """
+
+    def __init__(
+        self, config: HubConfig, folder: Path, report: Callable[[str], None], token: str | None = None
+    ) -> None:
+        assert config.repo_id is not None
+        if config.create_pr and config.revision is not None:
+            raise UserError("hub.revision: a pull request (hub.create_pr) goes to main; leave out the revision")
+        if config.push_every < 0 or config.attempts < 1:
+            raise UserError("hub.push_every must be 0 or more, and hub.attempts 1 or more")
+        self.config, self.folder, self.report = config, folder, report
+        self.target = Repository(
+            config.repo_id, config.private, config.revision, config.create_pr, config.overwrite, token
+        )
+        self.thread: threading.Thread | None = None
+        self.stopping = threading.Event()
+
+    def prepare(self) -> None:
+        """Before the run: check the token and make the repository.
+
+        Raises:
+            HubError: If the Hub refuses. A Hub that cannot be reached is reported only: it may be back by the end.
+        """
+        try:
+            self.target.prepare()
+        except HubError as error:
+            if not error.temporary:
+                raise
+            self.report(f"{error}; the run goes on, and pushes are tried again")
+
+    def push_state(self, step: int, save: Callable[[Path], None]) -> None:
+        """Push in the background, if no push is in flight.
+
+        Args:
+            step: Steps taken so far.
+            save: Writes model and image processor into a folder; it is called before this returns, so that training
+                may go on changing the weights.
+        """
+        if self.config.create_pr:
+            return  # one pull request, at the end
+        if self.thread is not None and self.thread.is_alive():
+            self.report(f"step {step} is not pushed: the push before it is still under way")
+            return
+        staged = self._staged()
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            save(staged)
+            for name in RECORD_FILES[1:]:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, staged / name)
+        except OSError as error:  # a full disk, for example
+            self.report(f"step {step} is not pushed: {error}")
+            return
+        self.thread = threading.Thread(target=self._push_staged, args=(staged, step), daemon=True)
+        self.thread.start()
+
+    def finish(self) -> str:
+        """Push the finished folder, and wait for it.
+
+        Returns:
+            The address of the commit or pull request.
+
+        Raises:
+            HubError: If the push fails for good. The folder is complete, and the error names the command that pushes
+                it.
+        """
+        self.stopping.set()  # a background push that waits for its next try is overtaken by this one
+        if self.thread is not None:
+            self.thread.join()
+        shutil.rmtree(self._staged(), ignore_errors=True)
+        config = self.config
+        try:
+            return push(
+                self.folder,
+                self.target.repo_id,
+                private=config.private,
+                revision=config.revision,
+                create_pr=config.create_pr,
+                commit_message=config.commit_message,
+                license=config.license,
+                token=self.target.token,
+                overwrite=config.overwrite,
+                attempts=config.attempts,
+                retry_seconds=config.retry_seconds,
+                report=self.report,
+            )
+        except Exception as error:  # whatever it was, the run is safe and the user must know how to go on
+            command = push_command(self.folder, config)
+            raise HubError(f"{error}. The run is finished and its folder complete; push it with: {command}") from error
+
+    def _staged(self) -> Path:
+        return self.folder / PUSH_FOLDER
+
+    def _push_staged(self, staged: Path, step: int) -> None:
+        config = self.config
+
+        def once() -> None:
+            self.target.prepare()
+            record = read_record(staged)
+            figures = curve_figures(record, staged, staged / FIGURES_FOLDER)
+            names = [f"{FIGURES_FOLDER}/{path.name}" for path in figures]
+            card = model_card(record, repo_id=self.target.repo_id, figures=names, license=config.license)
+            files = public_files(staged, staged) | dict(zip(names, figures, strict=True)) | {CARD_FILE: card.encode()}
+            self.target.commit(files, f"Push the state after step {step}")
+
+        try:
+            with no_hub_progress_bars():
+                retry(once, config.attempts, config.retry_seconds, self.report, self.stopping)
+        except Exception as error:  # a thread has nobody else to tell
+            self.report(f"step {step} was not pushed: {error}")

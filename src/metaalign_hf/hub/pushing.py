@@ -1,0 +1,124 @@
+"""Pushing a checkpoint: one push is one commit, so that a reader never sees half of it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..configuration import HubConfig
+from ..configuration.hub import license_notes
+from ..errors import UserError
+from ..progress import no_model_progress_bars
+from ..reports import model_card, read_record, record_folder
+from ..run_folder import CARD_FILE, FIGURES_FOLDER
+from .errors import retry
+from .fetch import fetch, load_checkpoint
+from .public import curve_figures, may_write_card, public_files
+from .repository import Repository
+
+__all__ = ["push", "push_command"]
+
+logger = logging.getLogger(__name__)
+
+
+def push(
+    checkpoint: str | Path,
+    repo_id: str,
+    *,
+    native: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    license: str | None = None,
+    token: str | None = None,
+    overwrite: bool = False,
+    attempts: int = 5,
+    retry_seconds: float = 2.0,
+    report: Callable[[str], None] = logger.warning,
+) -> str:
+    """Push a checkpoint to the Hub, and wait until it is there.
+
+    Args:
+        checkpoint: A run's folder, a saved model, or the Hub id of a checkpoint.
+        repo_id: `organisation/name`, or `name` for your own namespace. Made when missing.
+        native: Push the plain transformers model, which needs no metaalign-hf, instead of the full checkpoint.
+        private: Whether a new repository is private; None takes the Hub's default.
+        revision: Branch, made when missing; None is main.
+        create_pr: Open a pull request instead of committing; the repository must exist.
+        commit_message: Message of the commit.
+        license: Licence for the card.
+        token: Access token; by default that of `HF_TOKEN` or `hf auth login`.
+        overwrite: Replace the files of a repository whose model is not of metaalign-hf.
+        attempts: How often to try when the Hub does not answer or fails.
+        retry_seconds: Wait before the second try; it doubles from try to try.
+        report: Called with a line for every failed try, and where the Hub may not know the licence.
+
+    Returns:
+        The address of the commit or pull request.
+
+    Raises:
+        HubError: If the Hub refuses, or fails every time.
+        UserError: If the checkpoint cannot be read or has no native form.
+    """
+    if create_pr and revision is not None:
+        raise UserError("push: a pull request goes to main; leave out the revision")
+    for note in license_notes(license):
+        report(note)
+    folder = fetch(str(checkpoint), token)
+    message = commit_message or ("Push the plain transformers model" if native else "Push the adapted checkpoint")
+    with tempfile.TemporaryDirectory() as scratch:
+        architecture = _write_native(str(folder), Path(scratch)) if native else None
+        record = read_record(folder)
+        place = Path(scratch) if native else folder
+
+        def once() -> str:
+            target = Repository(repo_id, private, revision, create_pr, overwrite, token)
+            target.prepare()
+            figures = curve_figures(record, record_folder(folder), Path(scratch) / FIGURES_FOLDER)
+            names = [f"{FIGURES_FOLDER}/{path.name}" for path in figures]
+            card = model_card(
+                record,
+                repo_id=target.repo_id,
+                native=native,
+                architecture=architecture,
+                figures=names,
+                license=license,
+            )
+            if not native and not may_write_card(folder):
+                card = (folder / CARD_FILE).read_text()
+            files = (
+                public_files(place, record_folder(folder))
+                | dict(zip(names, figures, strict=True))
+                | {CARD_FILE: card.encode()}
+            )
+            return target.commit(files, message)
+
+        return retry(once, attempts, retry_seconds, report)
+
+
+def push_command(folder: Path, config: HubConfig) -> str:
+    """The command that pushes a finished run's folder as `config` says."""
+    words = ["metaalign", "push", str(folder), str(config.repo_id)]
+    words += ["--private"] if config.private else []
+    words += ["--create-pr"] if config.create_pr else []
+    words += ["--overwrite"] if config.overwrite else []
+    for name in ("revision", "commit_message", "license"):
+        if (value := getattr(config, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", value]
+    return shlex.join(words)
+
+
+def _write_native(checkpoint: str, folder: Path) -> str:
+    """Save the plain model and its image processor; returns the class name."""
+    model, processor = load_checkpoint(checkpoint)
+    if not hasattr(model, "export_native"):
+        raise UserError(f"push: checkpoint {checkpoint} is a native {type(model).__name__} already; leave out --native")
+    native = model.export_native(processor)
+    with no_model_progress_bars():
+        native.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return type(native).__name__

@@ -1,0 +1,87 @@
+"""The files of a run, by name: every module that reads or writes one takes its name from here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+__all__ = [
+    "BASELINE_FOLDER",
+    "CANDIDATES_FOLDER",
+    "CARD_FILE",
+    "CHECKPOINTS_FOLDER",
+    "CONFIG_FILE",
+    "DETECTIONS_FILE",
+    "FIGURES_FOLDER",
+    "METRICS_FILE",
+    "MODEL_CONFIG_FILE",
+    "PROCESSOR_FILES",
+    "PUSH_FOLDER",
+    "RECORD_FILES",
+    "SELECTED_FOLDER",
+    "SUMMARY_FILE",
+    "TARGET_IMAGES_FILE",
+    "WEIGHT_FILES",
+    "with_present_names",
+]
+
+MODEL_CONFIG_FILE = "config.json"
+"""What the model is, as transformers writes it."""
+
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+"""Names of the files with the weights."""
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Names that the image processor may have."""
+
+CONFIG_FILE = "training_config.yaml"
+"""The configuration of the run."""
+
+METRICS_FILE = "metrics.jsonl"
+"""A line for every logged step and evaluation."""
+
+SUMMARY_FILE = "summary.json"
+"""What a finished run achieved."""
+
+RECORD_FILES = (MODEL_CONFIG_FILE, CONFIG_FILE, SUMMARY_FILE, METRICS_FILE)
+"""What a model card is written from."""
+
+CARD_FILE = "README.md"
+"""The model card."""
+
+FIGURES_FOLDER = "figures"
+"""Figures of the model card."""
+
+TARGET_IMAGES_FILE = "target_images.png"
+"""Picture of target test images with their predictions before and after."""
+
+DETECTIONS_FILE = "detections.png"
+"""Picture of target test images with the boxes found before and after."""
+
+SELECTED_FOLDER = "selected"
+"""The checkpoint that a validator selected, if it is not the last one."""
+
+BASELINE_FOLDER = "baseline"
+"""The run on the source alone that a run is compared with."""
+
+CANDIDATES_FOLDER = "candidates"
+"""Weights that may still be selected, while the run goes on."""
+
+CHECKPOINTS_FOLDER = "checkpoints"
+"""What a run resumes from."""
+
+PUSH_FOLDER = ".push"
+"""The state that is being pushed in the background."""
+
+
+def with_present_names(summary: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a `summary.json` under the names of today.
+
+    Older releases wrote `source_accuracy` where it is now `source_accuracy_after`, and so for all measures.
+    """
+
+    def name(key: str) -> str:
+        old = key.startswith("source_") and f"{key}_before" in summary and f"{key}_after" not in summary
+        return f"{key}_after" if old else key
+
+    return {name(key): value for key, value in summary.items()}
