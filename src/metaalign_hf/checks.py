@@ -1,4 +1,4 @@
-"""What the entries of a configuration take, and the one line that says so."""
+"""Allowed values of configuration entries, and the error for a wrong one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check_entries(section: Any, prefix: str, limits: Mapping[str, Limits]) -> No
 
 
 def check_pretrained(value: bool | str, key: str) -> None:
-    """Refuse a text that can be no place of weights.
+    """Refuse a text that cannot name weights.
 
     Args:
         value: True, False, a local folder or `.safetensors` file, or a Hub id.

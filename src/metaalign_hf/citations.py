@@ -1,4 +1,4 @@
-"""Where the methods come from, as BibTeX. Whoever adds a method gives its citation where the method is registered.
+"""Citations of the methods, as BibTeX. A citation is given where its method is registered.
 
 A citation is known by a kind and a name: `alignment/dann`, `level/query`, `validator/bnm`, `coordination/metaalign`,
 `batch_norm/per_domain`, `target_loss/mean_teacher`. It imports without torch.
@@ -15,7 +15,7 @@ _CITED: dict[str, str] = {}
 
 
 def cite(what: str, bibtex: str | None) -> None:
-    """Say where a method comes from.
+    """Register the citation of a method.
 
     Args:
         what: Kind and name of the method, such as `alignment/dann`.

@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full, read-only or gone."""
+"""Writing to a disk that may be full, read-only or missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["disk_reason", "refuse_unwritable", "told_disk_errors", "write_whole"
 
 @contextmanager
 def told_disk_errors(where: Path, advice: Callable[[], str]) -> Iterator[None]:
-    """Tell an error of the disk in one line.
+    """Report a disk error in one line.
 
     Args:
         where: What was being written; named where the error itself names no file.
@@ -84,7 +84,7 @@ def disk_reason(error: Exception) -> str | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell a full or read-only disk in one line.
+    """Report a full or read-only disk in one line.
 
     Raises:
         UserError: In place of an `OSError`, or what safetensors makes of one.

@@ -17,7 +17,7 @@ def printable(path: str | Path) -> str:
 
 
 def require_readable(paths: Sequence[Path]) -> None:
-    """Refuse what is no image file and no folder: reading from a pipe might never end.
+    """Refuse a path that is neither a file nor a folder: reading from a pipe might never end.
 
     Raises:
         UserError: If a path does not exist, or is a pipe or a device.

@@ -60,7 +60,7 @@ class Stage:
         self._first = self.done
 
     def advance(self, count: int = 1, images: int | None = None) -> None:
-        """Some units are done, which went through so many images; by default the units are images."""
+        """Add to the units done, and to the images that they hold; by default the units are images."""
         self.done += count
         self.images += count if images is None else images
 

@@ -214,7 +214,7 @@ def test_hostile_or_broken_xml_is_refused(tmp_path):
     bomb = '<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>'
     for text in (bomb, "<annotation>", "not xml"):
         (root / "Annotations" / "a.xml").write_text(text)
-        with pytest.raises(UserError, match=r"a\.xml is no valid VOC xml"):
+        with pytest.raises(UserError, match=r"a\.xml is not valid VOC xml"):
             read_detection_domain(DomainConfig.parse(f"voc:{root}"))
 
 

@@ -46,7 +46,7 @@ def test_no_network_is_told_at_once(tmp_path, offline):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     for (_, place), (code, errors, seconds) in zip(CASES, json.loads(done.stdout.rpartition("ANSWER")[2]), strict=True):
         assert code == 2 and errors.count("\n") == 1, errors
-        assert f"{place} is not in the local cache" in errors and "no timm name" not in errors
+        assert f"{place} is not in the local cache" in errors and "is not a timm name" not in errors
         assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached") in errors
         assert "pretrained: false" in errors and "local folder" in errors and "HF_HUB_OFFLINE=1" in errors
         assert seconds < 5

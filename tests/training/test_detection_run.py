@@ -372,7 +372,7 @@ def test_a_checkpoint_that_is_no_metaalign_detector_is_refused(finished, tmp_pat
             "pseudo_label_threshold is high: it must be a finite number or a mapping",
         ),
         ([*TEACHER, "--coordination.method", "source_only"], "source_only reads no target"),
-        ([*TEACHER, "--training.pseudo_label_threshold", "{zero: 0.3, one: 0.3, tow: 0.3}"], "tow is no class"),
+        ([*TEACHER, "--training.pseudo_label_threshold", "{zero: 0.3, one: 0.3, tow: 0.3}"], "tow is not a class"),
         ([*TEACHER, "--training.pseudo_label_threshold.two", "0.3"], "one, zero has none"),
         (["--data.detector_size", "[64, 32]"], "detector_size"),
         (["--model.checkpoint", "/no/such/folder"], "model.checkpoint"),

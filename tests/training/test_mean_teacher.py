@@ -62,7 +62,7 @@ def test_boxes_count_from_the_threshold_of_their_class_on(threshold, expected):
 
 @pytest.mark.parametrize(
     ("threshold", "words"),
-    [({"cat": 0.5, "dgo": 0.5}, "dgo is no class.*cat, dog"), ({"cat": 0.5}, "dog has none.*cat, dog")],
+    [({"cat": 0.5, "dgo": 0.5}, "dgo is not a class.*cat, dog"), ({"cat": 0.5}, "dog has none.*cat, dog")],
 )
 def test_thresholds_are_those_of_the_classes(threshold, words):
     with pytest.raises(UserError, match=words):

@@ -98,7 +98,7 @@ def check_kernels(objective: str, estimator: str, multipliers: Sequence[float], 
     """Refuse options that name no kernel.
 
     Raises:
-        UserError: If the estimator is unknown, or a multiplier or bandwidth is no positive finite number.
+        UserError: If the estimator is unknown, or a multiplier or bandwidth is not a positive finite number.
     """
     if estimator not in get_args(Estimator):
         raise UserError(f"alignment {objective}: estimator is {estimator!r}; it must be quadratic or linear")

@@ -33,8 +33,8 @@ class MCC(AlignmentObjective):
         C   = p^T diag(w) p, each row divided by its sum        (K, K)
         L   = sum_{j != k} C_jk / K
 
-    It is no distance between the domains: it sharpens the target's predictions, alone or beside an adversarial
-    objective (`[{name: cdan}, {name: mcc}]`).
+    It does not measure a distance between the domains. It sharpens the target's predictions, alone or beside an
+    adversarial objective (`[{name: cdan}, {name: mcc}]`).
 
     Source: Jin et al., "Minimum Class Confusion for Versatile Domain Adaptation", ECCV 2020, section 3; weights held
     constant as in the authors' code.

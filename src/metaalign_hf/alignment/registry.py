@@ -88,8 +88,8 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
         One dict per objective with `name`, `weight` and the options that were given.
 
     Raises:
-        UserError: If a name or option is unknown, a weight is no finite number of 0 or more, `sources` no number of 1
-            or more, or one name occurs twice.
+        UserError: If a name or option is unknown, a weight is negative or not finite, `sources` is below 1, or a name
+            occurs twice.
     """
     return normalise_specs(spec, alignment_names, alignment_options)
 

@@ -57,7 +57,7 @@ def at_least_one(text: str) -> int:
 
 
 def default_batch_sizes() -> str:
-    """How many images a batch has where nobody says."""
+    """The batch size where none is given."""
     first, *others = known_tasks()
     return ", ".join([str(first.batch_size), *(f"or {kind.batch_size} for {kind.noun}s" for kind in others)])
 

@@ -37,10 +37,10 @@ class HubConfig:
             the end.
         commit_message: Message of the final commit.
         license: Licence for the model card, such as apache-2.0; null states none.
-        push_every: Push in the background at every so many evaluations; 0 pushes only at the end.
-        attempts: How often a push is tried when the Hub does not answer or fails.
-        retry_seconds: Wait before the second try; it doubles from try to try.
-        overwrite: Replace what another kind of model has in the repository.
+        push_every: Push in the background once in this number of evaluations; 0 pushes only at the end.
+        attempts: How many times a push is tried when the Hub fails or does not answer.
+        retry_seconds: Seconds to wait before the second try; doubled for each further try.
+        overwrite: Replace the files of a repository that holds a model of another kind.
     """
 
     repo_id: str | None = None

@@ -240,7 +240,7 @@ class TrainingConfig:
             without target labels; auto: bnm, and agreement for detectors; null selects none. The last model is saved in
             output_dir, a selected earlier one in output_dir/selected.
         select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
-        selection_images: At most so many held-out source images and target training images serve the validators.
+        selection_images: Largest number of held-out source images, and of target training images, for the validators.
         baseline: Also train the same number of steps on the source alone, from the same seed, in output_dir/baseline,
             and state the gain against it.
         log_every: Steps between lines of metrics.jsonl.

@@ -188,7 +188,7 @@ class StepGuard:
     is not, lets it grow back by a hundredth. It costs nothing, and needs roles that alternate.
 
     Args:
-        tolerance: Excess that is borne, as a share of the loss.
+        tolerance: Largest excess that is accepted, as a share of the loss.
         memory: Weight of the past in the running means.
     """
 

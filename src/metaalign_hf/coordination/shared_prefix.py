@@ -160,7 +160,7 @@ def _siblings_on_the_way(module: nn.Module, entry: nn.Module) -> list[nn.Module]
     """The children of all ancestors of `entry` that do not lead to it themselves."""
     path = next((name for name, part in module.named_modules() if part is entry), None)
     if path is None:
-        raise ValueError("entry is no submodule of the model")
+        raise ValueError("entry is not a submodule of the model")
     siblings, ancestor = [], module
     for name in path.split("."):
         siblings += [child for key, child in ancestor.named_children() if key != name]

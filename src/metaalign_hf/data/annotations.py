@@ -39,7 +39,7 @@ class RawDetectionDomain:
 
 
 class ClassNames:
-    """Class names, found on the way or given by `classes`."""
+    """Class names, collected while reading or given by `classes`."""
 
     def __init__(self, config: DomainConfig, known: Sequence[str] = ()) -> None:
         self.given = config.classes
@@ -101,7 +101,7 @@ def header_size(path: Path, where: str) -> tuple[int, int]:
     """Height and width of an image file, upright, without decoding it.
 
     Raises:
-        UserError: If it is no image.
+        UserError: If it is not an image.
     """
     try:
         with Image.open(path) as image:

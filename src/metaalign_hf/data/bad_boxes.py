@@ -1,8 +1,8 @@
-"""What happens to annotations that cannot be meant as they stand.
+"""How invalid annotations are handled.
 
 One rule for every format. A box that reaches over the image's edge is clipped. These are dropped, and counted in the
 run's notes, with `bad_boxes: drop`, or end the run with `bad_boxes: error`: a box without area or wholly outside the
-image, a coordinate that is no finite number, an unknown category, an annotation of an unknown image, a second
+image, a coordinate that is not finite, an unknown category, an annotation of an unknown image, a second
 annotation with the same id. Two images with one id are always an error, since nothing says whose the objects are.
 An image without objects is a valid image.
 """
@@ -20,7 +20,7 @@ __all__ = ["BoxCheck"]
 
 @dataclass
 class BoxCheck:
-    """Counts what it lets pass.
+    """Counts the annotations that it clips or drops.
 
     Attributes:
         name: The domain, for errors and notes.
@@ -56,7 +56,7 @@ class BoxCheck:
             UserError: If the box is bad and the policy is `error`.
         """
         if not all(math.isfinite(value) for value in box):
-            self.drop("box with a coordinate that is no finite number", where)
+            self.drop("box with a coordinate that is not finite", where)
             return None
         left, top, right, bottom = box
         if right <= left or bottom <= top:
@@ -67,7 +67,7 @@ class BoxCheck:
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
             self.drop("box outside the image", where)
             return None
-        # Annotation tools round: a pixel over the edge is no event.
+        # Annotation tools round: one pixel beyond the edge is clipped without a note.
         if max(abs(a - b) for a, b in zip(clipped, box, strict=True)) > 1.0:
             self.counts["box over the image's edge, clipped"] += 1
         return clipped

@@ -1,10 +1,10 @@
 """From images with objects to batches for a detector.
 
 One rule: augmentation works on whole images with their boxes; then the detector's own image processor makes pixel
-values, exactly as it does in `pipeline`; the boxes are computed here. The processors of Detr and its kin would write
-boxes relative to the *padded* canvas, so that the same box has other numbers in another batch, whereas these detectors,
-which read the mask, were trained to give boxes relative to the image. A detector that reads no mask can only mean the
-whole canvas. `frames` says for each image what 0..1 spans, in pixels of the original image, for the way back.
+values, exactly as it does in `pipeline`; the boxes are computed here. The processors of DETR and related models would
+write boxes relative to the *padded* canvas, so that the same box has other numbers in another batch, whereas these
+detectors, which read the mask, were trained to give boxes relative to the image. A detector that reads no mask can only
+mean the whole canvas. `frames` says for each image what 0..1 spans, in pixels of the original image, for the way back.
 """
 
 from __future__ import annotations

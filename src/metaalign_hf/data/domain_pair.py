@@ -36,7 +36,7 @@ class Domain:
         labels: Class names in the order of the label indices; None without labels.
         train: Training images.
         test: Test images.
-        notes: What of the data is not used, or not as it looks.
+        notes: Data that is not used, or used differently from what one might expect.
     """
 
     name: str

@@ -183,7 +183,9 @@ def read_image(path: Path, place: str = "") -> Tensor:
     except FileNotFoundError as error:
         raise UserError(f"{where}image {printable(path)} does not exist") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{where}image {printable(path)} cannot be read: it is no image, or damaged") from error
+        raise UserError(
+            f"{where}image {printable(path)} cannot be read: it is not an image, or it is damaged"
+        ) from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where}image {printable(path)} cannot be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""Names of domains in tables, chosen such that they tell the domains of one run apart."""
+"""Display names that are different for each domain of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _apart(domains: Sequence[DomainConfig], taken: set[str]) -> list[str] | None
     folders = [[parts[-depth] for parts in paths] for depth in range(2, deepest + 1)]
     ends = [["/".join(parts[-depth:]) for parts in paths] for depth in range(2, deepest + 1)]
     settings = [[f"{domain.describe()} ({getattr(domain, key)})" for domain in domains] for key in _SETTINGS]
-    # `org/name` of a data set is one name, and its last part alone is no folder of images.
+    # `org/name` of a data set is one name; its last part alone does not name a folder.
     choices = (
         [*ends, *settings] if any(domain.kind == "dataset" for domain in domains) else [*folders, *ends, *settings]
     )

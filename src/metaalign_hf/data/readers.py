@@ -27,7 +27,7 @@ class RawDomain:
         train: Training images, with labels where there are labels.
         test: Test images of their own; None where they are to be held out of `train`.
         held_out: Indices of `train` to train and to test on, where the domain brings its own fixed split.
-        notes: What of the data is not used, or not as it looks.
+        notes: Data that is not used, or used differently from what one might expect.
     """
 
     name: str
@@ -106,7 +106,7 @@ def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]
     for class_folder in folders:
         refuse_undecodable(class_folder, name)
         if class_folder.name not in classes:
-            raise UserError(f"domain {name}: the test folder {class_folder} is no class of the training folder")
+            raise UserError(f"domain {name}: the test folder {class_folder} is not a class of the training folder")
         found = existing_images(class_folder, name)
         if not found:
             raise UserError(f"domain {name}: the class folder {class_folder} holds no images; fill or remove it")
@@ -138,12 +138,12 @@ def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Name of a file that may be no UTF-8, for notes, which are written into files."""
+    """Name of a file for the notes; bytes that are not UTF-8 are escaped."""
     return path.name.encode(errors="backslashreplace").decode()
 
 
 def refuse_broken_links(paths: list[Path], name: str) -> None:
-    """Refuse links that lead nowhere: a disk may be missing, and with it much of the data.
+    """Refuse broken links: a disk may be missing, and with it much of the data.
 
     Raises:
         UserError: If there is one.

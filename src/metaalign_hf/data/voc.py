@@ -82,7 +82,7 @@ def _voc_objects(
     except OSError as error:
         raise UserError(f"annotation {path} cannot be read ({error.strerror})") from error
     except (ParseError, DefusedXmlException, ValueError) as error:
-        raise UserError(f"annotation {path} is no valid VOC xml ({error})") from error
+        raise UserError(f"annotation {path} is not valid VOC xml ({error})") from error
     height, width = root.findtext("size/height"), root.findtext("size/width")
     size = (
         (int(height), int(width))

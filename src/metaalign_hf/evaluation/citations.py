@@ -1,4 +1,4 @@
-"""Where the validators come from, as BibTeX."""
+"""Citations of the validators, as BibTeX."""
 
 __all__ = ["AGREEMENT", "A_DISTANCE", "BNM", "DEV", "ENTROPY", "MUTUAL_INFORMATION", "SND", "UNBIASED_MEAN_TEACHER"]
 

@@ -1,6 +1,6 @@
 """Validators of detectors: which of several detectors is best on the target, told without a target label.
 
-They bear the names and the directions of their kin for classifiers in `validators`, so that `training.select_by` means
+They have the names and directions of the corresponding validators for classifiers, so that `training.select_by` means
 the same for both.
 """
 

@@ -21,9 +21,9 @@ __all__ = ["BackgroundPusher"]
 
 
 class BackgroundPusher:
-    """Pushes a run to the Hub: now and then while it goes on, and once at its end.
+    """Pushes a run to the Hub: regularly during training, and once at the end.
 
-    At most one push is in flight; what comes due meanwhile is left out, because a later one brings newer weights. A
+    At most one push is in flight; a push that is due meanwhile is skipped, because a later one has newer weights. A
     push that fails is tried again with growing waits and then reported; it never stops the run. The final push waits.
 
     Args:
@@ -118,7 +118,7 @@ class BackgroundPusher:
                 retry_seconds=config.retry_seconds,
                 report=self.report,
             )
-        except Exception as error:  # whatever it was, the run is safe and the user must know how to go on
+        except Exception as error:  # the run is complete; the user must learn how to push it
             command = push_command(self.folder, config)
             raise HubError(f"{error}. The run is finished and its folder complete; push it with: {command}") from error
 
@@ -140,5 +140,5 @@ class BackgroundPusher:
         try:
             with no_hub_progress_bars():
                 retry(once, config.attempts, config.retry_seconds, self.report, self.stopping)
-        except Exception as error:  # a thread has nobody else to tell
+        except Exception as error:  # an exception in a thread would be lost
             self.report(f"step {step} was not pushed: {error}")

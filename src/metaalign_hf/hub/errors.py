@@ -44,7 +44,7 @@ def retry(
     report: Callable[[str], None],
     stopping: threading.Event | None = None,
 ) -> T:
-    """Run an action again after temporary failures, waiting longer from try to try."""
+    """Retry an action after temporary failures, with increasing waits."""
     pause = stopping or threading.Event()
     for attempt in range(1, attempts + 1):
         try:
@@ -74,7 +74,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception) -> tuple[str, bool] | None:
-    """What went wrong, and whether trying again may help; None for what is no failure of the Hub."""
+    """What went wrong, and whether trying again may help; None for an error that does not come from the Hub."""
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None
     login = "log in with `hf auth login`, or set HF_TOKEN"
@@ -83,7 +83,7 @@ def _explanation(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no access token; {login}", False
     if isinstance(error, HFValidationError):
-        return f"this is no repository id ({str(error).splitlines()[0]})", False
+        return f"this is not a repository id ({str(error).splitlines()[0]})", False
     if isinstance(error, GatedRepoError):
         return "access to it must be asked for on its page on the Hub first", False
     if isinstance(error, RevisionNotFoundError):

@@ -49,7 +49,7 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
         with explained(f"{what} {checkpoint}"):
             folder = Path(snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns))
     if not (folder / MODEL_CONFIG_FILE).is_file():
-        raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is no model of transformers")
+        raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is not a transformers model")
     if not any(WEIGHT_FILES.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(
             f"{what} {checkpoint}: it holds no safetensors weights; pickled ones (.bin, .pt) are never loaded"
@@ -68,7 +68,7 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
         The model in evaluation mode, and the image processor.
 
     Raises:
-        UserError: If it cannot be found or loaded, lacks a tensor, or is no vision model.
+        UserError: If it cannot be found or loaded, lacks a tensor, or is not a vision model.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""What of a run may leave the machine: an allow-list, texts without local paths, no token."""
+"""What may be published of a run: an allow-list of files, without local paths and tokens."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_card(folder: Path, repo_id: str | None = None, license: str | None = N
 
 
 def curve_figures(record: RunRecord, folder: Path, scratch: Path) -> list[Path]:
-    """The figures of curves that lie in the folder, or else freshly drawn ones; no other picture, as of images."""
+    """The training curves in the folder, or newly drawn ones. Pictures of images are never published."""
     there = [path for name in FIGURE_FILES if (path := folder / FIGURES_FOLDER / name).is_file()]
     return there or write_figures(record, scratch)
 

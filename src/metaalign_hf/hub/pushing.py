@@ -54,7 +54,7 @@ def push(
         token: Access token; by default that of `HF_TOKEN` or `hf auth login`.
         overwrite: Replace the files of a repository whose model is not of metaalign-hf.
         attempts: How often to try when the Hub does not answer or fails.
-        retry_seconds: Wait before the second try; it doubles from try to try.
+        retry_seconds: Seconds to wait before the second try; doubled for each further try.
         report: Called with a line for every failed try, and where the Hub may not know the licence.
 
     Returns:

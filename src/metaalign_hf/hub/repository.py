@@ -1,4 +1,4 @@
-"""A repository on the Hub that is committed to."""
+"""A Hub repository to commit to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Repository:
         token: str | None,
     ) -> None:
         if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
-            raise UserError(f"push: {repo_id!r} is no repository; write organisation/name")
+            raise UserError(f"push: {repo_id!r} is not a repository id; write organisation/name")
         self.repo_id, self.private, self.revision = repo_id, private, revision
         self.create_pr, self.overwrite, self.token = create_pr, overwrite, token
         self.ready = False

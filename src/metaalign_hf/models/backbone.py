@@ -44,7 +44,7 @@ __all__ = [
     "use_attention",
 ]
 
-# Image classifiers of transformers whose forward is another than from images to logits.
+# Image classifiers of transformers whose forward does not map images to logits.
 _UNSUITED = {
     "pp_lcnet": "it returns no logits",
     "siglip2": "it takes cut patches and their positions, not images (siglip takes images)",
@@ -54,7 +54,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """What a backbone name means.
+    """What a backbone name stands for.
 
     Attributes:
         config: Configuration to build the backbone from.
@@ -91,7 +91,7 @@ class _PassThrough(nn.Module):
 def resolve_backbone(
     name: str | dict[str, Any] | PreTrainedConfig, pretrained: bool | str = True, **options: Any
 ) -> BackboneSource:
-    """Find out what a backbone name means, without building it.
+    """Resolve a backbone name without building the backbone.
 
     Args:
         name: A timm name (`resnet50`, `timm/resnet50.a1_in1k`), a Hub id or a local folder of a transformers model, a
@@ -106,7 +106,7 @@ def resolve_backbone(
         The configuration, the place of the weights, and normalisation and size of the images that go with them.
 
     Raises:
-        UserError: If the name means nothing, or its kind of model is no image classifier.
+        UserError: If the name means nothing, or its kind of model is not an image classifier.
     """
     if isinstance(name, dict):
         given = dict(name)
@@ -136,7 +136,7 @@ def resolve_backbone(
 
     place = f"timm/{_with_default_tag(architecture)}" if is_timm else name
     if "/" not in place and not Path(place).is_dir():
-        # Vision models on the Hub live in a namespace: a bare name is a slip, which need not wait for the network.
+        # Vision models on the Hub have a namespace, so a bare name is a typo; report it without asking the network.
         raise UserError(_unknown(name))
     require_in_reach(place, "backbone")
     try:
@@ -176,7 +176,7 @@ def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:
         return TimmWrapperModel(config), feature_dim
     config.num_labels = 1
     if config.architectures is None:
-        config.architectures = []  # where a type has several classifiers, transformers looks for its own in here
+        config.architectures = []  # transformers reads this list where a type has several classifiers
     try:
         model = AutoModelForImageClassification.from_config(config)
     except ImportError as error:
@@ -368,7 +368,7 @@ def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrain
             hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
             raise UserError(f"backbone: a {config.model_type} has no option {key!r}; {hint}")
     try:
-        # What follows from the depth (and serves only backbones of detectors) must be derived anew.
+        # Entries that are derived from the depth must be derived again.
         derived = ("stage_names", "out_features", "out_indices")
         kept = {key: value for key, value in config.to_diff_dict().items() if key not in derived}
         return type(config).from_dict({**kept, **options})
@@ -408,7 +408,7 @@ def _from_file(source: BackboneSource, path: Path) -> PreTrainedModel:
 def _unknown(name: str) -> str:
     near = get_close_matches(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"backbone: {name!r} is no timm name, no local folder and no Hub model that can be loaded{hint}"
+    return f"backbone: {name!r} is not a timm name, a local folder, or a model on the Hub that can be loaded{hint}"
 
 
 def _first_line(error: Exception) -> str:

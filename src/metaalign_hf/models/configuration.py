@@ -38,7 +38,7 @@ class MetaAlignConfig(PreTrainedConfig):
         feature_dim: Width D of the pooled backbone feature. Found from the backbone when None.
         bottleneck_dim: Width of a bottleneck before the classifier; None has none.
         bottleneck_kind: `linear` or `batch_norm` (and a batch normalisation). None, as older checkpoints have it, adds
-            a ReLU as well; such a model has no native form, and is trained no more.
+            a ReLU as well; such a model has no native form and cannot be trained further.
         alignment: Alignment objectives as `normalise_alignment` writes them: one dict each, with name, weight and
             options.
         image_mean: Mean per channel of the images that the backbone was trained on, in 0..1.

@@ -140,14 +140,15 @@ class MetaAlignForImageClassification(PreTrainedModel):
         source = resolve_backbone(name, pretrained, **backbone_options)
         backbone_name = source.name
         if Path(backbone_name).is_dir():
-            # A folder means nothing elsewhere, and configurations are published.
+            # A local path has no meaning on another machine, and configurations are published.
             backbone_name = source.config._name_or_path = Path(backbone_name).resolve().name
         config = MetaAlignConfig(
             backbone_config=source.config,
             backbone_name=backbone_name,
             bottleneck_dim=bottleneck_dim,
             bottleneck_kind=None if bottleneck_dim is None else bottleneck_kind,
-            alignment=normalise_alignment(alignment),  # before the strict types of the configuration, which tell less
+            # Normalised here: these errors say more than those of the strict configuration.
+            alignment=normalise_alignment(alignment),
             image_mean=list(source.image_mean),
             image_std=list(source.image_std),
             image_size=source.image_size,

@@ -1,4 +1,4 @@
-"""What every loaded checkpoint must be: complete, and in aligned memory."""
+"""Checks on loaded checkpoints: complete, and in aligned memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def align_memory(model: nn.Module) -> None:
 
 
 def require_in_reach(place: str, key: str) -> None:
-    """Refuse a Hub id whose files are neither in the cache nor to be had, before transformers tries it for long.
+    """Refuse a Hub id that is not cached and cannot be downloaded, before transformers retries for a long time.
 
     Args:
         place: A local folder or file, which is left alone, or a Hub id.
@@ -63,7 +63,7 @@ def require_in_reach(place: str, key: str) -> None:
         reason = "HF_HUB_OFFLINE is set, so the Hub is not asked"
     except Exception as error:
         if not _is_lost_connection(error):
-            return  # what the Hub answers, transformers explains
+            return  # transformers explains what the Hub answered
         reason = f"the Hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
     raise UserError(
         f"{key}: {place} is not in the local cache, and {reason}; take random weights (pretrained: false), name a "
@@ -72,6 +72,6 @@ def require_in_reach(place: str, key: str) -> None:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """Whether a client of the network could not connect, or waited in vain."""
+    """Whether the network client could not connect or timed out."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names

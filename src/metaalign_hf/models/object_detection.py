@@ -125,7 +125,8 @@ class MetaAlignForObjectDetection(PreTrainedModel):
             detector_config=detector_config,
             detector_name=detector_name,
             origin=weights_origin(_public(detector_name), place, revision),
-            alignment=normalise_levels(alignment),  # before the strict types of the configuration, which tell less
+            # Normalised here: these errors say more than those of the strict configuration.
+            alignment=normalise_levels(alignment),
             id2label=dict(id2label),
             label2id=dict(label2id),
         )
@@ -321,7 +322,7 @@ def _resolve(
         if "/" not in name:
             near = get_close_matches(name, detector_types(), n=2, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}?" if near else f"model types: {', '.join(detector_types())}"
-            raise UserError(f"detector: {name!r} is no model type, no local folder and no Hub id; {hint}")
+            raise UserError(f"detector: {name!r} is not a model type, a local folder or a Hub id; {hint}")
     require_in_reach(name, "detector")
     try:
         config = AutoConfig.from_pretrained(name)

@@ -125,7 +125,7 @@ def _difference(model: _Outputs, images: Tensor, path: Path) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what the exporter stumbled over; it wraps that in general advice."""
+    """The first line of the exporter's actual error, without its general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -148,7 +148,7 @@ def _without_shape_checks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its own progress and opset conversions: nothing that the user can act upon."""
+    """The exporter reports its progress and opset conversions, which the user does not need."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
     for log in loggers:

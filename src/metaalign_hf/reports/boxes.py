@@ -30,7 +30,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Rectangle], names: Sequence
     draw = ImageDraw.Draw(picture)
     side = min(picture.size)
     font = text_font(max(12, min(side // 24, 32)))
-    most = min(picture.width - 8, max(150, picture.width // 2))  # a long name must leave something to see
+    most = min(picture.width - 8, max(150, picture.width // 2))  # a long name must not cover the box
     line = max(1, side // 200)
     for left, top, right, bottom in reversed(boxes):  # the first one last, so that it lies on top
         draw.rectangle((left, top, right, bottom), outline="black", width=3 * line)

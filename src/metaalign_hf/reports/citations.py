@@ -1,4 +1,4 @@
-"""What a run used that has a publication."""
+"""The publications behind the methods of a run."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def draw_objects(
         image: The image `(3, H, W)`, uint8.
         found: What was found in it.
         labels: Class names.
-        least_side: Small images are enlarged until their shorter side has so many pixels, so that the names can be
+        least_side: Small images are enlarged until their shorter side has this many pixels, so that the names can be
             read.
         nothing: What the picture says where nothing was found.
 

@@ -30,7 +30,7 @@ Points = list[tuple[float, float]]
 
 
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
-    """Draw the course of a run: the figure that heads its tables, the losses, their cosine, and all validators.
+    """Plot a run: the figure that heads its tables, the losses, their cosine, and all validators.
 
     Each has a panel and an axis of its own. Marked are the step that was selected without target labels and the best
     one by target labels (the oracle); a source-only baseline is drawn beside the run where there is one.

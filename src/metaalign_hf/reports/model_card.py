@@ -1,7 +1,7 @@
 """The model card of an adapted checkpoint.
 
-One template, filled from the run's record alone: a number that was not measured, or a fact that is not on record, has
-no way into the card.
+One template, filled from the run's record alone: a number that was not measured, or a fact that is not on record,
+cannot appear in the card.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _signature(text: str) -> str:
 
 
 def _validate(text: str, data: ModelCardData) -> None:
-    """What huggingface_hub reads from the card must be what went in."""
+    """Check that huggingface_hub reads the same metadata from the card."""
     try:
         read = ModelCard(text).data
     except Exception as error:
@@ -115,7 +115,7 @@ def _validate(text: str, data: ModelCardData) -> None:
 
 
 class _Facts:
-    """What the record says, in the card's words."""
+    """The facts of a record, as the card states them."""
 
     def __init__(self, record: RunRecord, native: bool, architecture: str | None) -> None:
         self.record, self.native = record, native

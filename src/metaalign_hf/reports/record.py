@@ -34,7 +34,7 @@ _ABSOLUTE = re.compile(
     rf"|(?<![\w/.~])(?:file://)?(?:/{_PART}(?:/{_PART})+|~[\w.-]*(?:/{_PART})+)/?"
     r"|\b[A-Za-z]:\\[^\s\"'<>,;()]+"
 )
-# What serves on this machine only.
+# Entries that are useful on this machine only.
 _LOCAL = {"evaluate_command"}
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}

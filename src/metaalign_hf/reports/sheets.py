@@ -1,4 +1,4 @@
-"""What pictures of images with text share: letters, lengths, tiles of one height."""
+"""Helpers for pictures with text: fonts, text lengths, tiles of one height."""
 
 from __future__ import annotations
 

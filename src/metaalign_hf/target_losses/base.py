@@ -1,4 +1,4 @@
-"""What a further term of the task loss, on target images, takes and gives."""
+"""The interface of further task-loss terms on target images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TargetLoss:
         raise NotImplementedError
 
     def note(self, steps: int) -> str | None:
-        """What the summary says of it after so many steps of adaptation."""
+        """What the summary says about it after `steps` steps of adaptation."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

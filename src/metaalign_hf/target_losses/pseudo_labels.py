@@ -77,7 +77,7 @@ class MeanTeacher(TargetLoss):
     ) -> None:
         if isinstance(threshold, dict) and set(threshold) != set(labels):
             unknown, missing = sorted(set(threshold) - set(labels)), sorted(set(labels) - set(threshold))
-            wrong = f"{', '.join(unknown)} is no class" if unknown else f"{', '.join(missing)} has none"
+            wrong = f"{', '.join(unknown)} is not a class" if unknown else f"{', '.join(missing)} has none"
             raise UserError(
                 f"training.pseudo_label_threshold: {wrong}; give one number, or one for each of {', '.join(labels)}"
             )
@@ -111,8 +111,8 @@ class MeanTeacher(TargetLoss):
     def label(self, teacher: nn.Module, target: Sequence[Batch]) -> tuple[list[Batch], dict[str, float]]:
         """Strong views of the target's images, with what the teacher finds in them.
 
-        An image in which it finds nothing has labels None, and is no image without objects: a teacher that is not sure
-        has not seen that nothing is there. (MRT does teach "no object" on such images.)
+        An image in which it finds nothing has labels None, which is different from an image without objects: a teacher
+        that is not sure has not seen that nothing is there. (MRT does teach "no object" on such images.)
 
         Args:
             teacher: The average of the weights, in eval mode.

@@ -1,4 +1,4 @@
-"""What the loop and the commands ask of a task: the one seam between them and classification or detection."""
+"""The interface of a task, which the loop and the commands use for classification and detection alike."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ..configuration import (
     parse_config,
     parse_domain,
 )
-from . import citations  # noqa: F401  (says where the steps come from)
+from . import citations  # noqa: F401  (registers the citations of the steps)
 from .loop import adapt
 from .summary import Summary
 

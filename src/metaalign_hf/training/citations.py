@@ -1,4 +1,4 @@
-"""Where the steps come from, as BibTeX; `metaalign_hf.coordination` itself needs nothing of this package."""
+"""Citations of the steps, as BibTeX; `metaalign_hf.coordination` itself imports nothing else of this package."""
 
 from __future__ import annotations
 

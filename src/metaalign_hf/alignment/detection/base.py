@@ -68,7 +68,7 @@ class DetectorWidths:
 
 @dataclass
 class DetectionAlignmentBatch:
-    """What a detector hands out for images of both domains; there are no denoising and no extra group queries in it.
+    """Features of a detector for images of both domains, without denoising queries and extra group queries.
 
     Attributes:
         maps: Backbone maps, from fine to coarse.
@@ -198,7 +198,7 @@ def normalise_levels(spec: Any) -> list[dict[str, Any]]:
         One dict per level with `name`, `weight` and the options that were given.
 
     Raises:
-        UserError: If a name or option is unknown, a weight is no finite number of 0 or more, or one level occurs twice.
+        UserError: If a name or option is unknown, a weight is negative or not finite, or a level occurs twice.
     """
     if spec is None:
         return []

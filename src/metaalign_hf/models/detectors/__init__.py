@@ -1,4 +1,4 @@
-"""Detector families: one small adapter each hands out maps, tokens, queries, logits, boxes and their masks."""
+"""Detector families: a small adapter for each returns maps, tokens, queries, logits, boxes and masks."""
 
 from ...errors import UserError
 from .base import DetectorAdapter, DetectorFeatures, Probabilities

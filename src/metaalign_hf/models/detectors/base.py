@@ -1,4 +1,4 @@
-"""What every detector family is asked for, and how its inner features are got hold of."""
+"""The interface of a detector family, and the hooks that read its inner features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Probabilities:
 
     @property
     def one_class(self) -> bool:
-        """Whether each query says one class; else it may say several."""
+        """Whether each query predicts one class; otherwise it may predict several."""
         return self.scores == "softmax"
 
     def __call__(self, logits: Tensor) -> Tensor:

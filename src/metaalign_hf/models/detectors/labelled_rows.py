@@ -1,4 +1,4 @@
-"""The detection loss of some rows of a batch, of which all rows run through the network."""
+"""The detection loss on some rows of a batch, when the whole batch runs through the network."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def loss_of_rows(detector: PreTrainedModel, rows: Sequence[int], layers_first: b
             more["denoising_meta_values"] = {**denoising_meta_values, "dn_positive_idx": positive}
         return plain(*given, **more)
 
-    # What the setter of `loss_function` sets; unlike it, this can be taken back.
+    # The attribute behind the `loss_function` setter, which can be restored.
     with replaced_attribute(detector, "_loss_function", of_rows):
         yield

@@ -285,7 +285,7 @@ def _task_pass(model: nn.Module, batch: Batch, frozen: bool) -> Callable[[], Ten
 
 @contextmanager
 def _divergence() -> Iterator[None]:
-    """The matching of boxes that are no numbers fails in various ways; to the loop it is a loss that is no number."""
+    """Report boxes that are not finite, on which matching fails in various ways, as a loss that is not finite."""
     try:
         yield
     except ValueError as error:
@@ -324,7 +324,7 @@ def _examples(entries: list[dict[str, list[Any]]]) -> list[Detections]:
 
 
 def _json(value: Any) -> Any:
-    """Not-a-number is no JSON: None."""
+    """The same value with None for NaN, which JSON does not have."""
     if isinstance(value, list):
         return [_json(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
