@@ -51,5 +51,12 @@ def known_citations() -> set[str]:
 
 def import_methods() -> None:
     """Import what registers methods and their citations, and with it torch."""
-    for module in ("alignment", "alignment.detection", "evaluation", "target_losses.pseudo_labels", "training"):
+    for module in (
+        "alignment",
+        "alignment.detection",
+        "batch_norm",
+        "evaluation",
+        "target_losses.pseudo_labels",
+        "training",
+    ):
         import_module(f"{__package__}.{module}")

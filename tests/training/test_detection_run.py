@@ -189,22 +189,23 @@ def test_the_options_of_the_step_work_for_detectors(options, pair, tmp_path):
     assert summary.gradient_cosine is not None and summary.target_map50_after is not None
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_without_an_inner_step_metaalign_is_the_joint_step(live, pair):
+@pytest.mark.parametrize("mode", ["train", "mixed", "per_domain"])
+def test_without_an_inner_step_metaalign_is_the_joint_step(mode, pair):
     """Law 1 for detectors: two passes each; dropout and denoising off, so that both see the same."""
     from metaalign_hf.coordination import Joint, MetaAlign
     from metaalign_hf.tasks.building import build_task
 
-    config = load_config(TINY, {"model.alignment": "detr"})
+    config = load_config(TINY, {"model.alignment": "detr", "training.batch_norm": mode})
     config.model.detector_options["num_denoising"] = 0
     torch.manual_seed(0)
     task = build_task(config, pair)
-    model = task.model.train(live)
+    task.statistics.begin_adaptation()
+    model = task.model.train(mode != "train")
     for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.eval()
     source, target = (next(stream) for stream in task.streams(0, 0, 0, 1))
-    closures = task.closures(model, [source], [target], 0.5, live)
+    closures = task.closures(model, [source], [target], 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     gradients = []
     for coordinator in (Joint(optimizer), MetaAlign(optimizer, inner_lr=0.0)):
@@ -214,8 +215,11 @@ def test_without_an_inner_step_metaalign_is_the_joint_step(live, pair):
             coordinator.backward(both=closures.both)
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
+    # By domain the task's pass is on the source alone, so that its sums are rounded in another order.
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    atol = 1e-4 * largest if mode == "per_domain" else 1e-5
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=atol, msg=name)
 
 
 def test_mixed_batches_share_a_canvas():

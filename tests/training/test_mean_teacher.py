@@ -127,8 +127,8 @@ def test_the_task_loss_is_the_sources_plus_the_weighted_one_on_pseudo_labels(liv
     assert all((box == whole).all(1).any() for box in view["labels"][2]["boxes"])
     # The second micro-batch has none: it counts as a loss of 0.
     view["labels"] = [None] * 4
-    step = TargetStep(model, average, source, target, 0.5, lambda s, v: task.target_pass(model, s, v, True))
-    closures, _ = with_target_losses(task.closures(model, source, target, 0.5, True), [OnViews(0.3, labelled)], step)
+    step = TargetStep(model, average, source, target, 0.5, lambda s, v: task.target_pass(model, s, v))
+    closures, _ = with_target_losses(task.closures(model, source, target, 0.5), [OnViews(0.3, labelled)], step)
 
     def loss(batch: dict, other: torch.Tensor) -> torch.Tensor:
         pixels, labels = batch["pixel_values"], list(batch["labels"])

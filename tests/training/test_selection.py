@@ -15,11 +15,11 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from metaalign_hf import load_config, load_domain_pair
+from metaalign_hf.batch_norm import recalibrate_batch_norm, running_statistics
 from metaalign_hf.cli import run
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier, validator_names
 from metaalign_hf.models import build_image_processor
-from metaalign_hf.training.batch_norm import recalibrate_batch_norm, running_statistics
 from metaalign_hf.training.selection import Evaluation, Selection, choose, still_selectable
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
@@ -268,11 +268,11 @@ def test_recalibration_leaves_modes_and_momentum_as_they_were():
     net = Net().train()
     net.layers[2].eval()
     before = running_statistics(net)
-    recalibrate_batch_norm(net, [torch.randn(4, 3, 8, 8) + 2 for _ in range(3)])
+    put_back = recalibrate_batch_norm(net, [torch.randn(4, 3, 8, 8) + 2 for _ in range(3)])
     assert net.training and net.layers[1].training and not net.layers[2].training
     assert net.layers[1].momentum == 0.3 and int(net.layers[1].num_batches_tracked) == 3
     assert not torch.equal(net.layers[1].running_mean, before["layers.1.running_mean"])
-    net.load_state_dict(before, strict=False)
+    put_back()
     assert torch.equal(net.layers[1].running_mean, before["layers.1.running_mean"])
 
 

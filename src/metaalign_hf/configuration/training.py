@@ -212,9 +212,9 @@ class TrainingConfig:
         batch_norm: Batch normalisation of the backbone. train: as published, every pass moves its running statistics,
             also the task's pass on the source alone. mixed: every pass is on both domains, as in a joint step, and one
             moves the statistics; a metaalign step then costs two joint ones, or little more than one with inner_scope
-            last_stage. per_domain, for classifiers: source and target rows are normalised each by their own statistics,
-            the task's pass is on the source alone, and the saved model holds the target's. frozen: pretrained
-            statistics stay. auto: frozen with pretrained weights, else mixed.
+            last_stage. per_domain: source and target rows are normalised each by their own statistics, the task's pass
+            is on the source alone, and the saved model holds the target's. frozen: pretrained statistics stay. auto:
+            frozen with pretrained weights, else mixed.
         recalibrate_bn: target re-estimates the running statistics of batch normalisation on unlabelled target training
             images (AdaBN) in every evaluated and saved model of the adaptation phase; none leaves them.
         mixed_precision: no, bf16 or fp16.
@@ -257,7 +257,7 @@ class TrainingConfig:
     batch_size: int = 24
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = None
-    batch_norm: Literal["auto", "train", "mixed", "per_domain", "frozen"] = "auto"
+    batch_norm: str = "auto"
     recalibrate_bn: Literal["none", "target"] = "none"
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -318,14 +318,6 @@ class TrainingConfig:
             raise UserError(
                 "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"
             )
-        if self.batch_norm == "per_domain":
-            # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more
-            # after it.
-            for name in ("compile", "gradient_checkpointing"):
-                if getattr(self, name):
-                    raise UserError(
-                        f"training.batch_norm: per_domain does not work with training.{name}; switch one off"
-                    )
 
 
 @dataclass

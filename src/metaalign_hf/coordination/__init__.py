@@ -31,13 +31,11 @@ from .inner_step import RULES, SCOPES, InnerStep, StepGuard, step_sizes
 from .joint import Joint
 from .metaalign import MetaAlign
 from .remembered import REMEMBERED, RememberedMetaAlign
-from .replacement import replaced_attribute
 from .report import ROLES, StepReport
 from .roles import SCHEDULES, Roles
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages
 from .statistics import frozen_running_statistics, has_live_statistics
-from .wrapping import unwrapped
 
 __all__ = [
     "REMEMBERED",
@@ -62,7 +60,5 @@ __all__ = [
     "find_stages",
     "frozen_running_statistics",
     "has_live_statistics",
-    "replaced_attribute",
     "step_sizes",
-    "unwrapped",
 ]

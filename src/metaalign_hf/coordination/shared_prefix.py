@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ._replacement import replaced_attribute
 from .gradients import add_gradients
-from .replacement import replaced_attribute
 from .statistics import frozen_running_statistics
 
 __all__ = ["NOT_THE_ONLY_WAY", "SharedPrefix"]

@@ -13,9 +13,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..batch_norm import RECALIBRATION_IMAGES, batch_statistics
 from ..configuration import Config, DomainConfig
 from ..coordination import SharedPrefix
 from ..errors import UserError
+from ..models.origin import is_pretrained
 from ..tables import write_table
 from .domain_options import evaluate_command
 from .kinds import TaskKind
@@ -24,7 +26,6 @@ from .summary import RunFacts, Summary, figure_names
 if TYPE_CHECKING:
     from ..data import ImageSet, PairDomains
     from ..target_losses import TargetLoss
-    from ..training.domain_batch_norm import SourceStatistics
 
 __all__ = ["Answer", "Batch", "Kept", "Measured", "Pair", "Scores", "Skip", "StepClosures", "Task"]
 
@@ -33,9 +34,6 @@ Kept = dict[str, Any]
 Scores = dict[str, Any]
 """Figures of one evaluation on one domain, as JSON values: at least the task's measures (0..1) and `n`, the images."""
 Skip = Callable[[int, UserError], None]
-
-RECALIBRATION_IMAGES = 2048
-"""Target images that re-estimate running statistics: enough for every channel, few enough to do often."""
 
 
 @dataclass
@@ -137,7 +135,7 @@ class Task:
     Attributes:
         kind: What is known of the task without torch.
         validator: Name of the validator that selects checkpoints by default; None where there are none.
-        source_statistics: What the loop sets once batch normalisation is by domain.
+        statistics: What batch normalisation does in the run.
         target_losses: Further terms of the task loss, on target images.
     """
 
@@ -148,7 +146,7 @@ class Task:
 
     def __init__(self, config: Config, pair: Pair, model: PreTrainedModel, processor: Any) -> None:
         self.config, self.pair, self.model, self.processor = config, pair, model, processor
-        self.source_statistics: SourceStatistics | None = None
+        self.statistics = batch_statistics(config.training.batch_norm, model, is_pretrained(model.config))
         self.target_losses: list[TargetLoss] = []
 
     # Training
@@ -159,9 +157,7 @@ class Task:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
         raise NotImplementedError
 
-    def closures(
-        self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
-    ) -> StepClosures:
+    def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """The passes of one step.
 
         Args:
@@ -169,18 +165,16 @@ class Task:
             source: Micro-batches with labels.
             target: Micro-batches without; empty in the source phase, which uses the task closures alone.
             progress: Progress of the adaptation in 0..1.
-            mixed_statistics: Whether only passes on both domains move the running statistics.
         """
         raise NotImplementedError
 
-    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
         """A pass that returns the task loss on target images, for a target loss.
 
         Args:
             model: The wrapped model.
             source: The source's micro-batch of the step.
             view: A view of the target's micro-batch, with labels that something else than a human gave.
-            mixed_statistics: As `closures` takes it.
         """
         raise NotImplementedError
 

@@ -1,8 +1,8 @@
 """Resumable checkpoints: tensors as safetensors, the rest as JSON, never a pickle.
 
 `checkpoints/step-000500/` holds `model.safetensors` (and `average.safetensors`, where an average of the weights is
-kept, and `source_statistics.safetensors`, where batch normalisation is by domain), `optimizer.safetensors` and
-`state.json`. Under FSDP2 the files hold whole tensors, whatever the shards.
+kept, and what the mode of batch normalisation keeps), `optimizer.safetensors` and `state.json`. Under FSDP2 the files
+hold whole tensors, whatever the shards.
 Learning rate, reversal strength, data order and random numbers are pure functions of the step, so there is nothing else
 to save.
 """

@@ -24,6 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..batch_norm import check_batch_norm, recalibrate_batch_norm, require_batch_norm
 from ..citations import citations_of
 from ..configuration import Config
 from ..configuration.hub import license_notes
@@ -32,7 +33,6 @@ from ..disk import told_disk_errors
 from ..errors import UserError
 from ..evaluation import get_validator
 from ..hub import BackgroundPusher, HubError, write_card
-from ..models.origin import is_pretrained
 from ..progress import display, no_model_progress_bars, stage
 from ..reports import RunRecord
 from ..reports.citations import methods_of
@@ -41,15 +41,7 @@ from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Kept, Pair, Scores, Task
 from ..tasks.building import build_task
 from .baseline import baseline_config, baseline_figures, read_summary
-from .batch_norm import (
-    freeze_batch_norm,
-    recalibrate_batch_norm,
-    require_batch_norm,
-    resolve_batch_norm,
-    running_statistics,
-)
 from .checkpoints import load_checkpoint, read_state, save_checkpoint
-from .domain_batch_norm import SourceStatistics
 from .given import recorded_config, with_domains_of
 from .longer import refuse_inexact, why_not_longer
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
@@ -154,9 +146,6 @@ class _Run:
             bare.gradient_checkpointing_enable()
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
-        self.batch_norm = resolve_batch_norm(training.batch_norm, is_pretrained(bare.config))
-        if self.batch_norm == "per_domain":
-            require_batch_norm(bare, "training.batch_norm: per_domain", "auto")
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.coordinator = build_coordinator(config.coordination, self.optimizer, self.model, self.accelerator)
@@ -231,17 +220,12 @@ class _Run:
         source, target = self.task.streams(0, 0, self.accelerator.process_index, self.accelerator.num_processes)
         device = self.accelerator.device
         batches = micro_batches(source, 1, device), micro_batches(target, 1, device)
-        self._train_mode()
-        closures = self.task.closures(self.model, *batches, 0.5, self.batch_norm != "train")
+        self.task.statistics.train_mode(self.model)
+        closures = self.task.closures(self.model, *batches, 0.5)
         try:
             self.coordinator.probe(closures.task, closures.alignment)
         except RuntimeError as error:
             raise UserError(f"coordination.order: {error} (in a configuration: model.attention: eager)") from error
-
-    def _train_mode(self) -> None:
-        self.model.train()
-        if self.batch_norm == "frozen":
-            freeze_batch_norm(self.bare.base_model)
 
     def run(self, baseline: Callable[[], dict[str, Any] | None] = lambda: None) -> Summary:
         """The whole run.
@@ -316,14 +300,14 @@ class _Run:
         unlabelled = micro_batches(self.target, k, device) if aligning else []
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
-        self._train_mode()
+        self.task.statistics.train_mode(self.model)
         if unlabelled and local == 0:
-            self._part_statistics()
-        done, mixed = progress(local, total), self.batch_norm != "train"
-        closures = self.task.closures(self.model, batches, unlabelled, done, mixed)
+            self.task.statistics.begin_adaptation()
+        done = progress(local, total)
+        closures = self.task.closures(self.model, batches, unlabelled, done)
         figures: dict[str, float] = {}
         if unlabelled and self.task.target_losses:
-            task_pass = partial(self.task.target_pass, self.model, mixed_statistics=mixed)
+            task_pass = partial(self.task.target_pass, self.model)
             seen = TargetStep(self.model, self.evaluated, batches, unlabelled, done, task_pass)
             closures, figures = with_target_losses(closures, self.task.target_losses, seen)
         try:
@@ -358,11 +342,6 @@ class _Run:
             self.step_seconds.append(time.perf_counter() - started)
         return {"task_loss": report.task_loss, "alignment_loss": report.alignment_loss}
 
-    def _part_statistics(self) -> None:
-        """From now on the running statistics in the model are the target's, and the source's are kept beside it."""
-        if self.batch_norm == "per_domain":
-            self.task.source_statistics = SourceStatistics(self.bare)
-
     def _warm_up(self, done: float) -> None:
         warmup = self.config.coordination.inner_warmup
         if self.coordinator.inner is not None and warmup > 0:
@@ -384,12 +363,10 @@ class _Run:
         return adapting and (self.step - training.source_steps) % self.interval == 0
 
     def _evaluate(self, name: str, adapting: bool) -> None:
-        if self.task.source_statistics is not None:
-            self.task.source_statistics.synchronise(self._kept)
-        trained = None
+        self.task.statistics.synchronise(self._kept)
+        put_back = None
         if adapting and self.config.training.recalibrate_bn == "target":
-            trained = running_statistics(self._kept)
-            recalibrate_batch_norm(self._kept, self.task.target_images())
+            put_back = recalibrate_batch_norm(self._kept, self.task.target_images())
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         started = time.perf_counter()
         kept: Kept = {}
@@ -406,8 +383,8 @@ class _Run:
         self.evaluation_seconds += time.perf_counter() - started
         if name != "after":
             self._push_in_background()
-            if trained is not None:
-                self._kept.load_state_dict(trained, strict=False)
+            if put_back is not None:
+                put_back()
 
     def _offer(self, found: dict[str, Scores], kept: Kept) -> dict[str, float]:
         """Offer the model as it is for selection; returns the values of all validators for the log."""
@@ -461,11 +438,9 @@ class _Run:
 
     def _modules(self) -> dict[str, nn.Module]:
         """The modules whose tensors a checkpoint holds."""
-        modules: dict[str, nn.Module] = {"model": self.bare}
+        modules: dict[str, nn.Module] = {"model": self.bare, **self.task.statistics.modules()}
         if self.average is not None:
             modules["average"] = self.average.module
-        if self.task.source_statistics is not None:
-            modules["source_statistics"] = self.task.source_statistics
         if self.coordinator.memory is not None:
             modules["coordination"] = self.coordinator.memory
         return modules
@@ -474,7 +449,7 @@ class _Run:
         state = read_state(folder)
         self.step = state["step"]
         if self.step > self.config.training.source_steps and self.config.coordination.method != "source_only":
-            self._part_statistics()
+            self.task.statistics.begin_adaptation()
         load_checkpoint(folder, self._modules(), self.optimizer)
         self.cosine_sum += state["cosine_sum"]
         self.cosine_count = state["cosine_count"]
@@ -558,7 +533,7 @@ class _Run:
                 float(self.penalty_cosine_sum) / self.cosine_count if self.task.penalty and self.cosine_count else None
             ),
             checkpoint="last",
-            batch_norm=self.batch_norm,
+            batch_norm=self.task.statistics.name,
             seconds=round(seconds, 1),
             seconds_in_evaluation=round(self.evaluation_seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
@@ -571,17 +546,12 @@ class _Run:
         return self.task.summary(facts, self.evaluations["before"], self.evaluations["after"])
 
     def _citations(self, validators: list[str]) -> list[str]:
-        known = {"batch_norm": self.batch_norm, "validators": dict.fromkeys(validators)}
+        known = {"batch_norm": self.task.statistics.name, "validators": dict.fromkeys(validators)}
         model = {**self.bare.config.to_dict(), "architectures": [type(self.bare).__name__]}
         return citations_of(methods_of(RunRecord(model, asdict(self.config), known)))
 
     def _notes(self) -> list[str]:
-        notes = []
-        if self.task.source_statistics is not None:
-            notes.append(
-                "Source figures after adaptation are under the source's statistics of batch normalisation; the saved "
-                "model holds the target's."
-            )
+        notes = self.task.statistics.notes()
         told = (loss.note(self.config.training.max_steps) for loss in self.task.target_losses)
         notes += [note for note in told if note is not None]
         if self.config.training.select_by is not None and self.selection is None:
@@ -595,6 +565,7 @@ def _check(config: Config) -> None:
     """Refuse what the configuration asks for and this machine does not have, before anything is built."""
     training = config.training
     config.check()
+    check_batch_norm(training)
     if training.select_by not in (None, "auto"):
         try:
             get_validator(training.select_by)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ...coordination import replaced_attribute
+from ...coordination._replacement import replaced_attribute
 
 __all__ = ["loss_of_rows"]
 

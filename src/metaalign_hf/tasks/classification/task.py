@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...batch_norm import Rows
 from ...configuration import Config, ModelConfig
-from ...coordination import SharedPrefix, frozen_running_statistics, has_live_statistics
+from ...coordination import SharedPrefix
 from ...data import (
     DomainPair,
     ImageSet,
@@ -49,8 +51,6 @@ __all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
 
 _EXAMPLES = 128
 """Target test images that are predicted for the picture: many enough to hold some that changed their class."""
-
-_Context = Callable[[], AbstractContextManager[None]]
 
 
 class ClassificationTask(Task):
@@ -119,78 +119,49 @@ class ClassificationTask(Task):
             source = map(with_target_labels, source, stream(few, 2 * training.seed + 1_000_000, source_batch, size))
         return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
 
-    def closures(
-        self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
-    ) -> StepClosures:
+    def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
+        statistics = self.statistics
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        together = bool(mixed) and mixed_statistics and self._task_needs_target(source)
+        together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
         if mixed and (entry := self._shared_entry()) is not None:
-            return self._shared_closures(model, entry, source, mixed, progress, mixed_statistics, together)
-        apart = [self._apart(model, s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
+            return self._shared_closures(model, entry, source, mixed, progress, together)
+        rows = [_rows_of(s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
 
-        frozen = bool(mixed) and mixed_statistics
+        def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
+            return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
 
-        def task(batch: Batch, normalised: _Context) -> Callable[[], Tensor]:
-            return _task_pass(model, batch, normalised, frozen)
-
-        def alignment(batch: Batch, normalised: _Context, objective: str = "alignment") -> Callable[[], Tensor]:
+        def alignment(batch: Batch, rows: Rows, objective: str = "alignment") -> Callable[[], Tensor]:
             def run() -> Tensor:
-                with normalised():
+                with statistics.on_both(model, rows):
                     return model(**batch, progress=progress, objective=objective).alignment_loss
 
             return run
 
-        def both(batch: Batch, normalised: _Context) -> Callable[[], tuple[Tensor, Tensor]]:
+        def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
             def run() -> tuple[Tensor, Tensor]:
-                with normalised():
+                with statistics.on_both(model, rows):
                     output = model(**batch, progress=progress)
                 return output.task_loss, output.alignment_loss
 
             return run
 
+        passes = list(zip(mixed, rows, strict=True))
         return StepClosures(
-            list(map(task, mixed, apart)) if together else [task(s, nullcontext) for s in source],
-            list(map(alignment, mixed, apart)),
-            list(map(both, mixed, apart)),
-            penalty=[alignment(*pass_, "penalty") for pass_ in zip(mixed, apart, strict=True)]
-            if self._penalties
-            else [],
+            [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
+            [alignment(*pass_) for pass_ in passes],
+            [both(*pass_) for pass_ in passes],
+            penalty=[alignment(*pass_, "penalty") for pass_ in passes] if self._penalties else [],
         )
 
-    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
-        """A pass that returns the loss on target images; with live statistics it runs on both domains."""
-        if not mixed_statistics or not has_live_statistics(self.model):
-            return _task_pass(model, view, nullcontext, mixed_statistics)
-        mixed = mix(source, view)
-        normalised = self._apart(model, source, mixed)
-        mixed["labels"] = torch.cat([torch.full_like(source["labels"], IGNORED_LABEL), view["labels"]])
-        return _task_pass(model, mixed, normalised, True)
-
-    def _apart(self, model: nn.Module, source: Batch, mixed: Batch, until: nn.Module | None = None) -> _Context:
-        """Makes contexts for passes on the mixed batch; with statistics by domain, its domains are normalised apart."""
-        statistics = self.source_statistics
-        if statistics is None:
-            return nullcontext
-        # Labelled target rows follow the source's and come before the other target rows: they are on the target's side.
-        domains = source.get("domain_labels")
-        source_rows = len(source["labels"]) if domains is None else int((domains == 0).sum())
-        return lambda: statistics.per_domain(model, source_rows, len(mixed["labels"]), until)
-
-    def _as_source(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which the model evaluates source images: under their own statistics, where these are kept."""
-        return nullcontext() if self.source_statistics is None else self.source_statistics.swapped_in(model)
-
-    def _task_needs_target(self, source: list[Batch]) -> bool:
-        """Whether the task pass must be on both domains, as a joint step's, though its loss is the source's.
-
-        A layer with live statistics that sees the source alone normalises it otherwise than in evaluation, where the
-        statistics are those of both domains. With statistics by domain it does not; but then a few labelled target
-        rows need the others of their domain.
-        """
-        if not has_live_statistics(self.model):
-            return False
-        return self.source_statistics is None or "domain_labels" in source[0]
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
+        """A pass that returns the loss on target images, on both domains where batch statistics need it."""
+        rows = None
+        if self.statistics.task_needs_target(model):
+            labels = torch.cat([torch.full_like(source["labels"], IGNORED_LABEL), view["labels"]])
+            view = {**mix(source, view), "labels": labels}
+            rows = _rows_of(source, view)
+        return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
@@ -209,18 +180,18 @@ class ClassificationTask(Task):
         source: list[Batch],
         mixed: list[Batch],
         progress: float,
-        mixed_statistics: bool,
         together: bool,
     ) -> StepClosures:
         """Both passes on the mixed batch; past the entry the task's goes on with the target if it needs it."""
-        prefixes = [SharedPrefix(self.model, entry) for _ in mixed]
+        prefixes, statistics = [SharedPrefix(self.model, entry) for _ in mixed], self.statistics
 
         def task(prefix: SharedPrefix, own: Batch, batch: Batch) -> Callable[[], Tensor]:
-            normalised = self._apart(model, own, batch, None if together else entry)
+            rows, until = _rows_of(own, batch), None if together else entry
             labels = (batch if together else own)["labels"]
 
             def run() -> Tensor:
-                with normalised(), prefix.run(slice(len(labels)), freeze_statistics=mixed_statistics):
+                part = prefix.run(slice(len(labels)), freeze_statistics=statistics.one_pass_moves)
+                with statistics.on_both(model, rows, until), part:
                     return model(batch["pixel_values"], labels=labels, objective="task").task_loss
 
             return run
@@ -228,10 +199,10 @@ class ClassificationTask(Task):
         def alignment(
             prefix: SharedPrefix, own: Batch, batch: Batch, objective: str = "alignment"
         ) -> Callable[[], Tensor]:
-            normalised = self._apart(model, own, batch)
+            rows = _rows_of(own, batch)
 
             def run() -> Tensor:
-                with normalised(), prefix.run():
+                with statistics.on_both(model, rows), prefix.run():
                     return model(**batch, progress=progress, objective=objective).alignment_loss
 
             return run
@@ -271,7 +242,7 @@ class ClassificationTask(Task):
         for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
             if view is not None:
                 batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
-                with self._as_source(model) if domain == "source" else nullcontext():
+                with self.statistics.as_source(model) if domain == "source" else nullcontext():
                     scores = evaluate_classifier(
                         model,
                         track(batches, f"evaluating on {domain}", len(view), count=_images(world_size)),
@@ -311,7 +282,7 @@ class ClassificationTask(Task):
             order = self._selection_order(self.pair.source_test, 2, rank, world_size)
             source_features, source_logits = (rows[order] for rows in kept["source"])
         else:
-            with self._as_source(model):
+            with self.statistics.as_source(model):
                 views = track(self._views(source, None), "source images for validators", len(source), count=_rows)
                 ((source_features, source_logits),) = collect_outputs(model, views)
         # The same augmented views at every evaluation, so that models are compared on equal terms.
@@ -460,15 +431,24 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         model.train(training)
 
 
-def _task_pass(model: nn.Module, batch: Batch, normalised: _Context, frozen: bool) -> Callable[[], Tensor]:
-    """A pass that returns the task loss; it may leave the running statistics as they are."""
+def _task_pass(
+    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[object]]
+) -> Callable[[], Tensor]:
+    """A pass that returns the task loss, in a context."""
 
     def run() -> Tensor:
-        with normalised(), frozen_running_statistics(model) if frozen else nullcontext():
+        with around():
             loss: Tensor = model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
         return loss
 
     return run
+
+
+def _rows_of(source: Batch, mixed: Batch) -> Rows:
+    """Labelled target rows follow the source's and come before the other target rows: they are the target's."""
+    domains = source.get("domain_labels")
+    count = len(source["labels"]) if domains is None else int((domains == 0).sum())
+    return Rows(count, len(mixed["labels"]))
 
 
 def _nothing(_: Any) -> None:

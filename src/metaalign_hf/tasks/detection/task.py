@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...batch_norm import Rows
 from ...configuration import Config, ModelConfig
-from ...coordination import frozen_running_statistics, has_live_statistics
 from ...data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
 from ...data.detection_batches import distort_color
 from ...data.detection_pair import renumbered
@@ -66,8 +67,6 @@ class DetectionTask(Task):
             raise UserError("data.source: a detector takes one source, not a list")
         if data.target_labeled is not None:
             raise UserError("data.target_labeled: labelled target images are for classifiers")
-        if config.training.batch_norm == "per_domain":
-            raise UserError("training.batch_norm: per_domain is for classifiers; use auto, mixed or frozen")
         if config.training.metric != "accuracy":
             raise UserError(
                 f"training.metric: {config.training.metric} is for classifiers, and detectors have mAP@50; leave it at "
@@ -114,40 +113,50 @@ class DetectionTask(Task):
             stream(self.pair.target_train, 2 * training.seed + 1, target_batch),
         )
 
-    def closures(
-        self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float, mixed_statistics: bool
-    ) -> StepClosures:
+    def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
 
-        With live statistics the task pass runs on both domains too, and its loss takes the source's images.
+        Where batch statistics need it the task pass runs on both domains too, and its loss takes the source's images.
         """
+        statistics = self.statistics
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        frozen = bool(mixed) and mixed_statistics
-        together = frozen and has_live_statistics(self.model)
+        together = bool(mixed) and statistics.task_needs_target(model)
 
-        def alignment(batch: Batch) -> Callable[[], Tensor]:
+        def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
+            return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
+
+        def alignment(batch: Batch, rows: Rows) -> Callable[[], Tensor]:
             given = {key: value for key, value in batch.items() if key != "labels"}
-            return lambda: model(**given, progress=progress, objective="alignment").alignment_loss
 
-        def both(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+            def run() -> Tensor:
+                with statistics.on_both(model, rows):
+                    return model(**given, progress=progress, objective="alignment").alignment_loss
+
+            return run
+
+        def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
             def run() -> tuple[Tensor, Tensor]:
-                with _divergence():
+                with statistics.on_both(model, rows), _divergence():
                     output = model(**batch, progress=progress)
                 return output.task_loss, output.alignment_loss
 
             return run
 
+        passes = [(m, Rows(len(s["labels"]), len(m["labels"]))) for s, m in zip(source, mixed, strict=bool(mixed))]
         return StepClosures(
-            [_task_pass(model, b, frozen) for b in (mixed if together else source)],
-            [alignment(b) for b in mixed],
-            [both(b) for b in mixed],
+            [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
+            [alignment(*pass_) for pass_ in passes],
+            [both(*pass_) for pass_ in passes],
         )
 
-    def target_pass(self, model: nn.Module, source: Batch, view: Batch, mixed_statistics: bool) -> Callable[[], Tensor]:
-        """A pass that returns the detection loss on target images; with live statistics it runs on both domains."""
-        if mixed_statistics and has_live_statistics(self.model):
-            view = mix_detection({**source, "labels": [None] * len(source["labels"])}, view)
-        return _task_pass(model, view, mixed_statistics)
+    def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
+        """A pass that returns the detection loss on target images, on both domains where batch statistics need it."""
+        rows = None
+        if self.statistics.task_needs_target(model):
+            count = len(source["labels"])
+            view = mix_detection({**source, "labels": [None] * count}, view)
+            rows = Rows(count, len(view["labels"]))
+        return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     @property
     def validation_views(self) -> int:
@@ -165,7 +174,8 @@ class DetectionTask(Task):
                 batches = track(
                     batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"])
                 )
-                precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
+                with self.statistics.as_source(model) if domain == "source" else nullcontext():
+                    precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
                 found[domain] = {key: _json(value) for key, value in asdict(precision).items()}
         return found
 
@@ -271,12 +281,14 @@ def _checkpoint(place: str) -> MetaAlignForObjectDetection:
     return load_starting_point(place, MetaAlignForObjectDetection, instead)
 
 
-def _task_pass(model: nn.Module, batch: Batch, frozen: bool) -> Callable[[], Tensor]:
-    """A pass that returns the detection loss; it may leave the running statistics as they are."""
+def _task_pass(
+    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[object]]
+) -> Callable[[], Tensor]:
+    """A pass that returns the detection loss, in a context."""
     given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
 
     def run() -> Tensor:
-        with frozen_running_statistics(model) if frozen else nullcontext(), _divergence():
+        with around(), _divergence():
             loss: Tensor = model(**given, objective="task").task_loss
         return loss
 

@@ -10,8 +10,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..citations import cite
-from ..coordination import replaced_attribute, unwrapped
-from .batch_norm import require_batch_norm, running_statistics
+from ..coordination._replacement import replaced_attribute
+from .layers import bare_model, require_batch_norm, running_statistics
 
 __all__ = ["SourceStatistics"]
 
@@ -28,7 +28,7 @@ cite("batch_norm/per_domain", CITATION)
 class SourceStatistics(nn.Module):
     """The source's running statistics, kept aside while those in the model become the target's.
 
-    With B_d the rows of domain d in the batch, every batch normalisation of the backbone and the bottleneck computes::
+    With B_d the rows of domain d in the batch, every batch normalisation outside the alignment heads computes::
 
         y = gamma (x - mean(B_d)) / sqrt(var(B_d) + eps) + beta        for x of domain d
 
@@ -105,7 +105,7 @@ class SourceStatistics(nn.Module):
         Args:
             model: The model or an average of it, wrapped or not.
         """
-        bare = unwrapped(model)
+        bare = bare_model(model)
         own = running_statistics(bare)
         # Values, not tensors, are exchanged: DistributedDataParallel holds on to the tensors it knows.
         bare.load_state_dict(
@@ -123,7 +123,7 @@ class SourceStatistics(nn.Module):
 
     def _pairs(self, model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Each layer of the model with the module that holds the source's statistics of it."""
-        bare = unwrapped(model)
+        bare = bare_model(model)
         for name, kept in zip(self.names, self.layers, strict=True):
             yield bare.get_submodule(name), kept
 
