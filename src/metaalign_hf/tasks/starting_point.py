@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..hub import fetch
+from ..hub.fetch import fetch
 from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
 
