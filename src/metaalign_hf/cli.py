@@ -11,7 +11,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 __all__ = ["main", "run"]
 
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _command(command)(rest) or 0
     except UserError as error:
-        print(f"metaalign: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metaalign: {one_line(error)}", file=sys.stderr)
         return 2
     except SystemExit as end:  # argparse has printed the help
         return int(end.code or 0)

@@ -15,7 +15,8 @@ from transformers import (
     ViTConfig,
 )
 
-from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, find_stages
+from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, Stage, find_stages
+from metaalign_hf.models.detectors.stages import detector_stages
 from networks import DETECTORS, NETWORKS, Classifier, conv_net, resnet, vit
 from test_step_laws import EXACT, assert_same, closures, gradients, sgd
 
@@ -385,10 +386,23 @@ def test_stages_are_found(name):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_parts_of_a_detector_are_its_stages(name):
     model = DETECTORS[name]()
-    stages = find_stages(model)
+    stages = detector_stages(model)
     assert [stage.name for stage in stages] == ["backbone", "encoder", "decoder", "head"]
     names = [name for stage in stages for name in stage.parameters]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_model_may_name_its_own_stages():
+    class Named(nn.Sequential):
+        def parameter_stages(self) -> list[Stage]:
+            return [Stage("early", ["0.weight"]), Stage("late", ["1.weight"])]
+
+    model = Named(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+    joint = Joint(sgd(model), groups="stage", module=model)
+    x = torch.randn(4, 2)
+    report = joint.backward([lambda: model(x).mean()], [lambda: model(x).pow(2).mean()])
+    assert {"cosine/early", "cosine/late"} <= set(report.to_dict())
+    assert [stage.name for stage in find_stages(model)] == ["early", "late"]
 
 
 def test_a_network_without_stages_is_refused():

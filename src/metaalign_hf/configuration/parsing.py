@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..checks import requirement
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..text_files import read_text, read_yaml
 from .data import DIGITS, SCENES, SOLAR, DomainConfig, Kind
 from .reading import defaults_of, ignored_by_task, unread
@@ -235,7 +235,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml(read_text(path, "--config:"), f"--config: {path}")
     except yaml.YAMLError as error:
-        raise UserError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"--config: {path} is not valid YAML ({one_line(error)})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -34,7 +34,7 @@ from .remembered import REMEMBERED, RememberedMetaAlign
 from .report import ROLES, StepReport
 from .roles import SCHEDULES, Roles
 from .shared_prefix import SharedPrefix
-from .stages import Stage, find_stages
+from .stages import Stage, find_stages, trunk_stages
 from .statistics import frozen_running_statistics, has_live_statistics
 
 __all__ = [
@@ -61,4 +61,5 @@ __all__ = [
     "frozen_running_statistics",
     "has_live_statistics",
     "step_sizes",
+    "trunk_stages",
 ]

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-__all__ = ["Stage", "find_stages"]
-
-DETECTOR_PARTS = ("encoder", "decoder")
+__all__ = ["Stage", "find_stages", "trunk_stages"]
 
 
 @dataclass
@@ -18,7 +16,7 @@ class Stage:
     """A stage of a network.
 
     Attributes:
-        name: `stem`, `stage1` .. `stage4`, `head`; for detectors `backbone`, `encoder`, `decoder`, `head`.
+        name: `stem`, `stage1` .. `stage4`, `head`, or what a model calls its own.
         parameters: Full names of its parameters.
         entry: The module with which the stage begins; None where a stage does not begin with one module.
     """
@@ -31,12 +29,12 @@ class Stage:
 def find_stages(module: nn.Module) -> list[Stage]:
     """The stages of a network, in the order in which the forward pass meets them.
 
-    A detector (a submodule with children `backbone`-like, `encoder`, `decoder`) has the stages backbone, encoder,
-    decoder and head. In any other network the trunk is found first: the numbered run of blocks that holds most
-    parameters, a `ModuleList`, a `Sequential`, or attributes such as `layer1` .. `layer4`. Up to five blocks are a
-    stage each (ResNet, ConvNeXt, Swin); more are grouped in quarters (ViT). Parameters before the trunk are the stem,
-    those after it, within the backbone, belong to the last stage. Where the module has a child `backbone`, the trunk is
-    looked for there, and all other parameters are the head.
+    A model may name its own by a method `parameter_stages`, which returns a list of `Stage`. In any other network the
+    trunk is found first: the numbered run of blocks that holds most parameters, a `ModuleList`, a `Sequential`, or
+    attributes such as `layer1` .. `layer4`. Up to five blocks are a stage each (ResNet, ConvNeXt, Swin); more are
+    grouped in quarters (ViT). Parameters before the trunk are the stem, those after it, within the backbone, belong to
+    the last stage. Where the module has a child `backbone`, the trunk is looked for there, and all other parameters are
+    the head.
 
     Args:
         module: A timm or transformers model, or a model around one. Not wrapped in DistributedDataParallel.
@@ -47,33 +45,12 @@ def find_stages(module: nn.Module) -> list[Stage]:
     Raises:
         ValueError: If no trunk can be found.
     """
-    stages = _detector_stages(module) or _backbone_stages(module)
-    return [stage for stage in stages if stage.parameters]
+    own = getattr(module, "parameter_stages", None)
+    return trunk_stages(module) if own is None else own()
 
 
-def _detector_stages(module: nn.Module) -> list[Stage]:
-    for path, part in module.named_modules():
-        names = [name for name, _ in part.named_children()]
-        if all(name in names for name in DETECTOR_PARTS):
-            prefix = f"{path}." if path else ""
-            break
-    else:
-        return []
-    stages = {name: Stage(name) for name in ("backbone", *DETECTOR_PARTS, "head")}
-    for name, _ in module.named_parameters():
-        inner = name.removeprefix(prefix)
-        part = inner.split(".", 1)[0] if name.startswith(prefix) else "head"
-        if part in DETECTOR_PARTS:
-            stages[part].parameters.append(name)
-        elif "backbone" in part or part in ("conv_encoder", "vit"):
-            stages["backbone"].parameters.append(name)
-        else:
-            # Projections before the encoder and anything else inside belong to the encoder's side, the rest is heads.
-            stages["encoder" if name.startswith(prefix) and "proj" in part else "head"].parameters.append(name)
-    return list(stages.values())
-
-
-def _backbone_stages(module: nn.Module) -> list[Stage]:
+def trunk_stages(module: nn.Module) -> list[Stage]:
+    """The stages of a network by its trunk; see `find_stages`."""
     backbone = getattr(module, "backbone", None)
     prefix, trunk_of = ("backbone.", backbone) if isinstance(backbone, nn.Module) else ("", module)
     blocks = _trunk(trunk_of)
@@ -96,7 +73,7 @@ def _backbone_stages(module: nn.Module) -> list[Stage]:
             head.parameters.append(name)
         else:
             (stages[-1] if begun else stem).parameters.append(name)
-    return [stem, *stages, head]
+    return [stage for stage in (stem, *stages, head) if stage.parameters]
 
 
 def _trunk(module: nn.Module) -> list[tuple[str, nn.Module]]:

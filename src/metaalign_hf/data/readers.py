@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import DomainConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..text_files import read_text
 from .digits import load_digits_images, split_digits
 from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images, transparent_images
@@ -316,8 +316,9 @@ def load_splits(config: DomainConfig, name: str) -> Any:
             return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
         return datasets.load_dataset(str(path), name=config.config_name, revision=config.revision)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"domain {name}: the data set {config.path} cannot be loaded: {reason[:300]}") from error
+        raise UserError(
+            f"domain {name}: the data set {config.path} cannot be loaded: {one_line(error)[:300]}"
+        ) from error
 
 
 def dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 __all__ = ["HubError", "explained", "retry"]
 
@@ -83,7 +83,7 @@ def _explanation(error: Exception) -> tuple[str, bool] | None:
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no access token; {login}", False
     if isinstance(error, HFValidationError):
-        return f"this is not a repository id ({str(error).splitlines()[0]})", False
+        return f"this is not a repository id ({one_line(error, first=True)})", False
     if isinstance(error, GatedRepoError):
         return "access to it must be asked for on its page on the Hub first", False
     if isinstance(error, RevisionNotFoundError):
@@ -99,18 +99,18 @@ def _explanation(error: Exception) -> tuple[str, bool] | None:
     if status is not None and (status >= 500 or status in (408, 429)):
         return f"the Hub failed (status {status})", True
     if isinstance(error, HfHubHTTPError):
-        return " ".join(str(error).split()), False
+        return one_line(error), False
     if isinstance(error, EntryNotFoundError):  # of a download: no answer, and nothing in the cache
         reason = _root(error)
         if isinstance(reason, OfflineModeIsEnabled):
             return "it is not in the cache, and HF_HUB_OFFLINE is set", False
         return _explanation(reason) if reason is not error else ("it is not in the cache", False)
     if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-        return f"the Hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})", True
+        return f"the Hub cannot be reached ({one_line(error)})", True
     if isinstance(error, ConnectionError | TimeoutError):
-        return f"the Hub cannot be reached ({error})", True
+        return f"the Hub cannot be reached ({one_line(error)})", True
     if isinstance(error, ValueError) and "metadata in README" in str(error):
-        return f"the Hub refuses the model card: {' '.join(str(error).split())}", False
+        return f"the Hub refuses the model card: {one_line(error)}", False
     return None
 
 

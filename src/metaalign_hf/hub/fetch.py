@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from ..reports import FIGURE_FILES
 from ..run_folder import CARD_FILE, FIGURES_FOLDER, MODEL_CONFIG_FILE, PROCESSOR_FILES, RECORD_FILES, WEIGHT_FILES
@@ -85,7 +85,6 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     except UserError as error:
         raise UserError(str(error).replace(str(folder), checkpoint)) from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {lines[0]}") from error
+        raise UserError(f"checkpoint {checkpoint} cannot be loaded: {one_line(error, first=True)}") from error
     refuse_lost_tensors(info, checkpoint)
     return model.eval(), processor

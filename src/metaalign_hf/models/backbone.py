@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..checks import check_pretrained
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from .image_processor import backbone_image_size, processor_image_size
 from .loading import require_in_reach
@@ -142,7 +142,7 @@ def resolve_backbone(
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise UserError(f"{_unknown(name)} ({_first_line(error)})") from error
+        raise UserError(f"{_unknown(name)} ({one_line(error, first=True)})") from error
     revision = getattr(config, "_commit_hash", None)
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
@@ -180,7 +180,7 @@ def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, int]:
     try:
         model = AutoModelForImageClassification.from_config(config)
     except ImportError as error:
-        raise UserError(f"backbone: {config.model_type} cannot be built: {' '.join(str(error).split())}") from error
+        raise UserError(f"backbone: {config.model_type} cannot be built: {one_line(error)}") from error
     return model, _remove_classifier(model)
 
 
@@ -210,7 +210,7 @@ def use_attention(backbone: PreTrainedModel, attention: str) -> None:
     try:
         backbone.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise UserError(f"model.attention: {_first_line(error)}") from error
+        raise UserError(f"model.attention: {one_line(error, first=True)}") from error
 
 
 def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
@@ -244,7 +244,7 @@ def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
                     source.weights, ignore_mismatched_sizes=True, **arguments
                 )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"backbone weights: cannot load {source.weights}: {_first_line(error)}") from error
+        raise UserError(f"backbone weights: cannot load {source.weights}: {one_line(error, first=True)}") from error
     classifier = "" if is_timm else classifier_name(model)
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     lost = sorted(
@@ -311,7 +311,7 @@ def _timm_feature_dim(config: TimmWrapperConfig) -> int:
             whole = timm.create_model(name, num_classes=1, **arguments)
             headless = timm.create_model(name, num_classes=0, **arguments)
         except (TypeError, RuntimeError, AssertionError) as error:
-            raise UserError(f"backbone: timm cannot build {name}: {_first_line(error)}") from error
+            raise UserError(f"backbone: timm cannot build {name}: {one_line(error, first=True)}") from error
     try:
         classifier = classifier_name(whole)
     except UserError as error:
@@ -373,7 +373,7 @@ def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrain
         kept = {key: value for key, value in config.to_diff_dict().items() if key not in derived}
         return type(config).from_dict({**kept, **options})
     except Exception as error:
-        raise UserError(f"backbone: {config.model_type} refuses the options: {' '.join(str(error).split())}") from error
+        raise UserError(f"backbone: {config.model_type} refuses the options: {one_line(error)}") from error
 
 
 def _checked(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
@@ -392,7 +392,7 @@ def _from_file(source: BackboneSource, path: Path) -> PreTrainedModel:
     try:
         state = load_file(path)
     except Exception as error:
-        raise UserError(f"backbone weights: {path} is not a safetensors file: {_first_line(error)}") from error
+        raise UserError(f"backbone weights: {path} is not a safetensors file: {one_line(error, first=True)}") from error
     model, _ = build_backbone(source.config)
     expected = model.state_dict()
     prefixes = ("", "timm_model.", f"{model.base_model_prefix}.")
@@ -409,8 +409,3 @@ def _unknown(name: str) -> str:
     near = get_close_matches(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"backbone: {name!r} is not a timm name, a local folder, or a model on the Hub that can be loaded{hint}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

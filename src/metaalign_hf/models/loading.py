@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 __all__ = ["align_memory", "refuse_lost_tensors", "require_in_reach"]
 
@@ -64,7 +64,7 @@ def require_in_reach(place: str, key: str) -> None:
     except Exception as error:
         if not _is_lost_connection(error):
             return  # transformers explains what the Hub answered
-        reason = f"the Hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
+        reason = f"the Hub cannot be reached ({one_line(error)})"
     raise UserError(
         f"{key}: {place} is not in the local cache, and {reason}; take random weights (pretrained: false), name a "
         "local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"

@@ -19,12 +19,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..checks import check_pretrained
-from ..coordination import frozen_running_statistics, has_live_statistics
-from ..errors import UserError
+from ..coordination import Stage, frozen_running_statistics, has_live_statistics, trunk_stages
+from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
+from .detectors.stages import detector_stages
 from .loading import align_memory, refuse_lost_tensors, require_in_reach
 from .origin import note_checkpoint, weights_origin
 
@@ -273,6 +274,10 @@ class MetaAlignForObjectDetection(PreTrainedModel):
                 roles[role][name] = parameter
         return roles
 
+    def parameter_stages(self) -> list[Stage]:
+        """Its backbone, encoder, decoder and head, or the stages of its ViT: for group weights and the inner step."""
+        return detector_stages(self) or trunk_stages(self)
+
     def export_native(self, processor: Any = None) -> PreTrainedModel:
         """The adapted detector as the plain transformers class: bit-identical logits and boxes, nothing shared.
 
@@ -327,7 +332,7 @@ def _resolve(
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"detector: {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"detector: {name!r} cannot be loaded: {one_line(error, first=True)}") from error
     return _changed(config, options), (weights or name) if pretrained else None
 
 
@@ -343,7 +348,7 @@ def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **given)
     except Exception as error:
-        raise UserError(f"detector: {model_type} refuses the options: {' '.join(str(error).split())}") from error
+        raise UserError(f"detector: {model_type} refuses the options: {one_line(error)}") from error
 
 
 def _changed(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
@@ -373,8 +378,7 @@ def _load_weights(place: str, config: PreTrainedConfig) -> PreTrainedModel:
                 place, config=config, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
             )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"detector weights: cannot load {place}: {reason}") from error
+        raise UserError(f"detector weights: cannot load {place}: {one_line(error, first=True)}") from error
     lost = sorted(info["missing_keys"])
     for key, found, wanted in info["mismatched_keys"]:
         if tuple(found)[1:] != tuple(wanted)[1:]:

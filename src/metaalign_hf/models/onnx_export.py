@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 __all__ = ["TOLERANCE", "OnnxFile", "export_onnx"]
 
@@ -128,7 +128,7 @@ def _reason(error: BaseException) -> str:
     """The first line of the exporter's actual error, without its general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return one_line(error, first=True)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..tasks import Measure
 from .citations import cited_by
 from .record import RunRecord
@@ -109,7 +109,7 @@ def _validate(text: str, data: ModelCardData) -> None:
     try:
         read = ModelCard(text).data
     except Exception as error:
-        raise UserError(f"model card: huggingface_hub refuses it: {' '.join(str(error).split())}") from error
+        raise UserError(f"model card: huggingface_hub refuses it: {one_line(error)}") from error
     if read.to_dict() != data.to_dict():
         raise UserError("model card: huggingface_hub reads other metadata than were written")
 

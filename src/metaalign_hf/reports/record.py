@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..run_folder import (
     BASELINE_FOLDER,
     CONFIG_FILE,
@@ -99,7 +99,7 @@ def read_record(folder: Path) -> RunRecord:
         summary = with_present_names(_load(folder / SUMMARY_FILE, json.loads))
         metrics, baseline = (_load_lines(place / METRICS_FILE) for place in (folder, folder / BASELINE_FOLDER))
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"checkpoint {folder}: a file of it cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"checkpoint {folder}: a file of it cannot be read ({one_line(error)})") from error
     if config_file.parent != folder:
         summary = _of_selected(summary, metrics)
     return RunRecord(*(without_local_paths(values) for values in (model, training, summary, metrics, baseline)))

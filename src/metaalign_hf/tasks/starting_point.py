@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..hub.fetch import fetch
 from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
@@ -59,7 +59,7 @@ def load_starting_point(place: str, kind: type[M], instead: Callable[[str], str]
     except UserError as error:
         raise UserError(f"model.{str(error).replace(str(folder), place)}") from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error, first=True)
         raise UserError(f"model.checkpoint: {place} cannot be loaded: {reason}") from error
     if not Path(place).expanduser().is_dir():
         # The folder is a snapshot in the Hub's cache, whose name is the commit.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..run_folder import CHECKPOINTS_FOLDER
 
 __all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint", "whole_tensors"]
@@ -107,8 +107,9 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
             module.load_state_dict({key: _sharded(value, like.get(key)) for key, value in state.items()}, strict=True)
         tensors = load_file(folder / "optimizer.safetensors")
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {folder}: cannot be loaded ({reason}); delete the folder") from error
+        raise UserError(
+            f"checkpoint {folder}: cannot be loaded ({one_line(error, first=True)}); delete the folder"
+        ) from error
     _restore_optimizer_state(optimizer, tensors, read_state(folder)["optimizer"])
 
 

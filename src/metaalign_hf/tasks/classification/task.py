@@ -26,7 +26,7 @@ from ...data import (
     preprocess,
     training_stream,
 )
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...evaluation import (
     FEWEST_IMAGES,
     CachedOutputs,
@@ -423,7 +423,7 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         with torch.no_grad():
             model.eval()(pixels.to(model.device, model.dtype))
     except Exception as error:  # each architecture has its own way to say so
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error, first=True)
         raise UserError(
             f"data.image_size: {model.config.backbone_name} cannot take images of {height} x {width} pixels ({reason})"
         ) from error
