@@ -19,13 +19,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..checks import check_pretrained
-from ..coordination import Stage, frozen_running_statistics, has_live_statistics, trunk_stages
+from ..coordination import Stage, frozen_running_statistics, has_live_statistics
 from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
-from .detectors.stages import detector_stages
+from .detectors.stages import detector_stages, stages_of_trunk
 from .loading import align_memory, refuse_lost_tensors, require_in_reach
 from .origin import note_checkpoint, weights_origin
 
@@ -276,7 +276,8 @@ class MetaAlignForObjectDetection(PreTrainedModel):
 
     def parameter_stages(self) -> list[Stage]:
         """Its backbone, encoder, decoder and head, or the stages of its ViT: for group weights and the inner step."""
-        return detector_stages(self) or trunk_stages(self)
+        backbone = f"detector.{self.adapter.backbone_name(self.detector)}"
+        return detector_stages(self) or stages_of_trunk(self, backbone)
 
     def export_native(self, processor: Any = None) -> PreTrainedModel:
         """The adapted detector as the plain transformers class: bit-identical logits and boxes, nothing shared.
