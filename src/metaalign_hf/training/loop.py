@@ -300,9 +300,9 @@ class _Run:
         unlabelled = micro_batches(self.target, k, device) if aligning else []
         started = time.perf_counter()
         torch.manual_seed(_step_seed(training.seed, self.step, self.accelerator.process_index))
-        self.task.statistics.train_mode(self.model)
         if unlabelled and local == 0:
             self.task.statistics.begin_adaptation()
+        self.task.statistics.train_mode(self.model)
         done = progress(local, total)
         closures = self.task.closures(self.model, batches, unlabelled, done)
         figures: dict[str, float] = {}
