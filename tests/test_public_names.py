@@ -1,6 +1,7 @@
 """What the README imports is there, from the top of the package."""
 
 import re
+from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_the_objective_of_the_readme_runs(monkeypatch):
     from metaalign_hf.alignment import AlignmentBatch, build_alignment, registry
 
     # Other tests look at every objective of the package: this one is known here only.
-    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
+    monkeypatch.setattr(registry, "_OBJECTIVES", copy(registry._OBJECTIVES))
     exec(block, {"__name__": "readme"})
     found = build_alignment("mean_distance", 4, 3)
     batch = AlignmentBatch(torch.eye(4), torch.zeros(4, 3), torch.tensor([0, 0, 1, 1]))

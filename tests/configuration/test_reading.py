@@ -17,8 +17,9 @@ from metaalign_hf.configuration import (
     load_config,
     parse_config,
 )
-from metaalign_hf.configuration.reading import DOMAIN_READS, READ_WHERE, TASK_IGNORES
+from metaalign_hf.configuration.reading import DOMAIN_READS, READ_WHERE
 from metaalign_hf.errors import UserError
+from metaalign_hf.tasks import known_tasks
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits.yaml"
@@ -43,7 +44,7 @@ def test_the_table_names_entries_that_exist():
         assert set(entries) <= names(kinds[section])
         conditions = [c for alternatives in entries.values() for each in alternatives for c in each]
         assert {c.key for c in conditions} <= names(kinds[section])
-    assert {key.removeprefix("data.") for keys in TASK_IGNORES.values() for key in keys} <= names(DataConfig)
+    assert {key for kind in known_tasks() for key in kind.ignores} <= names(DataConfig)
     assert {key for keys in DOMAIN_READS.values() for key in keys} == names(DomainConfig) - {"kind", "name"}
     assert names(CoordinationConfig) - set(READ_WHERE["coordination"]) == {"method"}
 

@@ -244,6 +244,25 @@ def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_pat
     assert len(shared.notes) == 2
 
 
+def test_several_sources_and_labelled_target_images_agree_by_name(tmp_path):
+    places = [
+        coco(tmp_path / name, good(), names=names) for name, names in (("a", ("cat", "dog")), ("b", ("dog", "cat")))
+    ]
+    target, few = (coco(tmp_path / name, good(), names=("dog", "cat")) for name in ("t", "few"))
+    pair = load_detection_pair([f"coco:{place}" for place in places], f"coco:{target}", target_labeled=f"coco:{few}")
+    assert pair.labels == ["cat", "dog"] and pair.source_train.parts == (4, 4) and len(pair.source_test) == 2
+    assert len(pair.target_labeled) == 5 and pair.target_labeled.parts == () and pair.target_train.objects is None
+    singles = [load_detection_view(f"coco:{place}", pair.labels, "train") for place in places]
+    objects = [entry for view in singles for entry in view.objects]
+    for index, entry in enumerate(pair.source_train.objects):
+        assert torch.equal(entry.labels, objects[index].labels)
+        assert torch.equal(pair.source_train[index], singles[index // 4][index % 4])
+    turned = pair.in_order(["dog", "cat"])
+    for view in ("source_train", "source_test", "target_evaluation", "target_labeled"):
+        for old, new in zip(getattr(pair, view).objects, getattr(turned, view).objects, strict=True):
+            assert torch.equal(old.labels, 1 - new.labels)
+
+
 def test_an_unlabelled_folder_can_be_a_target_only(tmp_path):
     source = coco(tmp_path / "s", good())
     for i in range(5):

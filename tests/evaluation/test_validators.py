@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from copy import copy
 
 import numpy as np
 import pytest
@@ -191,7 +192,7 @@ def test_the_values_draw_no_random_numbers_and_keep_the_gradient_mode():
 
 
 def test_custom_validators_register(monkeypatch):
-    monkeypatch.setattr(validators, "_VALIDATORS", dict(validators._VALIDATORS))
+    monkeypatch.setattr(validators, "_VALIDATORS", copy(validators._VALIDATORS))
 
     @register_validator("test_classes_used", higher_is_better=True)
     def classes_used(cached: CachedOutputs) -> float:

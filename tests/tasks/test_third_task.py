@@ -26,7 +26,13 @@ def brightness_pair() -> DomainPair:
         images = (levels.view(-1, 1, 1, 1) * torch.tensor([1, tint, 1]).view(1, 3, 1, 1) * 2.5).expand(-1, -1, 8, 8)
         return ImageSet("grey", 40, TensorLoader(images.to(torch.uint8)), tuple(levels.tolist()))
 
-    views = [view(0, 1.0), view(1, 1.0), view(2, 0.8).without_labels(), view(3, 0.8).without_labels(), view(3, 0.8)]
+    views = [
+        view(0, 1.0),
+        view(1, 1.0),
+        view(2, 0.8).without_annotations(),
+        view(3, 0.8).without_annotations(),
+        view(3, 0.8),
+    ]
     return DomainPair("grey", "tinted", ["brightness"], *views)
 
 
@@ -34,7 +40,8 @@ def train(output: Path, steps: int, **options: object):
     torch.manual_seed(0)
     model = BrightnessForImageRegression(BrightnessConfig([{"name": "coral", "weight": 0.1}]))
     training = {"output_dir": str(output), "max_steps": steps, "source_steps": 3, "checkpoint_every": 2, **options}
-    config = load_config(TINY, {f"training.{key}": value for key, value in training.items()})
+    options = {"data.augmentation": "none", **{f"training.{key}": value for key, value in training.items()}}
+    config = load_config(TINY, options)
     return adapt(config, pair=brightness_pair(), model=model)
 
 

@@ -75,11 +75,8 @@ class BrightnessTask(Task):
         processor = BitImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False)
         super().__init__(config, pair, model, processor)
 
-    def streams(self, source_batch: int, target_batch: int, rank: int, world_size: int):
-        options = {"batch_size": self.config.training.batch_size, "augmentation": "none", "seed": 0}
-        options |= {"rank": rank, "world_size": world_size}
-        source = training_stream(self.pair.source_train, self.processor, start_batch=source_batch, **options)
-        return source, training_stream(self.pair.target_train, self.processor, start_batch=target_batch, **options)
+    def stream(self, images: ImageSet, **options: Any) -> Iterator[Batch]:
+        return training_stream(images, self.processor, **options)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], *_: Any) -> StepClosures:
         def both(s: Batch, t: Batch) -> tuple[Tensor, Tensor]:
@@ -95,13 +92,10 @@ class BrightnessTask(Task):
         )
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Any = None) -> dict[str, Scores]:
-        found = {}
-        for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
-            (batch,) = evaluation_batches(view, self.processor, len(view))
-            error = (model(batch["pixel_values"])["brightness"] - batch["labels"] / 100).abs()
-            found[domain] = {"within": float((error < 0.1).float().mean()), "n": len(view)}
-        return found
+    def scores(self, model: nn.Module, domain: str, view: ImageSet, *_: Any) -> Scores:
+        (batch,) = evaluation_batches(view, self.processor, len(view))
+        error = (model(batch["pixel_values"])["brightness"] - batch["labels"] / 100).abs()
+        return {"within": float((error < 0.1).float().mean()), "n": len(view)}
 
     @staticmethod
     @torch.no_grad()

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -16,8 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.cli import run
-from metaalign_hf.data import DetectionSet, Objects, detection_batches
-from metaalign_hf.data.detection_pair import renumbered
+from metaalign_hf.data import DetectionSet, Objects, detection_batches, load_detection_view
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.tasks.detection.task import DetectionTask, mix_detection
@@ -222,6 +222,31 @@ def test_without_an_inner_step_metaalign_is_the_joint_step(mode, pair):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=atol, msg=name)
 
 
+def test_several_sources_and_labelled_target_images(pair, tmp_path):
+    """They train; the labelled target images count for the task loss, and alignment does not see them."""
+    few = small(load_detection_view("scenes_photo", pair.labels, "train"), 3)
+    joined = pair.source_train.join(small(load_detection_view("scenes_plain", pair.labels, "test")))
+    assert joined.parts == (24, 24) and len(joined.objects) == 48
+    whole = replace(pair, source_train=joined, target_labeled=few)
+    summary = train(whole, tmp_path / "run")
+    assert "The task loss also used 3 labelled target images, in both phases." in summary.notes
+
+    config = load_config(TINY)
+    config.model.detector_options["num_denoising"] = 0
+    task = DetectionTask(config, whole)
+    model = task.model.eval()
+    source, target = (next(stream) for stream in task.streams(0, 0, 0, 1))
+    assert source["domain_labels"].tolist() == [0] * 4 + [-100] * 3 and len(source["labels"]) == 7
+    known = {key: source[key][:4] for key in ("pixel_values", "labels")}
+    both, alone = (task.closures(model, [batch], [target], 0.5) for batch in (source, known))
+    torch.testing.assert_close(both.alignment[0](), alone.alignment[0]())
+    expected = model(pixel_values=source["pixel_values"], labels=source["labels"]).task_loss
+    torch.testing.assert_close(both.task[0](), expected)
+    assert not torch.allclose(expected, alone.task[0]())
+    task_loss, alignment_loss = both.both[0]()
+    torch.testing.assert_close(torch.stack([task_loss, alignment_loss]), torch.stack([expected, alone.alignment[0]()]))
+
+
 def test_mixed_batches_share_a_canvas():
     source = {"pixel_values": torch.ones(1, 3, 4, 6), "labels": [{}]}
     target = {"pixel_values": torch.ones(2, 3, 5, 5), "pixel_mask": torch.ones(2, 5, 5, dtype=torch.long)}
@@ -300,7 +325,7 @@ def test_a_checkpoint_keeps_its_own_order_of_classes(finished, pair):
     from metaalign_hf.tasks.building import build_task
 
     output, _ = finished
-    turned = renumbered(pair, ["two", "zero", "one"])
+    turned = pair.in_order(["two", "zero", "one"])
     task = build_task(load_config(TINY, {"model.checkpoint": str(output)}), turned)
     assert task.pair.labels == ["zero", "one", "two"]
     for a, b in zip(task.pair.source_train.objects, pair.source_train.objects, strict=True):
@@ -382,7 +407,7 @@ def test_a_checkpoint_that_is_no_metaalign_detector_is_refused(finished, tmp_pat
         (["--model.checkpoint", "/no/such/folder"], "model.checkpoint"),
         (["--training.batch_size", "1000"], "fewer than a batch of 1000"),
         (["--training.select_by", "bnm"], "for detectors: agreement, entropy"),
-        (["--data.source", "[scenes_plain, scenes_photo]"], "takes one source"),
+        (["--data.source", "[scenes_plain, scenes_photo]"], "data.target is the source"),
         (["--training.metric", "balanced_accuracy"], "training.metric: balanced_accuracy is for classifiers"),
     ],
 )

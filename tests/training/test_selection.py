@@ -159,14 +159,14 @@ def test_resume_restores_the_selection(tmp_path):
     expected = train(tmp_path / "whole", *options)
     script = (
         "import sys, os, signal\n"
-        "from metaalign_hf.training import loop\n"
+        "from metaalign_hf.training import loop, selection\n"
         "from metaalign_hf.cli import run\n"
-        "offer = loop.Selection.offer\n"
+        "offer = selection.Selection.offer\n"
         "def offer_and_die(self, evaluation, model):\n"
         "    offer(self, evaluation, model)\n"
         "    if evaluation.step > 12:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.Selection.offer = offer_and_die\n"
+        "selection.Selection.offer = offer_and_die\n"
         "run(sys.argv[1:])\n"
     )
     arguments = ["train", "--config", TINY, "--training.output_dir", str(tmp_path / "killed"), *OPTIONS, *options]

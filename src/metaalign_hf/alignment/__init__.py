@@ -1,6 +1,6 @@
 """What "aligned" means: one file per objective, one registry."""
 
-from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
+from .base import IGNORED_LABEL, AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .cdan import CDAN
 from .coral import CORAL
 from .dann import DANN
@@ -27,6 +27,7 @@ __all__ = [
     "CORAL",
     "DANN",
     "GVB",
+    "IGNORED_LABEL",
     "JMMD",
     "MCC",
     "MDD",

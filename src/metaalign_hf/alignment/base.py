@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["AlignmentBatch", "AlignmentObjective", "AlignmentOutput", "weighted_sum"]
+__all__ = ["IGNORED_LABEL", "AlignmentBatch", "AlignmentObjective", "AlignmentOutput", "weighted_sum"]
+
+IGNORED_LABEL = -100
+"""Label of a row without a label, as every target row; as a domain label, that of a row left out of alignment."""
 
 
 @dataclass

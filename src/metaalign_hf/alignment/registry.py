@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..citations import check_bibtex, cite
 from ..errors import UserError
+from ..registry import Registry
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput, weighted_sum
 from .multi_source import PerSource
 
@@ -27,7 +26,12 @@ __all__ = [
 ]
 
 _COMMON = ("name", "weight", "sources")
-_OBJECTIVES: dict[str, type[AlignmentObjective]] = {}
+_OBJECTIVES: Registry[type[AlignmentObjective]] = Registry(
+    "alignment objective",
+    "alignment: unknown objective {!r}",
+    cited_as="alignment",
+    advice=" (register your own with register_alignment before loading)",
+)
 T = TypeVar("T", bound=type[AlignmentObjective])
 
 
@@ -49,22 +53,12 @@ def register_alignment(name: str, *, citation: str | None = None) -> Callable[[T
     Raises:
         ValueError: If another class has the name, or the citation is not BibTeX.
     """
-    check_bibtex(name, citation)
-
-    def register(objective: T) -> T:
-        known = _OBJECTIVES.get(name)
-        if known is not None and known.__qualname__ != objective.__qualname__:
-            raise ValueError(f"alignment objective {name!r} is registered already, by {known.__qualname__}")
-        cite(f"alignment/{name}", citation)
-        _OBJECTIVES[name] = objective
-        return objective
-
-    return register
+    return _OBJECTIVES.register(name, citation=citation)
 
 
 def alignment_names() -> list[str]:
     """Names of all registered objectives."""
-    return sorted(_OBJECTIVES)
+    return _OBJECTIVES.names()
 
 
 def alignment_options(name: str) -> dict[str, Any]:
@@ -73,8 +67,7 @@ def alignment_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: If there is no such objective.
     """
-    parameters = inspect.signature(_objective(name).__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return _OBJECTIVES.options(name)
 
 
 def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
@@ -158,7 +151,7 @@ class AlignmentSum(nn.Module):
             name, sources = spec["name"], spec.get("sources", 1)
             options = {key: value for key, value in spec.items() if key not in _COMMON}
             try:
-                each = [_objective(name)(feature_dim, num_labels, **options) for _ in range(sources)]
+                each = [_OBJECTIVES[name](feature_dim, num_labels, **options) for _ in range(sources)]
                 self.objectives[name] = PerSource(name, each) if sources > 1 else each[0]
             except UserError:
                 raise
@@ -203,18 +196,3 @@ def build_alignment(spec: Any, feature_dim: int, num_labels: int) -> AlignmentSu
     """
     specs = normalise_alignment(spec)
     return AlignmentSum(specs, feature_dim, num_labels) if specs else None
-
-
-def _objective(name: str) -> type[AlignmentObjective]:
-    if name not in _OBJECTIVES:
-        near = get_close_matches(name, _OBJECTIVES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"alignment: unknown objective {name!r}; {hint}known: {_names()} (register your own with "
-            "register_alignment before loading)"
-        )
-    return _OBJECTIVES[name]
-
-
-def _names() -> str:
-    return ", ".join(alignment_names())

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..tasks import TaskKind
 
 __all__ = [
     "DOMAIN_READS",
     "READ_WHERE",
-    "TASK_IGNORES",
     "Condition",
     "defaults_of",
     "ignored_by_task",
@@ -128,22 +130,6 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
     },
 }
 
-_DETECTION, _CLASSIFICATION = "object-detection", "image-classification"
-# Entries that a task does not read, and what it takes instead.
-TASK_IGNORES: Mapping[str, Mapping[str, str]] = {
-    _DETECTION: {
-        "data.image_size": "a detector takes data.detector_size",
-        "data.resize_size": "a detector takes data.detector_size",
-    },
-    _CLASSIFICATION: {"data.detector_size": "a classifier takes data.image_size and data.resize_size"},
-}
-# Entries of a data set that a task does not read.
-_DATASET_IGNORES: Mapping[str, tuple[str, ...]] = {
-    _DETECTION: ("label_column",),
-    _CLASSIFICATION: ("objects_column", "classes", "box_format", "bad_boxes"),
-}
-_WHO = {_DETECTION: "a detector", _CLASSIFICATION: "a classifier"}
-
 _SPLIT = ("test_fraction", "split_seed")
 _OBJECTS = ("classes", "bad_boxes")
 _DATASET = ("config_name", "revision", "domain_column", "image_column", "train_split", "test_split")
@@ -202,37 +188,39 @@ def refuse_unread(section: str, config: Any) -> None:
         raise UserError(f"{section}.{key} is {_shown(values[key])}: {reason}")
 
 
-def refuse_unread_by_task(config: Any, task: str) -> None:
+def refuse_unread_by_task(config: Any, kind: TaskKind) -> None:
     """Refuse entries that the task of a run does not read.
 
     Args:
         config: The whole configuration.
-        task: The task's pipeline tag.
+        kind: The task.
 
     Raises:
         UserError: For the first one.
     """
-    for key, instead in TASK_IGNORES.get(task, {}).items():
-        value = getattr(config.data, key.removeprefix("data."))
+    who = f"a {kind.noun}"
+    for key, instead in kind.ignores.items():
+        value = getattr(config.data, key)
         if value is not None:
-            raise UserError(f"{key} is {_shown(value)}: {_WHO[task]} does not read it; drop it ({instead})")
+            raise UserError(f"data.{key} is {_shown(value)}: {who} does not read it; drop it ({who} takes {instead})")
     several = len(config.data.sources) > 1
     domains = [(f"source[{n}]" if several else "source", domain) for n, domain in enumerate(config.data.sources)]
     defaults = defaults_of(type(config.data.target))
     for name, domain in [*domains, ("target", config.data.target)]:
-        for key in _DATASET_IGNORES.get(task, ()) if domain.kind == "dataset" else ():
+        for key in kind.ignores_of_dataset if domain.kind == "dataset" else ():
             value = getattr(domain, key)
             if value != defaults[key]:
-                raise UserError(f"data.{name}.{key} is {_shown(value)}: {_WHO[task]} does not read it; drop it")
+                raise UserError(f"data.{name}.{key} is {_shown(value)}: {who} does not read it; drop it")
 
 
 def ignored_by_task(sections: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """The entries that are set and that the task does not read; of a checkpoint the task is not known yet."""
+    from ..tasks import task_chosen_by
+
     model = sections["model"]
     if model.get("checkpoint") is not None:
         return set()
-    ignored = TASK_IGNORES[_CLASSIFICATION if model.get("detector") is None else _DETECTION]
-    return {key for key in ignored if sections["data"].get(key.removeprefix("data.")) is not None}
+    return {f"data.{key}" for key in task_chosen_by(model).ignores if sections["data"].get(key) is not None}
 
 
 def unread_of_domain(domain: Any) -> dict[str, str]:

@@ -132,6 +132,17 @@ class Joint:
     inner: InnerStep | None = None
     """The inner step; None where there is none."""
 
+    def probe(self, task: Sequence[Closure], alignment: Sequence[Closure]) -> None:
+        """Try before training what a step needs of the model; it changes nothing.
+
+        Args:
+            task: As for `backward`.
+            alignment: As for `backward`.
+
+        Raises:
+            RuntimeError: If the model cannot do it; it names the remedy.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values; see also `memory`."""
         return {} if self.inner is None else self.inner.state_dict()

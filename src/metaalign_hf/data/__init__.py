@@ -5,7 +5,8 @@ from .detection_batches import augment_objects, detection_batch, detection_batch
 from .detection_pair import DetectionPair, load_detection_pair, load_detection_view
 from .digit_scenes import load_digit_scenes
 from .digits import load_digits_images
-from .domain_pair import Domain, DomainPair, load_domain, load_domain_pair, load_labelled_view
+from .domain_pair import DomainPair, load_domain, load_domain_pair, load_labelled_view
+from .domains import AnnotatedImages, Domain
 from .images import ImageSet, image_files, read_image
 from .objects import DetectionSet, Objects
 from .pair_domains import PairDomains
@@ -13,6 +14,7 @@ from .streams import batch_indices, evaluation_batches, even_batch_indices, trai
 from .transforms import augment, preprocess
 
 __all__ = [
+    "AnnotatedImages",
     "DataConfig",
     "DetectionPair",
     "DetectionSet",

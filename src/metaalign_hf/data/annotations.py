@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,12 @@ from PIL import Image
 
 from ..configuration import DomainConfig
 from ..errors import UserError
-from .objects import DetectionSet, Objects
+from .objects import Objects
 
-__all__ = ["ClassNames", "FoundObject", "RawDetectionDomain", "corners", "header_size", "packed", "required_entry"]
+__all__ = ["ClassNames", "FoundObject", "corners", "header_size", "packed", "required_entry"]
 
 FoundObject = tuple[tuple[float, float, float, float], int, bool]
 """Corners, class index, and whether it is to be ignored."""
-
-
-@dataclass(frozen=True)
-class RawDetectionDomain:
-    """A detection domain as it was read.
-
-    Attributes:
-        name: Display name.
-        labels: Class names in the order of the label indices; None without objects.
-        train: Training images, with objects where there are annotations.
-        test: Test images of their own; None where they are to be held out of `train`.
-        notes: What was clipped or dropped.
-    """
-
-    name: str
-    labels: list[str] | None
-    train: DetectionSet
-    test: DetectionSet | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 class ClassNames:

@@ -8,15 +8,16 @@ from typing import Any
 from ..configuration import DomainConfig
 from ..errors import UserError
 from ..text_files import read_json
-from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, header_size, packed, required_entry
+from .annotations import ClassNames, FoundObject, corners, header_size, packed, required_entry
 from .bad_boxes import BoxCheck
+from .domains import RawDomain
 from .images import FileLoader, ImageSet
 from .objects import DetectionSet
 
 __all__ = ["read_coco"]
 
 
-def read_coco(config: DomainConfig) -> RawDetectionDomain:
+def read_coco(config: DomainConfig) -> RawDomain[DetectionSet]:
     """A domain of `annotations` (json) and a folder of images; without `path` that of the json file.
 
     Raises:
@@ -34,7 +35,7 @@ def read_coco(config: DomainConfig) -> RawDetectionDomain:
         other = _read_json(config.test_annotations, name)
         ClassNames(config, _coco_categories(other, config.test_annotations)[1])
         test = _coco_set(other, config.test_annotations, config.test_path or config.path, name, names, check)
-    return RawDetectionDomain(name, names.names, train, test, check.notes())
+    return RawDomain(name, names.names, train, test, check.notes())
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
@@ -25,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from ..errors import UserError
 from .images import read_images
 from .objects import DetectionSet, Objects
-from .streams import batch_indices, endless, require_a_batch
+from .streams import endless
 
 __all__ = [
     "DETECTION_AUGMENTATIONS",
@@ -111,10 +110,7 @@ def augment_objects(
     Raises:
         UserError: If the augmentation is not one for detectors.
     """
-    if augmentation not in DETECTION_AUGMENTATIONS:
-        raise UserError(
-            f"data.augmentation: {augmentation} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}"
-        )
+    _check_augmentation(augmentation)
     if augmentation == "none":
         return image, objects
     height, width = image.shape[1:]
@@ -141,6 +137,11 @@ def augment_objects(
     index = sample["index"]
     kept = Objects(sample["boxes"].as_subclass(Tensor), objects.labels[index], objects.ignored[index])
     return sample["image"].as_subclass(Tensor), kept
+
+
+def _check_augmentation(name: str) -> None:
+    if name not in DETECTION_AUGMENTATIONS:
+        raise UserError(f"data.augmentation: {name} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}")
 
 
 _DISTORT = v2.Compose([v2.RandomPhotometricDistort(p=0.8), v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
@@ -184,30 +185,25 @@ def _crop(sample: dict[str, Any], known: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Batches(Dataset):
-    """Training batches by number."""
-
+class _Augmented:
     images: DetectionSet
     processor: Any
     boxes_relative_to_image: bool
     augmentation: str
-    batch_size: int
-    seed: int
-    rank: int
-    world_size: int
 
-    def __getitem__(self, batch: int) -> dict[str, Any]:
-        whole = batch_indices(len(self.images), self.batch_size * self.world_size, self.seed, batch)
-        mine = whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        generator = np.random.default_rng([self.seed, 1, batch, self.rank])
-        images, objects = [], []
-        for index in mine:
-            known = self.images.objects[index] if self.images.objects is not None else None
-            image, kept = augment_objects(self.images[index], known, self.augmentation, int(generator.integers(2**31)))
-            images.append(image)
-            objects.append(kept)
-        given = None if self.images.objects is None else [entry for entry in objects if entry is not None]
-        return detection_batch(images, given, self.processor, self.boxes_relative_to_image)
+    def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Any]:
+        known = self.images.objects
+        pairs = [
+            augment_objects(
+                self.images[index],
+                None if known is None else known[index],
+                self.augmentation,
+                int(generator.integers(2**31)),
+            )
+            for index in indices
+        ]
+        objects = None if known is None else [kept for _, kept in pairs if kept is not None]
+        return detection_batch([image for image, _ in pairs], objects, self.processor, self.boxes_relative_to_image)
 
 
 def detection_stream(
@@ -215,27 +211,17 @@ def detection_stream(
     processor: Any,
     boxes_relative_to_image: bool,
     *,
-    batch_size: int,
-    seed: int,
     augmentation: str = "crop_flip",
-    start_batch: int = 0,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
-    """An endless stream of training batches, as `training_stream` for classifiers: batch i depends on seed and i alone.
+    """An endless stream of training batches for a detector.
 
     Args:
         images: The images; with objects the batches have labels.
         processor: The detector's image processor.
         boxes_relative_to_image: As `detection_batch` takes it.
-        batch_size: Images in a batch of this process.
-        seed: Seed of order and augmentation.
         augmentation: One of `DETECTION_AUGMENTATIONS`.
-        start_batch: Number of the first batch; the stream goes on as if it had started at 0.
-        num_workers: Loader processes; the batches do not depend on it.
-        rank: Number of this process.
-        world_size: Number of processes.
+        **options: As `endless` takes them: `batch_size` and `seed` at least.
 
     Returns:
         An iterator over batches as `detection_batch` makes them.
@@ -243,13 +229,8 @@ def detection_stream(
     Raises:
         UserError: If the domain is smaller than a batch, or the augmentation is not one for detectors.
     """
-    if augmentation not in DETECTION_AUGMENTATIONS:
-        raise UserError(
-            f"data.augmentation: {augmentation} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}"
-        )
-    require_a_batch(len(images), images.name, batch_size * world_size)
-    batches = _Batches(images, processor, boxes_relative_to_image, augmentation, batch_size, seed, rank, world_size)
-    return endless(batches, seed, start_batch, num_workers)
+    _check_augmentation(augmentation)
+    return endless(images, _Augmented(images, processor, boxes_relative_to_image, augmentation), **options)
 
 
 def detection_batches(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..configuration import SCENES, DomainConfig
 from ..errors import UserError
-from .annotations import ClassNames, RawDetectionDomain
+from .annotations import ClassNames
 from .bad_boxes import BoxCheck
 from .coco import read_coco
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
+from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
@@ -19,7 +20,7 @@ from .voc import read_voc
 __all__ = ["read_detection_domain"]
 
 
-def read_detection_domain(config: DomainConfig) -> RawDetectionDomain:
+def read_detection_domain(config: DomainConfig) -> RawDomain[DetectionSet]:
     """Read a detection domain; images are decoded later.
 
     Args:
@@ -45,7 +46,7 @@ def read_detection_domain(config: DomainConfig) -> RawDetectionDomain:
     return readers[config.kind](config)
 
 
-def _digit_scenes(config: DomainConfig) -> RawDetectionDomain:
+def _digit_scenes(config: DomainConfig) -> RawDomain[DetectionSet]:
     name = config.name or ""
     if name not in SCENES:
         raise UserError(f"domain {name!r}: digit_scenes has {', '.join(SCENES)}; set name to one of them")
@@ -53,10 +54,10 @@ def _digit_scenes(config: DomainConfig) -> RawDetectionDomain:
     names = ClassNames(config, SCENE_LABELS)
     parts = [load_digit_scenes(name, split) for split in ("train", "test")]
     train, test = (objects_of_rows(data, config, name, names, list(SCENE_LABELS), check) for data in parts)
-    return RawDetectionDomain(name, names.names, train, test)
+    return RawDomain(name, names.names, train, test)
 
 
-def _unlabelled_folder(config: DomainConfig) -> RawDetectionDomain:
+def _unlabelled_folder(config: DomainConfig) -> RawDomain[DetectionSet]:
     """A folder of images without annotations: a target without a way to evaluate."""
     name = config.describe()
 
@@ -71,4 +72,4 @@ def _unlabelled_folder(config: DomainConfig) -> RawDetectionDomain:
 
     test = folder(config.test_path) if config.test_path is not None else None
     train = folder(required_path(config))
-    return RawDetectionDomain(name, None, train, test, transparency_notes(name, train.images.paths))
+    return RawDomain(name, None, train, test, transparency_notes(name, train.images.paths))

@@ -1,65 +1,51 @@
-"""A labelled source and an unlabelled target, whose class names agree."""
+"""A source with annotations and a target without, whose class names agree; images with labels or with objects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Generic, Literal
 
 import numpy as np
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from .domains import Domain, RawDomain, S
 from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .names import named_apart
 from .pair_domains import PairDomains
-from .readers import RawDomain, read_domain
+from .readers import read_domain
 
 __all__ = [
-    "Domain",
+    "AnnotationKind",
     "DomainPair",
-    "hold_out",
     "load_domain",
     "load_domain_pair",
     "load_labelled_view",
-    "refuse_same_domain",
+    "load_pair",
+    "load_view",
 ]
 
-
-@dataclass(frozen=True)
-class Domain:
-    """A domain with its split.
-
-    Attributes:
-        name: Display name.
-        labels: Class names in the order of the label indices; None without labels.
-        train: Training images.
-        test: Test images.
-        notes: Data that is not used, or used differently from what one might expect.
-    """
-
-    name: str
-    labels: list[str] | None
-    train: ImageSet
-    test: ImageSet
-    notes: list[str] = field(default_factory=list)
+Policy = Literal["strict", "shared"]
+Split = Literal["test", "train", "all"]
+Given = DomainConfig | str
 
 
 @dataclass(frozen=True)
-class DomainPair:
-    """A domain pair. Nothing that training or selection reads leads to a target label.
+class DomainPair(Generic[S]):
+    """A domain pair. Nothing that training or selection reads leads to a target label or object.
 
     Attributes:
         source_name: Name of the source.
         target_name: Name of the target.
         labels: Class names in the order of the logits.
-        source_train: Labelled source images to train on.
-        source_test: Labelled source images to evaluate on.
-        target_train: Target images to adapt to, without labels.
-        target_test_images: Target test images, without labels.
-        target_evaluation: Target test images with labels, for evaluation only; None where the target has no labels.
-        target_labeled: Labelled target images that were given for training; None where there are none.
+        source_train: Annotated source images to train on.
+        source_test: Annotated source images to evaluate on.
+        target_train: Target images to adapt to, without annotations.
+        target_test_images: Target test images, without annotations.
+        target_evaluation: Target test images with annotations, for evaluation only; None where the target has none.
+        target_labeled: Annotated target images that were given for training; None where there are none.
         notes: Plain statements about what was done to the data.
         domains: The domains that the pair was loaded from; None for a pair made by hand.
     """
@@ -67,39 +53,71 @@ class DomainPair:
     source_name: str
     target_name: str
     labels: list[str]
-    source_train: ImageSet
-    source_test: ImageSet
-    target_train: ImageSet
-    target_test_images: ImageSet
-    target_evaluation: ImageSet | None
-    target_labeled: ImageSet | None = None
+    source_train: S
+    source_test: S
+    target_train: S
+    target_test_images: S
+    target_evaluation: S | None
+    target_labeled: S | None = None
     notes: list[str] = field(default_factory=list)
     domains: PairDomains | None = None
 
-    def in_order(self, labels: list[str]) -> DomainPair:
+    def in_order(self, labels: Sequence[str]) -> DomainPair[S]:
         """The same pair with its classes numbered as in `labels`.
 
         Args:
             labels: The same class names in any order.
         """
-        if labels == self.labels:
+        if list(labels) == self.labels:
             return self
-
-        def renumber(images: ImageSet) -> ImageSet:
-            return _relabel(images, self.labels, labels)
-
-        return replace(
-            self,
-            labels=list(labels),
-            source_train=renumber(self.source_train),
-            source_test=renumber(self.source_test),
-            target_evaluation=None if self.target_evaluation is None else renumber(self.target_evaluation),
-            target_labeled=None if self.target_labeled is None else renumber(self.target_labeled),
-        )
+        names = ("source_train", "source_test", "target_evaluation", "target_labeled")
+        views = {name: getattr(self, name) for name in names}
+        changed = {name: view and view.relabelled(self.labels, labels) for name, view in views.items()}
+        return replace(self, labels=list(labels), **changed)
 
 
-def load_domain(config: DomainConfig | str) -> Domain:
-    """Read a domain and split it.
+@dataclass(frozen=True)
+class AnnotationKind(Generic[S]):
+    """What differs between images with labels and images with objects: how they are read, and the words for them.
+
+    Attributes:
+        read: Reads a domain.
+        enough: As many common classes make a pair.
+        name: What annotations are called.
+        needed: What a source must have.
+        figure: What cannot be measured without them.
+        dropped: What `label_policy: shared` drops of the source.
+        ignored: What it leaves out of the target's evaluation; a format of the classes' names.
+        one: An annotation of a test or training image.
+        leaves_out: Whether a labelled view may have classes that the model does not know, which are left out.
+    """
+
+    read: Callable[[DomainConfig], RawDomain[S]]
+    enough: int
+    name: str
+    needed: str
+    figure: str
+    dropped: str
+    ignored: str
+    one: str
+    leaves_out: bool
+
+
+LABELS = AnnotationKind(
+    read=read_domain,
+    enough=2,
+    name="labels",
+    needed="give class folders, labels in the list, or label_column",
+    figure="accuracy",
+    dropped="Source classes",
+    ignored="Target images of classes that the source lacks ({}) stay in training and are left out of the evaluation.",
+    one="one",
+    leaves_out=False,
+)
+
+
+def load_domain(config: Given) -> Domain[ImageSet]:
+    """Read a domain of labelled images and split it.
 
     Without test images of its own, a share of the images is held out: a random choice that depends on the number of
     images and `split_seed` alone, never on labels.
@@ -113,16 +131,15 @@ def load_domain(config: DomainConfig | str) -> Domain:
     Raises:
         UserError: If the domain cannot be read, or is too small to be split.
     """
-    config = DomainConfig.parse(config) if isinstance(config, str) else config
-    return _split(read_domain(config), config)
+    return _load(LABELS, _parsed(config))
 
 
 def load_domain_pair(
-    source: DomainConfig | str | Sequence[DomainConfig | str],
-    target: DomainConfig | str,
-    label_policy: Literal["strict", "shared"] = "strict",
-    target_labeled: DomainConfig | str | None = None,
-) -> DomainPair:
+    source: Given | Sequence[Given],
+    target: Given,
+    label_policy: Policy = "strict",
+    target_labeled: Given | None = None,
+) -> DomainPair[ImageSet]:
     """Load one or several labelled sources and a target, and make their class names agree.
 
     Labels are matched by name, never by index. The target's labels, if any, go into the evaluation view and nowhere
@@ -143,61 +160,10 @@ def load_domain_pair(
     Raises:
         UserError: If a domain cannot be read, a source has no labels, or the class names do not agree.
     """
-    given = [source] if isinstance(source, DomainConfig | str) else list(source)
-    if not given:
-        raise UserError("data.source: the list of sources is empty")
-    refuse_same_domain(given, target)
-    parsed = [_parsed(domain) for domain in given]
-    few = None if target_labeled is None else _parsed(target_labeled)
-    domains = PairDomains(tuple(parsed), _parsed(target), few)
-    *named, target = named_apart([*parsed, domains.target])
-    sources, from_target = [load_domain(config) for config in named], load_domain(target)
-    for domain in sources:
-        if domain.labels is None:
-            raise UserError(
-                f"source {domain.name} has no labels: give class folders, labels in the list, or label_column"
-            )
-    labels, notes = _agree_all(sources, from_target, label_policy)
-    evaluation = None
-    if from_target.labels is not None:
-        evaluation = _relabel(from_target.test, from_target.labels, labels)
-        if len(evaluation) == 0:
-            raise UserError(f"target {from_target.name}: no test image has one of the classes {some(labels)}")
-    train = [_relabel(domain.train, domain.labels or (), labels) for domain in sources]
-    test = [_relabel(domain.test, domain.labels or (), labels) for domain in sources]
-    return DomainPair(
-        source_name=" + ".join(domain.name for domain in sources),
-        target_name=from_target.name,
-        labels=labels,
-        source_train=train[0].join(*train[1:]) if len(train) > 1 else train[0],
-        source_test=test[0].join(*test[1:]) if len(test) > 1 else test[0],
-        target_train=from_target.train.without_labels(),
-        target_test_images=from_target.test.without_labels(),
-        target_evaluation=evaluation,
-        target_labeled=None if few is None else load_labelled_view(few, labels, "all"),
-        notes=[*(note for domain in [*sources, from_target] for note in domain.notes), *notes],
-        domains=domains,
-    )
+    return load_pair(LABELS, source, target, label_policy, target_labeled)
 
 
-def refuse_same_domain(sources: Sequence[DomainConfig | str], target: DomainConfig | str) -> None:
-    """Refuse a target whose images are a source's: there would be nothing to adapt to.
-
-    Raises:
-        UserError: If the target is among the sources.
-    """
-    to = _parsed(target)
-    if any(_parsed(source).is_same_place(to) for source in sources):
-        raise UserError(f"data.target is the source ({to.short_form()}): name another domain to adapt to")
-
-
-def _parsed(domain: DomainConfig | str) -> DomainConfig:
-    return DomainConfig.parse(domain) if isinstance(domain, str) else domain
-
-
-def load_labelled_view(
-    config: DomainConfig | str, labels: Sequence[str], split: Literal["test", "train", "all"] = "test"
-) -> ImageSet:
+def load_labelled_view(config: Given, labels: Sequence[str], split: Split = "test") -> ImageSet:
     """Labelled images of a domain, numbered as the classes of a model.
 
     Args:
@@ -211,32 +177,96 @@ def load_labelled_view(
     Raises:
         UserError: If the domain cannot be read, has no labels, or has a class that the model does not know.
     """
-    config = DomainConfig.parse(config) if isinstance(config, str) else config
-    raw = read_domain(config)
+    return load_view(LABELS, config, labels, split)
+
+
+def load_pair(
+    kind: AnnotationKind[S],
+    source: Given | Sequence[Given],
+    target: Given,
+    policy: Policy = "strict",
+    target_labeled: Given | None = None,
+) -> DomainPair[S]:
+    """As `load_domain_pair`, for any kind of annotations."""
+    given = [_parsed(domain) for domain in ([source] if isinstance(source, DomainConfig | str) else source)]
+    if not given:
+        raise UserError("data.source: the list of sources is empty")
+    few = None if target_labeled is None else _parsed(target_labeled)
+    domains = PairDomains(tuple(given), _parsed(target), few)
+    if any(domain.is_same_place(domains.target) for domain in given):
+        place = domains.target.short_form()
+        raise UserError(f"data.target is the source ({place}): name another domain to adapt to")
+    *sources, from_target = (_load(kind, config) for config in named_apart([*given, domains.target]))
+    for domain in sources:
+        if domain.labels is None:
+            raise UserError(f"source {domain.name} has no {kind.name}: {kind.needed}")
+    labels, notes = _agree_all(kind, sources, from_target, policy)
+    evaluation = None
+    if from_target.labels is not None:
+        evaluation = from_target.test.relabelled(from_target.labels, labels)
+        if evaluation.annotations == 0:
+            raise UserError(f"target {from_target.name}: no test image has {kind.one} of the classes {some(labels)}")
+    train = [domain.train.relabelled(domain.labels or (), labels) for domain in sources]
+    test = [domain.test.relabelled(domain.labels or (), labels) for domain in sources]
+    for domain, images in zip(sources, train, strict=True):
+        if images.annotations == 0:
+            raise UserError(f"source {domain.name}: no training image has {kind.one} of the classes {some(labels)}")
+    return DomainPair(
+        source_name=" + ".join(domain.name for domain in sources),
+        target_name=from_target.name,
+        labels=labels,
+        source_train=train[0].join(*train[1:]) if len(train) > 1 else train[0],
+        source_test=test[0].join(*test[1:]) if len(test) > 1 else test[0],
+        target_train=from_target.train.without_annotations(),
+        target_test_images=from_target.test.without_annotations(),
+        target_evaluation=evaluation,
+        target_labeled=None if few is None else load_view(kind, few, labels, "all"),
+        notes=[*(note for domain in [*sources, from_target] for note in domain.notes), *notes],
+        domains=domains,
+    )
+
+
+def load_view(kind: AnnotationKind[S], config: Given, labels: Sequence[str], split: Split) -> S:
+    """As `load_labelled_view`, for any kind of annotations."""
+    config = _parsed(config)
+    raw = kind.read(config)
     if raw.labels is None:
-        raise UserError(f"domain {raw.name} has no labels: nothing to evaluate against")
+        raise UserError(f"domain {raw.name} has no {kind.name}: nothing to evaluate against")
     unknown = [name for name in raw.labels if name not in labels]
-    if unknown:
+    if unknown and not kind.leaves_out:
         raise UserError(
             f"domain {raw.name} has classes that the model does not know: {some(unknown)}; it knows {some(labels)}"
+        )
+    if len(unknown) == len(raw.labels):
+        raise UserError(
+            f"domain {raw.name} has none of the model's classes: it has {some(raw.labels)}; the model knows "
+            f"{some(labels)}"
         )
     if split == "all":
         views = [raw.train, *([raw.test] if raw.test is not None else [])]
     else:
         domain = _split(raw, config)
         views = [domain.train if split == "train" else domain.test]
-    first, *rest = (_relabel(view, raw.labels, labels) for view in views)
-    return replace(first.join(*rest), parts=())
+    first, *rest = (view.relabelled(raw.labels, labels) for view in views)
+    return first.join(*rest, apart=False)
 
 
-def _split(raw: RawDomain, config: DomainConfig) -> Domain:
+def _parsed(domain: Given) -> DomainConfig:
+    return DomainConfig.parse(domain) if isinstance(domain, str) else domain
+
+
+def _load(kind: AnnotationKind[S], config: DomainConfig) -> Domain[S]:
+    return _split(kind.read(config), config)
+
+
+def _split(raw: RawDomain[S], config: DomainConfig) -> Domain[S]:
     if raw.test is not None:
         return Domain(raw.name, raw.labels, raw.train, raw.test, raw.notes)
-    train, test = raw.held_out or hold_out(len(raw.train), raw.name, config)
+    train, test = raw.held_out or _hold_out(len(raw.train), raw.name, config)
     return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test), raw.notes)
 
 
-def hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:
+def _hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], list[int]]:
     """Indices to train and to test on: a random choice that depends on the number of images and `split_seed` alone.
 
     Raises:
@@ -251,45 +281,36 @@ def hold_out(size: int, name: str, config: DomainConfig) -> tuple[list[int], lis
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
 
 
-def _agree_all(sources: Sequence[Domain], target: Domain, policy: str) -> tuple[list[str], list[str]]:
+def _agree_all(
+    kind: AnnotationKind[S], sources: Sequence[Domain[S]], target: Domain[S], policy: str
+) -> tuple[list[str], list[str]]:
     """Class names of all domains, in the order of the first source, and notes."""
-    labels, notes = _agree(sources[0], target, policy)
+    labels, notes = _agree(kind, sources[0], target, policy)
     for other in sources[1:]:
         # Under strict the other source must have the first one's classes; under shared the common ones are kept.
-        shared, _ = _agree(sources[0], other, policy)
+        shared, _ = _agree(kind, sources[0], other, policy)
         dropped = [name for name in labels if name not in shared]
         labels = [name for name in labels if name in shared]
         if dropped:
             notes.append(f"Classes that source {other.name} lacks were dropped: {some(dropped)}.")
-    if len(labels) < 2:
-        raise UserError("class names differ: fewer than two classes are common to all sources and the target")
+    if len(labels) < kind.enough:
+        few = "fewer than two classes are" if kind.enough == 2 else "no class is"
+        raise UserError(f"class names differ: {few} common to all sources and the target")
     return labels, notes
 
 
-def _agree(source: Domain, target: Domain, policy: str) -> tuple[list[str], list[str]]:
+def _agree(kind: AnnotationKind[S], source: Domain[S], target: Domain[S], policy: str) -> tuple[list[str], list[str]]:
     """Class names of the pair, and notes."""
     assert source.labels is not None
     if target.labels is None:
-        return list(source.labels), [f"Target {target.name} has no labels: its accuracy cannot be measured."]
+        note = f"Target {target.name} has no {kind.name}: its {kind.figure} cannot be measured."
+        return list(source.labels), [note]
     only_source = [name for name in source.labels if name not in target.labels]
     only_target = [name for name in target.labels if name not in source.labels]
     if not only_source and not only_target:
         return list(source.labels), []
     shared = [name for name in source.labels if name in target.labels]
-    if policy == "shared" and len(shared) >= 2:
-        notes = [f"Source classes that the target lacks were dropped: {some(only_source)}."] if only_source else []
-        if only_target:
-            notes.append(
-                f"Target images of classes that the source lacks ({some(only_target)}) stay in training and "
-                "are left out of the evaluation."
-            )
-        return shared, notes
-    raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=2)
-
-
-def _relabel(images: ImageSet, names: Sequence[str], labels: Sequence[str]) -> ImageSet:
-    """The images whose class is among `labels`, numbered by it."""
-    assert images.labels is not None
-    index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
-    kept = [i for i, number in enumerate(images.labels) if number in index]
-    return images.subset(kept, [index[images.labels[i]] for i in kept])
+    if policy == "shared" and len(shared) >= kind.enough:
+        notes = [f"{kind.dropped} that the target lacks were dropped: {some(only_source)}."] if only_source else []
+        return shared, [*notes, *([kind.ignored.format(some(only_target))] if only_target else [])]
+    raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=kind.enough)

@@ -64,12 +64,34 @@ class ImageSet:
             self.name, len(kept), load, None if labels is None else tuple(labels), paths, _part_sizes(self.parts, kept)
         )
 
-    def without_labels(self) -> ImageSet:
+    @property
+    def annotations(self) -> int:
+        """How many labels there are."""
+        return len(self.labels or ())
+
+    def relabelled(self, names: Sequence[str], labels: Sequence[str]) -> ImageSet:
+        """The images whose class is among `labels`, numbered by it.
+
+        Args:
+            names: Class names by which they are numbered now.
+            labels: Class names by which they are numbered then.
+        """
+        assert self.labels is not None
+        index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
+        kept = [i for i, number in enumerate(self.labels) if number in index]
+        return self.subset(kept, [index[self.labels[i]] for i in kept])
+
+    def without_annotations(self) -> ImageSet:
         """The same images with no way back to their labels."""
         return ImageSet(self.name, self.size, self.load, None, self.paths, self.parts)
 
-    def join(self, *others: ImageSet) -> ImageSet:
-        """These images and then those of the others; labelled if all are."""
+    def join(self, *others: ImageSet, apart: bool = True) -> ImageSet:
+        """These images and then those of the others; labelled if all are.
+
+        Args:
+            others: More images.
+            apart: Whether `parts` says which are whose.
+        """
         sets = (self, *others)
         labels = [images.labels for images in sets if images.labels is not None]
         return ImageSet(
@@ -78,7 +100,7 @@ class ImageSet:
             _Joined(tuple(images.load for images in sets), tuple(itertools.accumulate(map(len, sets)))),
             tuple(itertools.chain(*labels)) if len(labels) == len(sets) else None,
             tuple(itertools.chain(*(images.paths for images in sets))) if all(i.paths for i in sets) else (),
-            tuple(map(len, sets)),
+            tuple(map(len, sets)) if apart else (),
         )
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ..configuration import DomainConfig
 from ..errors import UserError
-from .annotations import ClassNames, FoundObject, RawDetectionDomain, corners, packed
+from .annotations import ClassNames, FoundObject, corners, packed
 from .bad_boxes import BoxCheck
+from .domains import RawDomain
 from .images import DatasetLoader, ImageSet
 from .objects import DetectionSet
 from .readers import dataset_split, load_splits
@@ -18,7 +19,7 @@ from .readers import dataset_split, load_splits
 __all__ = ["objects_of_rows", "read_objects_dataset"]
 
 
-def read_objects_dataset(config: DomainConfig) -> RawDetectionDomain:
+def read_objects_dataset(config: DomainConfig) -> RawDomain[DetectionSet]:
     """A domain of a data set with images and objects; a target may lack the objects.
 
     Raises:
@@ -35,7 +36,7 @@ def read_objects_dataset(config: DomainConfig) -> RawDetectionDomain:
     if config.test_split is not None:
         data = dataset_split(splits, config.test_split, config, name)
         test = objects_of_rows(data, config, name, names, _dataset_classes(data, config, name), check)
-    return RawDetectionDomain(name, names.names if names is not None else None, first, test, check.notes())
+    return RawDomain(name, names.names if names is not None else None, first, test, check.notes())
 
 
 def _dataset_classes(data: Any, config: DomainConfig, name: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class DetectionSet:
 
     images: ImageSet
     objects: tuple[Objects, ...] | None = None
-    sizes: tuple[tuple[int, int], ...] | None = None
+    sizes: tuple[tuple[int, int] | None, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -72,8 +73,9 @@ class DetectionSet:
 
     def __getitem__(self, index: int) -> Tensor:
         image = self.images[index]
-        if self.sizes is not None and tuple(image.shape[1:]) != self.sizes[index]:
-            height, width = self.sizes[index]
+        stated = None if self.sizes is None else self.sizes[index]
+        if stated is not None and tuple(image.shape[1:]) != stated:
+            height, width = stated
             where = self.images.paths[index] if self.images.paths else f"{self.name}: image {index}"
             raise UserError(
                 f"{where} is {image.shape[2]}x{image.shape[1]} pixels, but its annotations are for {width}x{height}"
@@ -89,9 +91,35 @@ class DetectionSet:
             None if self.sizes is None else tuple(self.sizes[i] for i in pick),
         )
 
-    def without_objects(self) -> DetectionSet:
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Number of images of each domain, in order, where several were joined; else empty."""
+        return self.images.parts
+
+    @property
+    def annotations(self) -> int:
+        """How many objects there are."""
+        return sum(map(len, self.objects or ()))
+
+    def without_annotations(self) -> DetectionSet:
         """The same images with no way back to their objects."""
-        return DetectionSet(self.images.without_labels(), None, self.sizes)
+        return DetectionSet(self.images.without_annotations(), None, self.sizes)
+
+    def join(self, *others: DetectionSet, apart: bool = True) -> DetectionSet:
+        """These images and then those of the others; with objects if all have them.
+
+        Args:
+            others: More images.
+            apart: Whether `parts` says which are whose.
+        """
+        sets = (self, *others)
+        objects = [images.objects for images in sets if images.objects is not None]
+        sizes = [images.sizes or (None,) * len(images) for images in sets]
+        return DetectionSet(
+            self.images.join(*(images.images for images in others), apart=apart),
+            tuple(itertools.chain(*objects)) if len(objects) == len(sets) else None,
+            tuple(itertools.chain(*sizes)) if any(images.sizes for images in sets) else None,
+        )
 
     def relabelled(self, names: Sequence[str], labels: Sequence[str]) -> DetectionSet:
         """The same images with the objects whose class is among `labels`, numbered by it; no image is dropped.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,14 @@ from ..configuration import DomainConfig
 from ..errors import UserError, one_line
 from ..text_files import read_text
 from .digits import load_digits_images, split_digits
+from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images, transparent_images
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
-__all__ = ["RawDomain", "dataset_split", "load_splits", "read_domain", "required_path"]
+__all__ = ["dataset_split", "load_splits", "read_domain", "required_path"]
 
 
-@dataclass(frozen=True)
-class RawDomain:
-    """A domain as it was read.
-
-    Attributes:
-        name: Display name.
-        labels: Class names in the order of the label indices; None where there are no labels.
-        train: Training images, with labels where there are labels.
-        test: Test images of their own; None where they are to be held out of `train`.
-        held_out: Indices of `train` to train and to test on, where the domain brings its own fixed split.
-        notes: Data that is not used, or used differently from what one might expect.
-    """
-
-    name: str
-    labels: list[str] | None
-    train: ImageSet
-    test: ImageSet | None = None
-    held_out: tuple[list[int], list[int]] | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def read_domain(config: DomainConfig) -> RawDomain:
+def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
     """Read a domain; images are decoded later.
 
     Args:
@@ -56,19 +36,19 @@ def read_domain(config: DomainConfig) -> RawDomain:
     return readers[config.kind](config)
 
 
-def _digits(config: DomainConfig) -> RawDomain:
+def _digits(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.name or ""
     images, labels = load_digits_images(name)
     data = ImageSet(name, len(images), TensorLoader(images), labels)
     return RawDomain(name, [str(digit) for digit in range(10)], data, held_out=split_digits(name))
 
 
-def _solar(config: DomainConfig) -> RawDomain:
+def _solar(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.name or ""
     return RawDomain(name, list(SOLAR_CLASSES), load_solar_cells(name), held_out=split_solar_cells(name))
 
 
-def _imagefolder(config: DomainConfig) -> RawDomain:
+def _imagefolder(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.describe()
     notes: list[str] = []
     classes, train = _read_folder(required_path(config), name, None, notes)
@@ -171,7 +151,7 @@ def refuse_undecodable(class_folder: Path, name: str) -> None:
         ) from error
 
 
-def _list(config: DomainConfig) -> RawDomain:
+def _list(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.describe()
     names = _label_names(config)
     rows = _read_list(required_path(config), config, name)
@@ -282,7 +262,7 @@ def _label_names(config: DomainConfig) -> list[str] | None:
     return names
 
 
-def _dataset(config: DomainConfig) -> RawDomain:
+def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.describe()
     splits = load_splits(config, name)
     train = dataset_split(splits, config.train_split, config, name)

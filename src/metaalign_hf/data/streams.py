@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BitImageProcessor
 
 from ..errors import UserError
+from .domains import AnnotatedImages
 from .images import ImageSet, read_images
 from .transforms import AUGMENTATIONS, augment, preprocess
 
@@ -26,7 +27,6 @@ __all__ = [
     "endless",
     "evaluation_batches",
     "even_batch_indices",
-    "require_a_batch",
     "training_stream",
 ]
 
@@ -87,59 +87,56 @@ def _stream_indices(num_images: int, seeds: list[int], first: int, last: int) ->
     return found
 
 
+Make = Callable[[Sequence[int], np.random.Generator], dict[str, Any]]
+"""Makes a batch of the images with these indices; a data class rather than a function, so that workers can have it."""
+
+
 @dataclass(frozen=True)
 class _Batches(Dataset):
     """Training batches by number."""
 
-    images: ImageSet
-    processor: BitImageProcessor
-    augmentation: str
+    images: AnnotatedImages
+    make: Make
     batch_size: int
     seed: int
     rank: int
     world_size: int
     even: bool
 
-    def __getitem__(self, batch: int) -> dict[str, Tensor]:
+    def __getitem__(self, batch: int) -> dict[str, Any]:
         size, parts = self.batch_size * self.world_size, self.images.parts
         if self.even and len(parts) > 1:
             whole = even_batch_indices(parts, size, self.seed, batch)
         else:
             whole = batch_indices(len(self.images), size, self.seed, batch)
         mine = whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        generator = np.random.default_rng([self.seed, 1, batch, self.rank])
-        pixel_values = augment([self.images[i] for i in mine], self.processor, self.augmentation, generator)
-        values = {"pixel_values": pixel_values}
-        if self.images.labels is not None:
-            values["labels"] = torch.tensor([self.images.labels[i] for i in mine])
+        values = self.make(mine, np.random.default_rng([self.seed, 1, batch, self.rank]))
         if len(parts) > 1:
             ends = list(itertools.accumulate(parts))
             values["source_index"] = torch.tensor([bisect_right(ends, i) for i in mine])
         return values
 
 
-def training_stream(
-    images: ImageSet,
-    processor: BitImageProcessor,
+def endless(
+    images: AnnotatedImages,
+    make: Make,
     *,
     batch_size: int,
     seed: int,
-    augmentation: str = "crop_flip",
     start_batch: int = 0,
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
     even: bool = True,
-) -> Iterator[dict[str, Tensor]]:
-    """An endless stream of training batches.
+) -> Iterator[dict[str, Any]]:
+    """An endless stream of training batches; batch i depends on the seed and i alone.
 
     Args:
-        images: The images; with labels the batches have labels.
-        processor: The model's image processor.
+        images: The images.
+        make: Makes a batch of some of them.
         batch_size: Images in a batch of this process. All processes together take `batch_size * world_size` images of
             the same order, each its own part.
         seed: Seed of order and augmentation.
-        augmentation: As `augment` takes it.
         start_batch: Number of the first batch; the stream goes on as if it had started at 0.
         num_workers: Loader processes; the batches do not depend on it.
         rank: Number of this process.
@@ -147,42 +144,19 @@ def training_stream(
         even: Of images that were joined from several domains, take as many from each; else in proportion to their size.
 
     Returns:
-        An iterator over dicts with `pixel_values` `(B, 3, S, S)`, for labelled images `labels` `(B,)`, and for joined
-        domains `source_index` `(B,)`, the number of each row's domain.
+        An iterator over what `make` gives, for joined domains with `source_index` `(B,)`, the number of each row's
+        domain.
 
     Raises:
-        UserError: If the domain is smaller than a batch.
+        UserError: If the domain is smaller than a batch of all processes.
     """
-    if augmentation not in AUGMENTATIONS:
-        raise UserError(f"data.augmentation: {augmentation} is for detectors; use {', '.join(AUGMENTATIONS)}")
-    require_a_batch(len(images), images.name, batch_size * world_size)
-    batches = _Batches(images, processor, augmentation, batch_size, seed, rank, world_size, even)
-    return endless(batches, seed, start_batch, num_workers)
-
-
-def require_a_batch(size: int, name: str, batch_size: int) -> None:
-    """Refuse a domain that is smaller than one batch of all processes.
-
-    Raises:
-        UserError: If it is.
-    """
-    if batch_size > size:
+    if batch_size * world_size > len(images):
         raise UserError(
-            f"domain {name} has {size} training images, fewer than a batch of {batch_size}; lower training.batch_size"
+            f"domain {images.name} has {len(images)} training images, fewer than a batch of {batch_size * world_size}; "
+            "lower training.batch_size"
         )
-
-
-def endless(batches: Dataset, seed: int, start_batch: int, num_workers: int) -> Iterator[dict[str, Any]]:
-    """Batches number `start_batch`, `start_batch + 1` ... of a data set that makes them by number.
-
-    Args:
-        batches: Makes batch i from i alone.
-        seed: Seed of the loader's own generator.
-        start_batch: Number of the first batch.
-        num_workers: Loader processes; the batches do not depend on it.
-    """
     loader = DataLoader(
-        batches,
+        _Batches(images, make, batch_size, seed, rank, world_size, even),
         batch_size=None,
         sampler=itertools.count(start_batch),
         num_workers=num_workers,
@@ -191,6 +165,42 @@ def endless(batches: Dataset, seed: int, start_batch: int, num_workers: int) -> 
         generator=torch.Generator().manual_seed(seed),
     )
     return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    images: ImageSet
+    processor: BitImageProcessor
+    augmentation: str
+
+    def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Tensor]:
+        pixel_values = augment([self.images[i] for i in indices], self.processor, self.augmentation, generator)
+        if self.images.labels is None:
+            return {"pixel_values": pixel_values}
+        return {"pixel_values": pixel_values, "labels": torch.tensor([self.images.labels[i] for i in indices])}
+
+
+def training_stream(
+    images: ImageSet, processor: BitImageProcessor, *, augmentation: str = "crop_flip", **options: Any
+) -> Iterator[dict[str, Tensor]]:
+    """An endless stream of training batches for a classifier.
+
+    Args:
+        images: The images; with labels the batches have labels.
+        processor: The model's image processor.
+        augmentation: As `augment` takes it.
+        **options: As `endless` takes them: `batch_size` and `seed` at least.
+
+    Returns:
+        An iterator over dicts with `pixel_values` `(B, 3, S, S)`, for labelled images `labels` `(B,)`, and for joined
+        domains `source_index` `(B,)`, the number of each row's domain.
+
+    Raises:
+        UserError: If the domain is smaller than a batch, or the augmentation is not one for classifiers.
+    """
+    if augmentation not in AUGMENTATIONS:
+        raise UserError(f"data.augmentation: {augmentation} is for detectors; use {', '.join(AUGMENTATIONS)}")
+    return endless(images, _Augmented(images, processor, augmentation), **options)
 
 
 def evaluation_batches(

@@ -11,8 +11,9 @@ from defusedxml.ElementTree import parse
 from ..configuration import DomainConfig
 from ..errors import UserError
 from ..text_files import read_text
-from .annotations import ClassNames, FoundObject, RawDetectionDomain, header_size, packed
+from .annotations import ClassNames, FoundObject, header_size, packed
 from .bad_boxes import BoxCheck
+from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .objects import DetectionSet
 from .readers import required_path
@@ -20,7 +21,7 @@ from .readers import required_path
 __all__ = ["read_voc"]
 
 
-def read_voc(config: DomainConfig) -> RawDetectionDomain:
+def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
     """A domain of a folder with `JPEGImages`, `Annotations` and `ImageSets/Main`, or of several below `path`.
 
     Raises:
@@ -35,14 +36,14 @@ def read_voc(config: DomainConfig) -> RawDetectionDomain:
     train = _voc_set(root, config.train_split, name, names, check)
     test = _voc_set(root, config.test_split, name, names, check) if config.test_split is not None else None
     if names.fixed:
-        return RawDetectionDomain(name, names.names, train, test, check.notes())
+        return RawDomain(name, names.names, train, test, check.notes())
     if not names.names:
         raise UserError(f"domain {name}: no annotation in {root} has an object; name the classes with classes")
     # Found in the order of the files: sorted, the order depends on the names alone.
     ordered = sorted(names.names)
     train = train.relabelled(names.names, ordered)
     test = test.relabelled(names.names, ordered) if test is not None else None
-    return RawDetectionDomain(name, ordered, train, test, check.notes())
+    return RawDomain(name, ordered, train, test, check.notes())
 
 
 def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCheck) -> DetectionSet:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..citations import cite
 from ..errors import UserError
 from ..progress import track
+from ..registry import Registry
 from .citations import A_DISTANCE, AGREEMENT, BNM, DEV, ENTROPY, MUTUAL_INFORMATION, SND
 
 __all__ = [
@@ -105,7 +104,7 @@ class Validator:
         return value if self.higher_is_better else -value
 
 
-_VALIDATORS: dict[str, Validator] = {}
+_VALIDATORS: Registry[Validator] = Registry("validator", "validator {!r} is unknown", cited_as="validator")
 
 
 def register_validator(
@@ -123,20 +122,15 @@ def register_validator(
         ValueError: If another function has the name, or the citation is not BibTeX.
     """
 
-    def register(function: Callable[[CachedOutputs], float]) -> Callable[[CachedOutputs], float]:
-        known = _VALIDATORS.get(name)
-        if known is not None and known.function.__qualname__ != function.__qualname__:
-            raise ValueError(f"validator {name!r} is registered already, by {known.function.__qualname__}")
-        cite(f"validator/{name}", citation)
-        _VALIDATORS[name] = Validator(name, higher_is_better, needs_augmented, function)
-        return function
+    def make(function: Callable[[CachedOutputs], float]) -> Validator:
+        return Validator(name, higher_is_better, needs_augmented, function)
 
-    return register
+    return _VALIDATORS.register(name, make, citation=citation)
 
 
 def validator_names() -> list[str]:
     """Names of all registered validators."""
-    return sorted(_VALIDATORS)
+    return _VALIDATORS.names()
 
 
 def get_validator(name: str) -> Validator:
@@ -145,10 +139,6 @@ def get_validator(name: str) -> Validator:
     Raises:
         UserError: If there is no such validator.
     """
-    if name not in _VALIDATORS:
-        near = get_close_matches(name, _VALIDATORS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"validator {name!r} is unknown; {hint}known: {', '.join(validator_names())}")
     return _VALIDATORS[name]
 
 

@@ -9,10 +9,11 @@ from transformers import (
     DetrImageProcessor,
 )
 
+from ..alignment import IGNORED_LABEL
 from .configuration import MetaAlignConfig
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import detector_types
-from .image_classification import IGNORED_LABEL, MetaAlignForImageClassification, MetaAlignOutput
+from .image_classification import MetaAlignForImageClassification, MetaAlignOutput
 from .image_processor import build_image_processor
 from .native_export import export_native
 from .object_detection import MetaAlignDetectionOutput, MetaAlignForObjectDetection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..alignment import AlignmentBatch, build_alignment, normalise_alignment
+from ..alignment import IGNORED_LABEL, AlignmentBatch, build_alignment, normalise_alignment
 from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
+from .base import MetaAlignModel
 from .configuration import MetaAlignConfig
 from .image_processor import backbone_image_size, build_image_processor, default_resize_size
-from .loading import align_memory, refuse_lost_tensors
 from .native_export import export_native
-from .origin import note_checkpoint, weights_origin
+from .origin import weights_origin
 
-__all__ = ["IGNORED_LABEL", "MetaAlignForImageClassification", "MetaAlignOutput"]
-
-IGNORED_LABEL = -100
-"""Label of a row without a label, that is of every target row."""
+__all__ = ["MetaAlignForImageClassification", "MetaAlignOutput"]
 
 
 @dataclass
@@ -50,7 +47,7 @@ class MetaAlignOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
 
 
-class MetaAlignForImageClassification(PreTrainedModel):
+class MetaAlignForImageClassification(MetaAlignModel):
     """Any image backbone, a linear classifier and alignment objectives.
 
     With f the pooled feature (after the bottleneck, if any) and V_j the linear bridges of the objectives (GVB)::
@@ -66,13 +63,9 @@ class MetaAlignForImageClassification(PreTrainedModel):
 
     config_class = MetaAlignConfig
     base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MetaAlignConfig) -> None:
         super().__init__(config)
@@ -100,9 +93,6 @@ class MetaAlignForImageClassification(PreTrainedModel):
         nn.init.xavier_normal_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         self.alignment = build_alignment(config.alignment, config.feature_dim, config.num_labels)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: constructors initialise the heads, and the backbone is a `PreTrainedModel` that does so itself."""
 
     @classmethod
     def from_backbone(
@@ -161,20 +151,6 @@ class MetaAlignForImageClassification(PreTrainedModel):
             # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
             model.backbone.load_state_dict(load_pretrained_backbone(source).state_dict())
         return model
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, but a checkpoint that lacks a tensor is refused.
-
-        Raises:
-            UserError: If tensors are missing or have another shape than the configuration says.
-        """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        refuse_lost_tensors(info, place)
-        note_checkpoint(model.config, place)
-        align_memory(model)
-        return (model, info) if output_loading_info else model
 
     def forward(
         self,
@@ -320,20 +296,17 @@ class MetaAlignForImageClassification(PreTrainedModel):
         penalty = self.alignment.task_penalty(features[labelled]) if self.alignment is not None else None
         return loss if penalty is None else loss + penalty
 
-    def parameter_roles(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Named parameters by role: `backbone`, `head` (bottleneck, classifier, bridges) and `discriminator`."""
+    def _role_of(self) -> Callable[[str, nn.Parameter], str]:
+        """The backbone; bottleneck, classifier and bridges; the rest of the objectives."""
         bridges = self.alignment.classifier_bridges() if self.alignment is not None else []
         bridge_ids = {id(parameter) for bridge in bridges for parameter in bridge.parameters()}
-        roles: dict[str, dict[str, nn.Parameter]] = {"backbone": {}, "head": {}, "discriminator": {}}
-        for name, parameter in self.named_parameters():
-            role = "head"
-            if name.startswith("backbone."):
-                role = "backbone"
-            elif name.startswith("alignment.") and id(parameter) not in bridge_ids:
-                role = "discriminator"
-            if parameter.requires_grad:
-                roles[role][name] = parameter
-        return roles
+
+        def role(name: str, parameter: nn.Parameter) -> str:
+            if name.startswith("alignment.") and id(parameter) not in bridge_ids:
+                return "discriminator"
+            return "backbone" if name.startswith("backbone.") else "head"
+
+        return role
 
     def stage_entry(self, scope: Literal["last_stage", "head"]) -> nn.Module:
         """The submodule with which the last stage of the backbone, or what follows the backbone, begins.
@@ -353,17 +326,6 @@ class MetaAlignForImageClassification(PreTrainedModel):
     def export_native(self, processor: Any = None) -> PreTrainedModel:
         """The plain transformers class with identical logits; see `native_export.export_native`."""
         return export_native(self, processor)
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Trade compute for memory in the backbone."""
-        with warnings.catch_warnings():
-            # transformers 5 renames the method; this name works in every release that we support.
-            warnings.simplefilter("ignore", FutureWarning)
-            self.backbone.gradient_checkpointing_enable(*args, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo `gradient_checkpointing_enable`."""
-        self.backbone.gradient_checkpointing_disable()
 
     def get_input_embeddings(self) -> nn.Module | None:
         """What the backbone says; None for most."""

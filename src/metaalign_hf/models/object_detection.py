@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,17 +17,19 @@ from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConf
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from ..alignment import IGNORED_LABEL
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..checks import check_pretrained
 from ..coordination import Stage, frozen_running_statistics, has_live_statistics
 from ..errors import UserError, one_line
 from ..progress import quiet_loading
+from .base import MetaAlignModel
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
-from .loading import align_memory, refuse_lost_tensors, require_in_reach
-from .origin import note_checkpoint, weights_origin
+from .loading import require_in_reach
+from .origin import weights_origin
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
 
@@ -53,7 +55,7 @@ class MetaAlignDetectionOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
 
 
-class MetaAlignForObjectDetection(PreTrainedModel):
+class MetaAlignForObjectDetection(MetaAlignModel):
     """A DETR-style detector of transformers, unchanged, with alignment heads on its inner features.
 
     The detection loss is the detector's own and comes from a forward pass on the labelled images alone, or, where batch
@@ -67,10 +69,6 @@ class MetaAlignForObjectDetection(PreTrainedModel):
 
     config_class = MetaAlignDetectionConfig
     base_model_prefix = "detector"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MetaAlignDetectionConfig) -> None:
         super().__init__(config)
@@ -80,9 +78,6 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         self.adapter.prepare(self.detector)
         self.alignment = build_levels(config.alignment, self.adapter.widths(self.detector))
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: constructors initialise the heads, and the detector is a `PreTrainedModel` that does so itself."""
 
     @classmethod
     def from_detector(
@@ -137,20 +132,6 @@ class MetaAlignForObjectDetection(PreTrainedModel):
             model.detector.load_state_dict(_load_weights(place, detector_config).state_dict())
         return model
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`, but a checkpoint that lacks a tensor is refused.
-
-        Raises:
-            UserError: If tensors are missing or have another shape than the configuration says.
-        """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        refuse_lost_tensors(info, place)
-        note_checkpoint(model.config, place)
-        align_memory(model)
-        return (model, info) if output_loading_info else model
-
     def forward(
         self,
         pixel_values: Tensor,
@@ -168,7 +149,8 @@ class MetaAlignForObjectDetection(PreTrainedModel):
             pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; None where nothing is padded.
             labels: One entry for each image: `class_labels` `(n,)` and `boxes` `(n, 4)` as cx, cy, w, h in 0..1; None
                 for an image without labels (the target's), which is not the same as an image without objects.
-            domain_labels: `(B,)`, 0 for the source and 1.. for the target.
+            domain_labels: `(B,)`, 0 for the source, 1.. for the target, and -100 for images that take no part in
+                alignment.
             progress: Training progress in 0..1, which sets the strength of gradient reversal.
             objective: Compute only this loss, with one forward pass. Without it two passes are made where both losses
                 are asked for.
@@ -193,7 +175,9 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         if align:
             assert domain_labels is not None
             features = self.adapter.features(self.detector, pixel_values, pixel_mask)
-            output.alignment_loss, output.parts = self._align(features, domain_labels, progress)
+            taking_part = domain_labels != IGNORED_LABEL
+            aligned = features if bool(taking_part.all()) else features.rows(taking_part)
+            output.alignment_loss, output.parts = self._align(aligned, domain_labels[taking_part], progress)
             output.logits, output.pred_boxes = features.logits.detach(), features.pred_boxes.detach()
         elif not train:
             plain = self.adapter.predict(self.detector, pixel_values, pixel_mask)
@@ -259,20 +243,19 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         """Whether boxes are relative to the image in the canvas (the detector reads masks), or to the whole canvas."""
         return self.adapter.uses_mask
 
-    def parameter_roles(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Named parameters by role: `backbone`, `head` (the transformer and its heads) and `discriminator`.
+    def _role_of(self) -> Callable[[str, nn.Parameter], str]:
+        """The detector's backbone; its transformer and heads; the levels.
 
         Recipes of DETR train the backbone at a tenth of the rest's learning rate: the default multiplier of heads.
         """
-        roles: dict[str, dict[str, nn.Parameter]] = {"backbone": {}, "head": {}, "discriminator": {}}
         backbone = f"detector.{self.adapter.backbone_name(self.detector)}."
-        for name, parameter in self.named_parameters():
-            role = "discriminator" if name.startswith("alignment.") else "head"
-            if name.startswith(backbone):
-                role = "backbone"
-            if parameter.requires_grad:
-                roles[role][name] = parameter
-        return roles
+
+        def role(name: str, _: nn.Parameter) -> str:
+            if name.startswith("alignment."):
+                return "discriminator"
+            return "backbone" if name.startswith(backbone) else "head"
+
+        return role
 
     def parameter_stages(self) -> list[Stage]:
         """Its backbone, encoder, decoder and head, or the stages of its ViT: for group weights and the inner step."""
@@ -288,18 +271,6 @@ class MetaAlignForObjectDetection(PreTrainedModel):
         native = copy.deepcopy(self.detector)
         native.config.architectures = [type(native).__name__]
         return native
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Trade compute for memory in the detector."""
-        self.detector.gradient_checkpointing_enable(*args, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo `gradient_checkpointing_enable`."""
-        self.detector.gradient_checkpointing_disable()
-
-    def get_input_embeddings(self) -> nn.Module | None:
-        """None: there are none."""
-        return None
 
 
 def _resolve(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
 from ..citations import citations_of, import_methods
 from .record import RunRecord
 
-__all__ = ["cited_by", "methods_of"]
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["citations_of_run", "cited_by", "methods_of"]
 
 
 def cited_by(record: RunRecord) -> list[str]:
@@ -15,6 +24,22 @@ def cited_by(record: RunRecord) -> list[str]:
         return [str(entry) for entry in recorded]
     import_methods()
     return citations_of(methods_of(record))
+
+
+def citations_of_run(
+    model: PreTrainedModel, config: dict[str, Any], batch_norm: str, validators: Iterable[str]
+) -> list[str]:
+    """The BibTeX entries of a run.
+
+    Args:
+        model: Its bare model.
+        config: Its configuration.
+        batch_norm: What batch normalisation did.
+        validators: Names of the validators, the selecting one first.
+    """
+    described = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    known = {"batch_norm": batch_norm, "validators": dict.fromkeys(validators)}
+    return citations_of(methods_of(RunRecord(described, config, known)))
 
 
 def methods_of(record: RunRecord) -> list[str]:
@@ -27,8 +52,7 @@ def methods_of(record: RunRecord) -> list[str]:
     if coordination.get("smoothing"):
         found.append("coordination/smoothing")
     alignment = (record.model.get("alignment") or []) if method != "source_only" else []
-    detects = record.task.pipeline_tag == "object-detection"
-    kind = "level" if detects else "alignment"
+    kind, validator = record.task.cited_as
     found += [f"{kind}/{entry['name']}" for entry in alignment]
     found += [f"{kind}/{option}" for entry in alignment for option, value in entry.items() if value]
     if training.get("pseudo_label_weight"):
@@ -37,4 +61,4 @@ def methods_of(record: RunRecord) -> list[str]:
     if training.get("recalibrate_bn") == "target":
         found.append("batch_norm/recalibrate_bn")
     selecting = next(iter(record.summary.get("validators") or {}), None)
-    return [*found, f"{'detection_' if detects else ''}validator/{selecting}"]
+    return [*found, f"{validator}/{selecting}"]

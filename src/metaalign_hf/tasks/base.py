@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..batch_norm import RECALIBRATION_IMAGES, batch_statistics
+from ..batch_norm import RECALIBRATION_IMAGES, Rows, batch_statistics
 from ..configuration import Config, DomainConfig
 from ..coordination import SharedPrefix
 from ..errors import UserError
@@ -24,10 +24,10 @@ from .kinds import TaskKind
 from .summary import RunFacts, Summary, figure_names
 
 if TYPE_CHECKING:
-    from ..data import ImageSet, PairDomains
+    from ..data import DomainPair, ImageSet
     from ..target_losses import TargetLoss
 
-__all__ = ["Answer", "Batch", "Kept", "Measured", "Pair", "Scores", "Skip", "StepClosures", "Task"]
+__all__ = ["Answer", "Batch", "Kept", "Measured", "Scores", "Skip", "StepClosures", "Task", "rows_of"]
 
 Batch = dict[str, Any]
 Kept = dict[str, Any]
@@ -54,38 +54,6 @@ class StepClosures:
     both: list[Callable[[], tuple[Tensor, Tensor]]] = field(default_factory=list)
     shared: list[SharedPrefix] = field(default_factory=list)
     penalty: list[Callable[[], Tensor]] = field(default_factory=list)
-
-
-class Pair(Protocol):
-    """What every domain pair tells; each task has its own kind of images with labels."""
-
-    @property
-    def source_name(self) -> str:
-        """Name of the source."""
-
-    @property
-    def target_name(self) -> str:
-        """Name of the target."""
-
-    @property
-    def source_test(self) -> Any:
-        """Source images with labels to evaluate on."""
-
-    @property
-    def target_train(self) -> Any:
-        """Target images to adapt to, without labels."""
-
-    @property
-    def target_evaluation(self) -> Any:
-        """Target images with labels, for the evaluation alone; None where there are none."""
-
-    @property
-    def notes(self) -> list[str]:
-        """Plain statements about the data."""
-
-    @property
-    def domains(self) -> PairDomains | None:
-        """The domains that it was loaded from; None for a pair made by hand."""
 
 
 @dataclass
@@ -123,7 +91,7 @@ class Answer:
 class Task:
     """A domain pair and a model, and what training, selection and a report do with them.
 
-    A subclass gives `streams`, `closures` and `evaluate`; the rest has defaults. Its constructor takes a `Config`, and
+    A subclass gives `stream`, `closures` and `scores`; the rest has defaults. Its constructor takes a `Config`, and
     a pair and a model that take the place of those that the configuration describes.
 
     Args:
@@ -141,21 +109,48 @@ class Task:
 
     kind: ClassVar[TaskKind]
     validator: ClassVar[str | None] = None
-    pair: Any
     model: Any
 
-    def __init__(self, config: Config, pair: Pair, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(self, config: Config, pair: DomainPair[Any], model: PreTrainedModel, processor: Any) -> None:
         self.config, self.pair, self.model, self.processor = config, pair, model, processor
         self.statistics = batch_statistics(config.training.batch_norm, model, is_pretrained(model.config))
         self.target_losses: list[TargetLoss] = []
 
     # Training
 
+    def stream(self, images: Any, **options: Any) -> Iterator[Batch]:
+        """Endless micro-batches of training images, as `data.streams.endless` takes the options."""
+        raise NotImplementedError
+
+    def with_target_labels(self, source: Batch, few: Batch) -> Batch:
+        """Source rows and then labelled target rows, which the task loss alone uses."""
+        raise UserError("data.target_labeled: this task takes no labelled target images")
+
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
     ) -> tuple[Iterator[Batch], Iterator[Batch]]:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
-        raise NotImplementedError
+        training, data = self.config.training, self.config.data
+
+        def stream(images: Any, seed: int, start_batch: int, batch_size: int = training.batch_size) -> Iterator[Batch]:
+            return self.stream(
+                images,
+                batch_size=batch_size,
+                seed=seed,
+                augmentation=data.augmentation,
+                start_batch=start_batch,
+                num_workers=data.num_workers,
+                rank=rank,
+                world_size=world_size,
+                even=data.source_sampling == "even",
+            )
+
+        source = stream(self.pair.source_train, 2 * training.seed, source_batch)
+        if (few := self.pair.target_labeled) is not None:
+            size = min(training.batch_size, max(1, len(few) // world_size))
+            labelled = stream(few, 2 * training.seed + 1_000_000, source_batch, size)
+            source = map(self.with_target_labels, source, labelled)
+        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """The passes of one step.
@@ -211,6 +206,15 @@ class Task:
             world_size: Number of processes.
             kept: Filled with what `validate` needs of the same images.
         """
+        views = {"source": self.pair.source_test, "target": self.pair.target_evaluation}
+        return {
+            domain: self.scores(model, domain, view, rank, world_size, kept)
+            for domain, view in views.items()
+            if view is not None
+        }
+
+    def scores(self, model: nn.Module, domain: str, view: Any, rank: int, world_size: int, kept: Kept | None) -> Scores:
+        """As `evaluate`, on the test images of one domain."""
         raise NotImplementedError
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
@@ -256,7 +260,9 @@ class Task:
     @property
     def notes(self) -> list[str]:
         """Plain statements about the data."""
-        return list(self.pair.notes)
+        few = self.pair.target_labeled
+        used = [] if few is None else [f"The task loss also used {len(few)} labelled target images, in both phases."]
+        return [*self.pair.notes, *used]
 
     def examples(self, model: nn.Module) -> Scores:
         """What the model says of some target test images, as JSON values, for `write_files`; no label is read.
@@ -348,3 +354,15 @@ class Task:
         rows = [row for answer in answers for row in answer.rows]
         write_table(options.output, rows, list(rows[0]))
         return [f"{len(answers)} images {cls.kind.done}: {options.output}"]
+
+
+def rows_of(source: Batch, mixed: Batch) -> Rows:
+    """Rows of a batch on both domains. Labelled target rows follow the source's, and are the target's.
+
+    Args:
+        source: The source's batch, in which labelled target rows have domain label -100.
+        mixed: The batch on both domains.
+    """
+    domains = source.get("domain_labels")
+    count = len(source["labels"]) if domains is None else int((domains == 0).sum())
+    return Rows(count, len(mixed["labels"]))

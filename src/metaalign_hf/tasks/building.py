@@ -7,7 +7,7 @@ from typing import Any
 from ..configuration import Config
 from ..configuration.reading import refuse_unread_by_task
 from .base import Task
-from .kinds import TaskKind, known_tasks, task_of_architecture, task_of_model
+from .kinds import TaskKind, task_chosen_by, task_of_architecture, task_of_model
 from .starting_point import starting_architecture
 
 __all__ = ["build_task", "described_task"]
@@ -26,7 +26,7 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
             not read.
     """
     kind = described_task(config, model)
-    refuse_unread_by_task(config, kind.pipeline_tag)
+    refuse_unread_by_task(config, kind)
     task: Any = kind.load()
     built: Task = task(config, pair, model)
     return built
@@ -40,8 +40,7 @@ def described_task(config: Config, model: Any = None) -> TaskKind:
     """
     if model is not None:
         return task_of_model(model)
-    for kind in known_tasks():
-        if kind.chosen_by is not None and getattr(config.model, kind.chosen_by) is not None:
-            return kind
-    place = config.model.checkpoint
-    return task_of_architecture("" if place is None else starting_architecture(place))
+    chosen, place = task_chosen_by(vars(config.model)), config.model.checkpoint
+    if place is None or chosen.chosen_by is not None:
+        return chosen
+    return task_of_architecture(starting_architecture(place))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ __all__ = [
     "TaskKind",
     "known_tasks",
     "register_task",
+    "task_chosen_by",
     "task_named",
     "task_of_architecture",
     "task_of_model",
@@ -70,6 +71,9 @@ class TaskKind:
         measures: Its figures; the first one heads tables by default.
         noun: What one of its models is called.
         chosen_by: Key of the configuration's `model` section that says, where it is set, that a run is of this task.
+        ignores: Entries of the `data` section that it does not read, with what it takes instead.
+        ignores_of_dataset: Entries of a domain of kind `dataset` that it does not read.
+        cited_as: Kinds of its alignment objectives and validators in citations.
         start_key: Key of the `model` section under which a plain model of transformers is named.
         start_words: What becomes of such a model there, for the card.
         example_domains: Options of `metaalign train` that name two domains, for the card.
@@ -91,6 +95,9 @@ class TaskKind:
     measures: tuple[Measure, ...]
     noun: str
     chosen_by: str | None = None
+    ignores: Mapping[str, str] = field(default_factory=dict)
+    ignores_of_dataset: tuple[str, ...] = ()
+    cited_as: tuple[str, str] = ("alignment", "validator")
     start_key: str = "checkpoint"
     start_words: str = "with new heads"
     example_domains: str = "--data.source SOURCE --data.target TARGET"
@@ -139,6 +146,12 @@ def known_tasks() -> list[TaskKind]:
 def task_named(pipeline_tag: str) -> TaskKind:
     """The task with this pipeline tag."""
     return _KINDS[pipeline_tag]
+
+
+def task_chosen_by(model: Mapping[str, Any]) -> TaskKind:
+    """The task that the `model` section of a configuration describes; image classification by default."""
+    chosen = (kind for kind in _KINDS.values() if kind.chosen_by is not None and model.get(kind.chosen_by) is not None)
+    return next(chosen, _KINDS["image-classification"])
 
 
 def task_of_architecture(name: str) -> TaskKind:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ...citations import cite
 from ...errors import UserError
+from ...registry import Registry
 from ..base import AlignmentOutput, weighted_sum
 from ..registry import normalise_specs
 
@@ -55,6 +53,10 @@ class Level:
 
     values: Tensor
     mask: Tensor | None = None
+
+    def rows(self, kept: Tensor) -> Level:
+        """Those of the images that a boolean mask `(B,)` keeps."""
+        return Level(self.values[kept], None if self.mask is None else self.mask[kept])
 
 
 @dataclass
@@ -146,7 +148,9 @@ def domain_mean(
     return per_image[is_source].mean(), per_image[~is_source].mean()
 
 
-_LEVELS: dict[str, type[AlignmentLevel]] = {}
+_LEVELS: Registry[type[AlignmentLevel]] = Registry(
+    "alignment level", "alignment: unknown level {!r}", known="known for detectors", cited_as="level", others=PRESETS
+)
 T = TypeVar("T", bound=type[AlignmentLevel])
 
 
@@ -160,21 +164,12 @@ def register_level(name: str, *, citation: str | None = None) -> Callable[[T], T
     Raises:
         ValueError: If another class or a preset has the name, or the citation is not BibTeX.
     """
-
-    def register(level: T) -> T:
-        known = _LEVELS.get(name)
-        if name in PRESETS or (known is not None and known.__qualname__ != level.__qualname__):
-            raise ValueError(f"alignment level {name!r} is registered already")
-        cite(f"level/{name}", citation)
-        _LEVELS[name] = level
-        return level
-
-    return register
+    return _LEVELS.register(name, citation=citation)
 
 
 def level_names() -> list[str]:
     """Names of all levels and presets."""
-    return sorted([*_LEVELS, *PRESETS])
+    return _LEVELS.names()
 
 
 def level_options(name: str) -> dict[str, Any]:
@@ -183,8 +178,7 @@ def level_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: If there is no such level.
     """
-    parameters = inspect.signature(_level(name).__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return _LEVELS.options(name)
 
 
 def normalise_levels(spec: Any) -> list[dict[str, Any]]:
@@ -234,7 +228,7 @@ class LevelSum(nn.Module):
         for spec in specs:
             options = {key: value for key, value in spec.items() if key not in ("name", "weight")}
             try:
-                self.levels[spec["name"]] = _level(spec["name"])(widths, **options)
+                self.levels[spec["name"]] = _LEVELS[spec["name"]](widths, **options)
             except (TypeError, ValueError) as error:
                 raise UserError(f"alignment {spec['name']}: {error}") from error
 
@@ -251,11 +245,3 @@ def build_levels(spec: Any, widths: DetectorWidths) -> LevelSum | None:
     """
     specs = normalise_levels(spec)
     return LevelSum(specs, widths) if specs else None
-
-
-def _level(name: str) -> type[AlignmentLevel]:
-    if name not in _LEVELS:
-        near = get_close_matches(name, level_names(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"alignment: unknown level {name!r}; {hint}known for detectors: {', '.join(level_names())}")
-    return _LEVELS[name]

@@ -1,6 +1,6 @@
 """Detector families: a small adapter for each returns maps, tokens, queries, logits, boxes and masks."""
 
-from ...errors import UserError
+from ...registry import Registry
 from .base import DetectorAdapter, DetectorFeatures, Probabilities
 from .detr import ConditionalDetrAdapter, DabDetrAdapter, DeformableDetrAdapter, DetrAdapter
 from .lw_detr import LwDetrAdapter, RfDetrAdapter
@@ -9,27 +9,27 @@ from .yolos import YolosAdapter
 
 __all__ = ["DetectorAdapter", "DetectorFeatures", "Probabilities", "detector_adapter", "detector_types"]
 
-_ADAPTERS = {
-    model_type: adapter
-    for kind in (
-        DetrAdapter,
-        ConditionalDetrAdapter,
-        DabDetrAdapter,
-        DeformableDetrAdapter,
-        RTDetrAdapter,
-        Deimv2Adapter,
-        LwDetrAdapter,
-        RfDetrAdapter,
-        YolosAdapter,
-    )
-    for adapter in (kind(),)
-    for model_type in kind.model_types
-}
+_ADAPTERS: Registry[DetectorAdapter] = Registry(
+    "detector family", "detector: a {} model cannot be adapted", known="known detectors"
+)
+for _kind in (
+    DetrAdapter,
+    ConditionalDetrAdapter,
+    DabDetrAdapter,
+    DeformableDetrAdapter,
+    RTDetrAdapter,
+    Deimv2Adapter,
+    LwDetrAdapter,
+    RfDetrAdapter,
+    YolosAdapter,
+):
+    for _model_type in _kind.model_types:
+        _ADAPTERS.register(_model_type, lambda kind: kind())(_kind)
 
 
 def detector_types() -> list[str]:
     """Model types of transformers that can be adapted."""
-    return sorted(_ADAPTERS)
+    return _ADAPTERS.names()
 
 
 def detector_adapter(model_type: str) -> DetectorAdapter:
@@ -38,8 +38,4 @@ def detector_adapter(model_type: str) -> DetectorAdapter:
     Raises:
         UserError: If the family is not known.
     """
-    if model_type not in _ADAPTERS:
-        raise UserError(
-            f"detector: a {model_type} model cannot be adapted; known detectors: {', '.join(detector_types())}"
-        )
     return _ADAPTERS[model_type]

@@ -34,6 +34,16 @@ class DetectorFeatures:
     logits: Tensor
     pred_boxes: Tensor
 
+    def rows(self, kept: Tensor) -> DetectorFeatures:
+        """Those of the images that a boolean mask `(B,)` keeps."""
+        return DetectorFeatures(
+            maps=[level.rows(kept) for level in self.maps],
+            encoder=[level.rows(kept) for level in self.encoder],
+            queries=self.queries[kept],
+            logits=self.logits[kept],
+            pred_boxes=self.pred_boxes[kept],
+        )
+
 
 @dataclass(frozen=True)
 class Probabilities:

@@ -30,6 +30,8 @@ IMAGE_CLASSIFICATION = register_task(
             Measure("average_precision", "average precision", "average_precision"),
         ),
         noun="classifier",
+        ignores={"detector_size": "data.image_size and data.resize_size"},
+        ignores_of_dataset=("objects_column", "classes", "box_format", "bad_boxes"),
         start_key="backbone",
         start_words="as a backbone, with a new classifier",
         example_domains="--data.source imagefolder:SOURCE --data.target imagefolder:TARGET",

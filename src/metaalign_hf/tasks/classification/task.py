@@ -42,7 +42,7 @@ from ...models.backbone import use_attention
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
-from ..base import Batch, Kept, Scores, StepClosures, Task
+from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..starting_point import check_labels, load_starting_point
 from . import IMAGE_CLASSIFICATION, serving
 
@@ -71,7 +71,10 @@ class ClassificationTask(Task):
     answers = staticmethod(serving.answers)
 
     def __init__(
-        self, config: Config, pair: DomainPair | None = None, model: MetaAlignForImageClassification | None = None
+        self,
+        config: Config,
+        pair: DomainPair[ImageSet] | None = None,
+        model: MetaAlignForImageClassification | None = None,
     ) -> None:
         data, select_by = config.data, config.training.select_by
         if config.training.pseudo_label_weight > 0:
@@ -92,32 +95,13 @@ class ClassificationTask(Task):
         super().__init__(config, pair, model, model.image_processor())
         _try_one_image(model, self.processor)
 
-    def streams(
-        self, source_batch: int, target_batch: int, rank: int, world_size: int
-    ) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Endless micro-batches of the source and of the target, from the given numbers on."""
-        training = self.config.training
+    def stream(self, images: ImageSet, **options: Any) -> Iterator[Batch]:
+        """Endless micro-batches of training images."""
+        return training_stream(images, self.processor, **options)
 
-        def stream(images: ImageSet, seed: int, start_batch: int, size: int = training.batch_size) -> Iterator[Batch]:
-            return training_stream(
-                images,
-                self.processor,
-                batch_size=size,
-                seed=seed,
-                augmentation=self.config.data.augmentation,
-                start_batch=start_batch,
-                num_workers=self.config.data.num_workers,
-                rank=rank,
-                world_size=world_size,
-                even=self.config.data.source_sampling == "even",
-            )
-
-        source = stream(self.pair.source_train, 2 * training.seed, source_batch)
-        few = self.pair.target_labeled
-        if few is not None:
-            size = min(training.batch_size, max(1, len(few) // world_size))
-            source = map(with_target_labels, source, stream(few, 2 * training.seed + 1_000_000, source_batch, size))
-        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
+    def with_target_labels(self, source: Batch, few: Batch) -> Batch:
+        """Source rows and labelled target rows, see `with_target_labels`."""
+        return with_target_labels(source, few)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
@@ -126,7 +110,7 @@ class ClassificationTask(Task):
         together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
         if mixed and (entry := self._shared_entry()) is not None:
             return self._shared_closures(model, entry, source, mixed, progress, together)
-        rows = [_rows_of(s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
+        rows = [rows_of(s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
 
         def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
             return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
@@ -160,7 +144,7 @@ class ClassificationTask(Task):
         if self.statistics.task_needs_target(model):
             labels = torch.cat([torch.full_like(source["labels"], IGNORED_LABEL), view["labels"]])
             view = {**mix(source, view), "labels": labels}
-            rows = _rows_of(source, view)
+            rows = rows_of(source, view)
         return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     def _shared_entry(self) -> nn.Module | None:
@@ -186,7 +170,7 @@ class ClassificationTask(Task):
         prefixes, statistics = [SharedPrefix(self.model, entry) for _ in mixed], self.statistics
 
         def task(prefix: SharedPrefix, own: Batch, batch: Batch) -> Callable[[], Tensor]:
-            rows, until = _rows_of(own, batch), None if together else entry
+            rows, until = rows_of(own, batch), None if together else entry
             labels = (batch if together else own)["labels"]
 
             def run() -> Tensor:
@@ -199,7 +183,7 @@ class ClassificationTask(Task):
         def alignment(
             prefix: SharedPrefix, own: Batch, batch: Batch, objective: str = "alignment"
         ) -> Callable[[], Tensor]:
-            rows = _rows_of(own, batch)
+            rows = rows_of(own, batch)
 
             def run() -> Tensor:
                 with statistics.on_both(model, rows), prefix.run():
@@ -230,30 +214,25 @@ class ClassificationTask(Task):
         """Images are seen plain and, where training augments them, augmented."""
         return 1 if self.config.data.augmentation == "none" else 2
 
-    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
-        """Figures on the source test images and, where it has labels, on the target's."""
-        size = self.config.training.evaluation_batch_size
-        found = {}
+    def scores(
+        self, model: nn.Module, domain: str, view: ImageSet, rank: int, world_size: int, kept: Kept | None
+    ) -> Scores:
+        """Figures on the test images of a domain."""
+        size, source = self.config.training.evaluation_batch_size, domain == "source"
         outputs: list[tuple[Tensor, Tensor]] = []
 
         def keep(output: Any) -> None:
-            outputs.append((output.features.float(), output.logits.float()))
+            if kept is not None and world_size == 1 and source:
+                outputs.append((output.features.float(), output.logits.float()))
 
-        for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
-            if view is not None:
-                batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
-                with self.statistics.as_source(model) if domain == "source" else nullcontext():
-                    scores = evaluate_classifier(
-                        model,
-                        track(batches, f"evaluating on {domain}", len(view), count=_images(world_size)),
-                        len(self.pair.labels),
-                        keep if kept is not None and world_size == 1 and domain == "source" else _nothing,
-                    )
-                unknown = math.isnan(scores.average_precision)
-                found[domain] = {**asdict(scores), **({"average_precision": None} if unknown else {})}
+        batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
+        batches = track(batches, f"evaluating on {domain}", len(view), count=_images(world_size))
+        with self.statistics.as_source(model) if source else nullcontext():
+            found = evaluate_classifier(model, batches, len(self.pair.labels), keep)
         if kept is not None and outputs:
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
-        return found
+        unknown = math.isnan(found.average_precision)
+        return {**asdict(found), **({"average_precision": None} if unknown else {})}
 
     def examples(self, model: nn.Module) -> Scores:
         """Predictions for a random choice of the target test images, for the picture; their labels are not read."""
@@ -267,7 +246,7 @@ class ClassificationTask(Task):
     def _shown(self) -> ImageSet:
         view = self.pair.target_test_images
         order = np.random.default_rng([self.config.training.seed, 5]).permutation(len(view))
-        return view.subset(order[:_EXAMPLES].tolist()).without_labels()
+        return view.subset(order[:_EXAMPLES].tolist()).without_annotations()
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Every validator, on held-out source images and on target training images without labels."""
@@ -346,13 +325,6 @@ class ClassificationTask(Task):
         """Name of the penalty that stands in both losses, such as that of GVB's bridge."""
         return " and ".join(self._penalties) or None
 
-    @property
-    def notes(self) -> list[str]:
-        """Plain statements about the data."""
-        few = self.pair.target_labeled
-        used = [] if few is None else [f"The task loss also used {len(few)} labelled target images, in both phases."]
-        return [*super().notes, *used]
-
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
     """The model that the configuration describes: from a backbone, or from a metaalign checkpoint.
@@ -385,7 +357,7 @@ def _checkpoint(place: str) -> MetaAlignForImageClassification:
     return load_starting_point(place, MetaAlignForImageClassification, instead)
 
 
-def _check_metric(config: Config, pair: DomainPair) -> None:
+def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
     """Average precision of one class cannot be measured on images that are all of the other."""
     if config.training.metric != "average_precision" or len(pair.labels) > 2:
         return
@@ -398,7 +370,7 @@ def _check_metric(config: Config, pair: DomainPair) -> None:
             )
 
 
-def _check_sources(config: Config, pair: DomainPair, model: MetaAlignForImageClassification) -> None:
+def _check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignForImageClassification) -> None:
     """Objectives of several sources need those sources, and rows of each in every micro-batch."""
     found = max(1, len(pair.source_train.parts))
     for entry in model.config.alignment:
@@ -442,17 +414,6 @@ def _task_pass(
         return loss
 
     return run
-
-
-def _rows_of(source: Batch, mixed: Batch) -> Rows:
-    """Labelled target rows follow the source's and come before the other target rows: they are the target's."""
-    domains = source.get("domain_labels")
-    count = len(source["labels"]) if domains is None else int((domains == 0).sum())
-    return Rows(count, len(mixed["labels"]))
-
-
-def _nothing(_: Any) -> None:
-    """Keeps no outputs."""
 
 
 def _images(world_size: int) -> Callable[[Batch], int]:

@@ -17,20 +17,26 @@ from torch import Tensor, nn
 
 from ...batch_norm import Rows
 from ...configuration import Config, ModelConfig
-from ...data import DetectionPair, detection_batch, detection_batches, detection_stream, load_detection_pair
+from ...data import (
+    DetectionPair,
+    DetectionSet,
+    detection_batch,
+    detection_batches,
+    detection_stream,
+    load_detection_pair,
+)
 from ...data.detection_batches import distort_color
-from ...data.detection_pair import renumbered
 from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
-from ...models import MetaAlignForObjectDetection
+from ...models import IGNORED_LABEL, MetaAlignForObjectDetection
 from ...models.backbone import use_attention
 from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
 from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import MeanTeacher
-from ..base import Batch, Kept, Scores, StepClosures, Task
+from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..starting_point import check_labels, fetch_starting_point, load_starting_point
 from . import OBJECT_DETECTION, serving
 
@@ -63,10 +69,6 @@ class DetectionTask(Task):
         self, config: Config, pair: DetectionPair | None = None, model: MetaAlignForObjectDetection | None = None
     ) -> None:
         data, select_by = config.data, config.training.select_by
-        if isinstance(data.source, list):
-            raise UserError("data.source: a detector takes one source, not a list")
-        if data.target_labeled is not None:
-            raise UserError("data.target_labeled: labelled target images are for classifiers")
         if config.training.metric != "accuracy":
             raise UserError(
                 f"training.metric: {config.training.metric} is for classifiers, and detectors have mAP@50; leave it at "
@@ -76,10 +78,10 @@ class DetectionTask(Task):
             raise UserError(
                 f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"
             )
-        pair = pair or load_detection_pair(data.source, data.target, data.label_policy)
+        pair = pair or load_detection_pair(data.source, data.target, data.label_policy, data.target_labeled)
         given, model = model, model or build_detector(config.model, pair.labels)
         check_labels(model.config.labels, pair.labels)
-        pair = renumbered(pair, model.config.labels)
+        pair = pair.in_order(model.config.labels)
         start = config.model.checkpoint if given is None else None
         place = model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = model.config.detector_config.model_type
@@ -88,30 +90,13 @@ class DetectionTask(Task):
             threshold, probabilities = config.training.pseudo_label_threshold, self.model.adapter.probabilities
             self.target_losses = [MeanTeacher(weight, threshold, pair.labels, probabilities, self.processor)]
 
-    def streams(
-        self, source_batch: int, target_batch: int, rank: int, world_size: int
-    ) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Endless micro-batches of the source and of the target, from the given numbers on."""
-        training = self.config.training
+    def stream(self, images: DetectionSet, **options: Any) -> Iterator[Batch]:
+        """Endless micro-batches of training images."""
+        return detection_stream(images, self.processor, self.model.boxes_relative_to_image, **options)
 
-        def stream(images: Any, seed: int, start_batch: int) -> Iterator[Batch]:
-            return detection_stream(
-                images,
-                self.processor,
-                self.model.boxes_relative_to_image,
-                batch_size=training.batch_size,
-                seed=seed,
-                augmentation=self.config.data.augmentation,
-                start_batch=start_batch,
-                num_workers=self.config.data.num_workers,
-                rank=rank,
-                world_size=world_size,
-            )
-
-        return (
-            stream(self.pair.source_train, 2 * training.seed, source_batch),
-            stream(self.pair.target_train, 2 * training.seed + 1, target_batch),
-        )
+    def with_target_labels(self, source: Batch, few: Batch) -> Batch:
+        """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
+        return _together(source, few, IGNORED_LABEL)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
@@ -120,7 +105,7 @@ class DetectionTask(Task):
         """
         statistics = self.statistics
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        together = bool(mixed) and statistics.task_needs_target(model)
+        together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
 
         def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
             return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
@@ -142,7 +127,7 @@ class DetectionTask(Task):
 
             return run
 
-        passes = [(m, Rows(len(s["labels"]), len(m["labels"]))) for s, m in zip(source, mixed, strict=bool(mixed))]
+        passes = [(m, rows_of(s, m)) for s, m in zip(source, mixed, strict=bool(mixed))]
         return StepClosures(
             [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
             [alignment(*pass_) for pass_ in passes],
@@ -153,9 +138,8 @@ class DetectionTask(Task):
         """A pass that returns the detection loss on target images, on both domains where batch statistics need it."""
         rows = None
         if self.statistics.task_needs_target(model):
-            count = len(source["labels"])
-            view = mix_detection({**source, "labels": [None] * count}, view)
-            rows = Rows(count, len(view["labels"]))
+            view = mix_detection({**source, "labels": [None] * len(source["labels"])}, view)
+            rows = rows_of(source, view)
         return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     @property
@@ -163,21 +147,16 @@ class DetectionTask(Task):
         """Images are seen plain and distorted in colour."""
         return 2
 
-    def evaluate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, Scores]:
-        """Average precision on the source test images and, where it has objects, on the target's."""
+    def scores(
+        self, model: nn.Module, domain: str, view: DetectionSet, rank: int, world_size: int, kept: Kept | None
+    ) -> Scores:
+        """Average precision on the test images of a domain."""
         size, relative = self.config.training.evaluation_batch_size, self.model.boxes_relative_to_image
-        probabilities = self.model.adapter.probabilities
-        found: dict[str, Scores] = {}
-        for domain, view in (("source", self.pair.source_test), ("target", self.pair.target_evaluation)):
-            if view is not None:
-                batches = detection_batches(view, self.processor, relative, size, rank=rank, world_size=world_size)
-                batches = track(
-                    batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"])
-                )
-                with self.statistics.as_source(model) if domain == "source" else nullcontext():
-                    precision = evaluate_detector(model, probabilities, batches, len(self.pair.labels))
-                found[domain] = {key: _json(value) for key, value in asdict(precision).items()}
-        return found
+        batches = detection_batches(view, self.processor, relative, size, rank=rank, world_size=world_size)
+        batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"]))
+        with self.statistics.as_source(model) if domain == "source" else nullcontext():
+            precision = evaluate_detector(model, self.model.adapter.probabilities, batches, len(self.pair.labels))
+        return {key: _json(value) for key, value in asdict(precision).items()}
 
     def examples(self, model: nn.Module) -> Scores:
         """What is found in the first target test images, for the picture."""
@@ -308,9 +287,15 @@ def _divergence() -> Iterator[None]:
 
 def mix_detection(source: Batch, target: Batch) -> Batch:
     """Source and target in one batch, on the smallest canvas that holds both; images without labels have None."""
+    return _together(source, target, 1)
+
+
+def _together(source: Batch, target: Batch, domain: int) -> Batch:
+    """As `mix_detection`, with the domain label that the target's images have."""
     parts = (source["pixel_values"], target["pixel_values"])
     height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
     device = parts[0].device
+    known = source.get("domain_labels", torch.zeros(len(parts[0]), dtype=torch.long, device=device))
     values = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
     masks = []
     for batch, part in zip((source, target), parts, strict=True):
@@ -320,7 +305,7 @@ def mix_detection(source: Batch, target: Batch) -> Batch:
     mixed: Batch = {
         "pixel_values": torch.cat(values),
         "labels": [*source["labels"], *target.get("labels", [None] * len(parts[1]))],
-        "domain_labels": torch.cat([torch.zeros(len(parts[0])), torch.ones(len(parts[1]))]).to(device, torch.long),
+        "domain_labels": torch.cat([known, torch.full((len(parts[1]),), domain, device=device)]),
     }
     mask = torch.cat(masks)
     if not bool(mask.bool().all()):

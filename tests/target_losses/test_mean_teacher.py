@@ -17,7 +17,7 @@ from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weight_average import WeightAverage
 from tiny_detectors import tiny_detector
 
-TINY = str(Path(__file__).parent / "tiny_detection.yaml")
+TINY = str(Path(__file__).parents[1] / "training" / "tiny_detection.yaml")
 LABELS = ["cat", "dog"]
 
 

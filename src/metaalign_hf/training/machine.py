@@ -1,0 +1,69 @@
+"""The machine that a run runs on: what it must have, and how accelerate uses it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+
+from ..configuration import TrainingConfig
+from ..errors import UserError
+
+__all__ = ["build_accelerator", "check_machine"]
+
+
+def check_machine(training: TrainingConfig) -> None:
+    """Refuse what is asked for and this machine does not have, before anything is built.
+
+    Raises:
+        UserError: If a tracker is not installed, or there is no GPU for what needs one.
+    """
+    usable = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for tracker in training.trackers:
+        if tracker not in usable:
+            raise UserError(
+                f"training.trackers: {tracker} is unknown or not installed; usable here: "
+                f"{', '.join(sorted(usable)) or 'none'}"
+            )
+    if training.mixed_precision == "fp16" and (training.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("training.mixed_precision: fp16 needs a GPU; use bf16 or no")
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+
+
+def build_accelerator(training: TrainingConfig) -> Accelerator:
+    """The accelerator of a run; convolutions are deterministic from now on.
+
+    Raises:
+        UserError: If the processes were launched in a way that accelerate does not run here.
+    """
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # Without this, accelerate would run the processes of a launch on a machine without GPUs each for itself.
+    cpu = training.device == "cpu" or not torch.accelerator.is_available()
+    # A second run in one Python process may want another precision or device than the first.
+    AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != cpu)
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        dynamo_backend="inductor" if training.compile else None,
+        cpu=cpu,
+        log_with=training.trackers or None,
+        project_dir=training.output_dir,
+        # The discriminator gets no gradient in the task pass.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"training.device: {launched} processes were launched, and accelerate runs them as "
+            f"{accelerator.num_processes}; launch with accelerate launch --multi_gpu --num_processes N, also on a "
+            "machine without GPUs"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and (
+        accelerator.distributed_type != DistributedType.FSDP
+    ):
+        raise UserError("FSDP was asked for at launch, and accelerate shards on GPUs only; launch without --use_fsdp")
+    return accelerator

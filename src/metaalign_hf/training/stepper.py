@@ -1,0 +1,149 @@
+"""The steps of a run, one after the other: data, closures, gradient, optimiser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from ..configuration import Config
+from ..coordination import StepReport
+from ..errors import UserError
+from ..target_losses import TargetStep, with_target_losses
+from ..tasks.base import Batch, StepClosures, Task
+from .optimizers import set_learning_rate
+from .schedules import learning_rate_factor, progress
+from .steps import adaptation_step, build_coordinator, micro_batches, source_step
+from .weights import Weights
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Takes the steps of both phases. What a step does depends on its number alone, and on the weights.
+
+    Args:
+        config: The whole configuration.
+        task: The task.
+        weights: The model.
+        optimizer: As accelerate wrapped it.
+
+    Attributes:
+        coordinator: Turns task and alignment into one gradient.
+        started: When the last step had its images, by `time.perf_counter`.
+    """
+
+    def __init__(self, config: Config, task: Task, weights: Weights, optimizer: Optimizer) -> None:
+        self.config, self.task, self.weights, self.optimizer = config, task, weights, optimizer
+        self.model, self.accelerator = weights.model, weights.accelerator
+        self.coordinator = build_coordinator(config.coordination, optimizer, self.model, self.accelerator)
+        self.inner_lr = 0.0 if self.coordinator.inner is None else self.coordinator.inner.inner_lr
+        self.started = 0.0
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the adaptation phase reads the target."""
+        return self.config.coordination.method != "source_only"
+
+    def open_streams(self, step: int) -> None:
+        """Go on with the images of this step."""
+        training = self.config.training
+        k = training.gradient_accumulation_steps
+        self.source, self.target = self._streams(k * step, k * max(0, step - training.source_steps))
+
+    def _streams(self, source_batch: int, target_batch: int) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        return self.task.streams(source_batch, target_batch, *place)
+
+    def probe(self) -> None:
+        """Find out before the first step whether the model can do what the coordination asks of it.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        if self.config.coordination.order == 1:
+            return
+        source, target = (micro_batches(stream, 1, self.accelerator.device) for stream in self._streams(0, 0))
+        self.task.statistics.train_mode(self.model)
+        closures = self.task.closures(self.model, source, target, 0.5)
+        try:
+            self.coordinator.probe(closures.task, closures.alignment)
+        except RuntimeError as error:
+            raise UserError(f"coordination.order: {error} (in a configuration: model.attention: eager)") from error
+
+    def resume(self, step: int) -> None:
+        """Make ready what the checkpoint of this step has tensors for."""
+        if step > self.config.training.source_steps and self.aligns:
+            self.task.statistics.begin_adaptation()
+
+    def take(self, step: int, adapting: bool) -> tuple[StepReport, dict[str, Any]]:
+        """Take a step.
+
+        Args:
+            step: Steps taken so far, over both phases.
+            adapting: Whether in the adaptation phase.
+
+        Returns:
+            The coordinator's report, and figures for the log, `lr` among them.
+
+        Raises:
+            UserError: If the loss or a gradient is not finite.
+        """
+        training, settings = self.config.training, self.config.optimizer
+        k, device = training.gradient_accumulation_steps, self.accelerator.device
+        first, total = (training.source_steps, training.max_steps) if adapting else (0, training.source_steps)
+        local = step - first
+        if local == 0:
+            # Each phase starts with a fresh optimiser: the source phase's momentum knows nothing of alignment.
+            self.optimizer.state.clear()
+        factor = learning_rate_factor(settings.schedule, local, total, settings.warmup_steps)
+        set_learning_rate(self.optimizer, factor)
+        source = micro_batches(self.source, k, device)
+        target = micro_batches(self.target, k, device) if adapting and self.aligns else []
+        self.started = time.perf_counter()
+        torch.manual_seed(_step_seed(training.seed, step, self.accelerator.process_index))
+        if target and local == 0:
+            self.task.statistics.begin_adaptation()
+        self.task.statistics.train_mode(self.model)
+        done = progress(local, total)
+        closures, figures = self._closures(source, target, done)
+        try:
+            if target:
+                self._warm_up(done)
+                report = adaptation_step(self.coordinator, closures, local)
+            else:
+                report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
+        except FloatingPointError as error:
+            raise UserError(
+                f"training diverged: {error} in step {step + 1}; lower optimizer.lr or coordination.inner_lr, or set "
+                "training.max_grad_norm"
+            ) from error
+        if training.max_grad_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
+            figures["gradient_norm"] = norm
+        self.optimizer.step()
+        self.weights.update_average(step + 1)
+        return report, {"lr": settings.lr * factor, **figures}
+
+    def _closures(self, source: list[Batch], target: list[Batch], done: float) -> tuple[StepClosures, dict[str, Any]]:
+        """The passes of a step, those of the target losses among them, and figures of these for the log."""
+        closures = self.task.closures(self.model, source, target, done)
+        if not target or not self.task.target_losses:
+            return closures, {}
+        task_pass = partial(self.task.target_pass, self.model)
+        seen = TargetStep(self.model, self.weights.evaluated, source, target, done, task_pass)
+        return with_target_losses(closures, self.task.target_losses, seen)
+
+    def _warm_up(self, done: float) -> None:
+        warmup = self.config.coordination.inner_warmup
+        if self.coordinator.inner is not None and warmup > 0:
+            self.coordinator.inner.inner_lr = self.inner_lr * min(1.0, done / warmup)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A different seed for each step and process, so that dropout needs no saved random state."""
+    return (seed * 1_000_003 + step) * 1_009 + rank

@@ -1,0 +1,73 @@
+"""The model of a run in all its forms: wrapped, bare, averaged, and as it is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..progress import no_model_progress_bars
+from .weight_average import WeightAverage
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """The weights that are trained, and their average where one is kept.
+
+    Args:
+        model: The wrapped model.
+        processor: The image processor that is saved beside it.
+        accelerator: Wrapped it.
+        ema_decay: Decay of the average; None keeps none.
+
+    Raises:
+        UserError: If an average is asked for under FSDP2.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, accelerator: Accelerator, ema_decay: float | None) -> None:
+        self.model, self.processor, self.accelerator = model, processor, accelerator
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if ema_decay is not None and self.sharded:
+            raise UserError("training.ema_decay: an average of the weights cannot be kept under FSDP2; use null")
+        self.average = None if ema_decay is None else WeightAverage(self.bare, ema_decay)
+
+    @property
+    def bare(self) -> PreTrainedModel:
+        """The model without what accelerate wrapped it in."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def kept(self) -> PreTrainedModel:
+        """The bare form of the evaluated model, which is saved."""
+        if self.average is None:
+            return self.bare
+        module: PreTrainedModel = self.average.module
+        return module
+
+    def update_average(self, step: int) -> None:
+        """The average follows, after so many steps."""
+        if self.average is not None:
+            self.average.update(self.bare, step)
+
+    def gathered(self) -> dict[str, Tensor] | None:
+        """The sharded parameters as a whole, for which every process is needed; None where they are not sharded."""
+        if self.sharded:
+            state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+            return state
+        return None
+
+    def write(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        """Save the kept model, or these tensors of it, with its image processor."""
+        with no_model_progress_bars():
+            self.kept.save_pretrained(folder, state_dict=state)
+        self.processor.save_pretrained(folder)
