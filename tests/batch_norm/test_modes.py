@@ -1,13 +1,14 @@
-"""A mode of one's own: a class with an entry in `MODES`, and nothing else."""
+"""A mode of one's own: a registered class, and nothing else."""
 
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from metaalign_hf import MetaAlignForImageClassification, adapt, load_config
-from metaalign_hf.batch_norm import MODES, Mixed, running_statistics
+from metaalign_hf.batch_norm import MODES, Mixed, register_batch_norm, running_statistics
 from metaalign_hf.tasks.building import build_task
 
 TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
@@ -16,7 +17,6 @@ TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
 class Source(Mixed):
     """Statistics move in the source phase alone."""
 
-    name = "source"
     adapting = False
 
     def begin_adaptation(self) -> None:
@@ -32,8 +32,14 @@ class Source(Mixed):
         return ["Statistics are those of the source phase."]
 
 
-def test_a_mode_is_registered_trained_with_and_told(monkeypatch, tmp_path):
-    monkeypatch.setitem(MODES, "source", Source)
+@pytest.fixture
+def registered():
+    register_batch_norm("source")(Source)
+    yield
+    del MODES["source"]
+
+
+def test_a_mode_is_registered_trained_with_and_told(registered, tmp_path):
     found = {}
     for steps in (1, 3):
         options = {"training.batch_norm": "source", "training.output_dir": str(tmp_path / str(steps))}

@@ -6,7 +6,17 @@ mechanism that holds running statistics still for a pass is in `coordination`, w
 """
 
 from .layers import require_batch_norm, running_statistics
-from .modes import MODES, BatchStatistics, Frozen, Mixed, PerDomain, Rows, batch_statistics, check_batch_norm
+from .modes import (
+    MODES,
+    BatchStatistics,
+    Frozen,
+    Mixed,
+    PerDomain,
+    Rows,
+    batch_statistics,
+    check_batch_norm,
+    register_batch_norm,
+)
 from .per_domain import SourceStatistics
 from .recalibration import RECALIBRATION_IMAGES, recalibrate_batch_norm
 
@@ -22,6 +32,7 @@ __all__ = [
     "batch_statistics",
     "check_batch_norm",
     "recalibrate_batch_norm",
+    "register_batch_norm",
     "require_batch_norm",
     "running_statistics",
 ]

@@ -1,25 +1,36 @@
 """The modes of `training.batch_norm`: which statistics a pass normalises with, and which pass moves them.
 
-A mode is a subclass of `BatchStatistics` with an entry in `MODES`; nothing else in the package names one.
+A mode is a subclass of `BatchStatistics` under `register_batch_norm`; nothing else in the package names one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
 
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
+from ..registry import Registry
 from .layers import bare_model, frozen_kind, require_batch_norm
-from .per_domain import SourceStatistics
+from .per_domain import CITATION, SourceStatistics
 
 if TYPE_CHECKING:
     from ..configuration import TrainingConfig
 
-__all__ = ["MODES", "BatchStatistics", "Frozen", "Mixed", "PerDomain", "Rows", "batch_statistics", "check_batch_norm"]
+__all__ = [
+    "MODES",
+    "BatchStatistics",
+    "Frozen",
+    "Mixed",
+    "PerDomain",
+    "Rows",
+    "batch_statistics",
+    "check_batch_norm",
+    "register_batch_norm",
+]
 
 
 class Rows(NamedTuple):
@@ -41,7 +52,7 @@ class BatchStatistics:
         model: The bare model.
 
     Attributes:
-        name: Name of the mode.
+        name: Name of the mode; `register_batch_norm` sets it.
         one_pass_moves: Whether in a step on both domains only the alignment pass moves running statistics.
         excludes: Settings of `training` that do not work with the mode.
 
@@ -49,7 +60,7 @@ class BatchStatistics:
         UserError: If the mode does not work with the model.
     """
 
-    name: ClassVar[str] = "train"
+    name: ClassVar[str]
     one_pass_moves: ClassVar[bool] = False
     excludes: ClassVar[tuple[str, ...]] = ()
 
@@ -112,6 +123,35 @@ class BatchStatistics:
         return []
 
 
+T = TypeVar("T", bound=type[BatchStatistics])
+
+MODES: Registry[type[BatchStatistics]] = Registry(
+    "batch-norm mode", "training.batch_norm: {!r} is unknown", others=("auto",), cited_as="batch_norm"
+)
+
+
+def register_batch_norm(name: str, *, citation: str | None = None) -> Callable[[T], T]:
+    """Make a mode known by name: a class decorator.
+
+    Args:
+        name: The name that `training.batch_norm` takes; it must be free.
+        citation: BibTeX of the publication, which model cards of runs with the mode then cite.
+
+    Raises:
+        ValueError: If another class has the name, or the citation is not BibTeX.
+    """
+
+    def named(mode: T) -> T:
+        mode.name = name
+        return mode
+
+    return MODES.register(name, named, citation=citation)
+
+
+register_batch_norm("train")(BatchStatistics)
+
+
+@register_batch_norm("mixed")
 class Mixed(BatchStatistics):
     """Every pass of the adaptation is on both domains, and one of them moves the statistics.
 
@@ -119,7 +159,6 @@ class Mixed(BatchStatistics):
     statistics are those of both domains.
     """
 
-    name = "mixed"
     one_pass_moves = True
 
     def task_needs_target(self, model: nn.Module, labelled_target: bool = False) -> bool:
@@ -127,10 +166,9 @@ class Mixed(BatchStatistics):
         return has_live_statistics(model)
 
 
+@register_batch_norm("frozen")
 class Frozen(Mixed):
     """The backbone normalises with its running statistics, which stay; layers after it are as in `mixed`."""
-
-    name = "frozen"
 
     def train_mode(self, model: nn.Module) -> None:
         """Training mode but for the batch normalisations of the backbone."""
@@ -141,13 +179,13 @@ class Frozen(Mixed):
                 layer.eval()
 
 
+@register_batch_norm("per_domain", citation=CITATION)
 class PerDomain(Mixed):
     """Source and target rows each have statistics of their own; see `SourceStatistics`.
 
     The domains part with the first adaptation step; until then it is `mixed`.
     """
 
-    name = "per_domain"
     # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more after it.
     excludes = ("compile", "gradient_checkpointing")
 
@@ -198,10 +236,6 @@ class PerDomain(Mixed):
         ]
 
 
-MODES: dict[str, type[BatchStatistics]] = {mode.name: mode for mode in (BatchStatistics, Mixed, PerDomain, Frozen)}
-"""The modes by name."""
-
-
 def batch_statistics(setting: str, model: nn.Module, pretrained: bool) -> BatchStatistics:
     """The mode that `training.batch_norm` names, for a model.
 
@@ -216,7 +250,7 @@ def batch_statistics(setting: str, model: nn.Module, pretrained: bool) -> BatchS
     Raises:
         UserError: If the mode is unknown, or does not work with the model.
     """
-    return _mode(("frozen" if pretrained else "mixed") if setting == "auto" else setting)(model)
+    return MODES[("frozen" if pretrained else "mixed") if setting == "auto" else setting](model)
 
 
 def check_batch_norm(training: TrainingConfig) -> None:
@@ -227,16 +261,7 @@ def check_batch_norm(training: TrainingConfig) -> None:
     """
     if training.batch_norm == "auto":
         return
-    mode = _mode(training.batch_norm)
+    mode = MODES[training.batch_norm]
     for name in mode.excludes:
         if getattr(training, name):
             raise UserError(f"training.batch_norm: {mode.name} does not work with training.{name}; switch one off")
-
-
-def _mode(name: str) -> type[BatchStatistics]:
-    if name not in MODES:
-        known = ["auto", *MODES]
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"training.batch_norm: {name!r} is unknown; {hint}known: {', '.join(known)}")
-    return MODES[name]

@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..citations import cite
 from ..coordination._replacement import replaced_attribute
 from .layers import bare_model, require_batch_norm, running_statistics
 
@@ -22,7 +21,6 @@ CITATION = """\
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2019}
 }"""
-cite("batch_norm/per_domain", CITATION)
 
 
 class SourceStatistics(nn.Module):
