@@ -51,12 +51,6 @@ def known_citations() -> set[str]:
 
 def import_methods() -> None:
     """Import what registers methods and their citations, and with it torch."""
-    for module in (
-        "alignment",
-        "alignment.detection",
-        "batch_norm",
-        "evaluation",
-        "target_losses.pseudo_labels",
-        "training",
-    ):
+    modules = ("alignment", "alignment.detection", "batch_norm", "evaluation", "evaluation.detection_validators")
+    for module in (*modules, "target_losses", "training"):
         import_module(f"{__package__}.{module}")

@@ -54,7 +54,7 @@ def methods_of(record: RunRecord) -> list[str]:
     alignment = (record.model.get("alignment") or []) if method != "source_only" else []
     kind, validator = record.task.cited_as
     found += [f"{kind}/{entry['name']}" for entry in alignment]
-    found += [f"{kind}/{option}" for entry in alignment for option, value in entry.items() if value]
+    found += [f"alignment/{option}" for entry in alignment for option, value in entry.items() if value]
     if training.get("pseudo_label_weight"):
         found.append("target_loss/mean_teacher")
     found.append(f"batch_norm/{record.summary.get('batch_norm') or training.get('batch_norm')}")
