@@ -141,7 +141,7 @@ BAD = {
     "zero area": ({"image_id": 11, "category_id": 7, "bbox": [5, 5, 0, 9]}, "box without area"),
     "negative": ({"image_id": 11, "category_id": 7, "bbox": [5, 5, 4, -1]}, "box without area"),
     "outside": ({"image_id": 11, "category_id": 7, "bbox": [50, 5, 4, 4]}, "box outside the image"),
-    "not finite": ({"image_id": 11, "category_id": 7, "bbox": [float("nan"), 5, 4, 4]}, "no finite number"),
+    "not finite": ({"image_id": 11, "category_id": 7, "bbox": [float("nan"), 5, 4, 4]}, "not finite"),
     "unknown category": ({"image_id": 11, "category_id": 99, "bbox": [5, 5, 4, 4]}, "unknown category"),
     "unknown image": ({"image_id": 99, "category_id": 7, "bbox": [5, 5, 4, 4]}, "annotation of an unknown image"),
     "repeated id": ({"id": 0, "image_id": 11, "category_id": 7, "bbox": [5, 5, 4, 4]}, "annotation with the same id"),
