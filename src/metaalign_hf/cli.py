@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib import import_module
 
-from .errors import UserError, one_line
+from .errors import UserError, did_you_mean, one_line
 
 __all__ = ["main", "run"]
 
@@ -95,8 +94,7 @@ def run(arguments: list[str]) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int | None]:
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}")
         raise UserError(f"unknown command {name!r}; {hint}")
     found: Callable[[list[str]], int | None] = getattr(import_module(f".commands.{name}", __package__), name)
     return found

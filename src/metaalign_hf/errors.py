@@ -1,6 +1,11 @@
 """The one error that a user of the command line or the Python API is meant to read, and what others say in one line."""
 
-__all__ = ["UserError", "one_line"]
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["UserError", "did_you_mean", "one_line"]
 
 
 class UserError(ValueError):
@@ -19,3 +24,17 @@ def one_line(error: BaseException, first: bool = False) -> str:
     """
     lines = str(error).strip().splitlines()
     return (lines[0].strip() if first and lines else " ".join(" ".join(lines).split())) or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", n: int = 1, cutoff: float = 0.6) -> str:
+    """A question for a name that is unknown, such as `did you mean resnet18 or resnet34?`.
+
+    Args:
+        name: The unknown name.
+        known: All names.
+        otherwise: What is said where none of them is like it.
+        n: How many are named at most.
+        cutoff: How like it they must be, in 0..1.
+    """
+    near = get_close_matches(name, list(known), n=n, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise

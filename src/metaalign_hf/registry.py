@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from .citations import check_bibtex, cite
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 __all__ = ["Registry"]
 
@@ -84,7 +83,6 @@ class Registry(dict[str, T]):
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def __missing__(self, name: str) -> T:
-        near = get_close_matches(name, self.names(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"{did_you_mean(name, self.names())} ".lstrip()
         listed = ", ".join(self.names())
         raise UserError(f"{self.unknown.format(name)}; {hint}{self.known}: {listed}{self.advice}")

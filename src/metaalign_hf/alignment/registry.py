@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..registry import Registry
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput, weighted_sum
 from .multi_source import PerSource
@@ -122,8 +121,7 @@ def normalise_specs(
         options = {key: value for key, value in given.items() if key not in common}
         for key in options:
             if key not in known:
-                near = get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no options'}"
+                hint = did_you_mean(key, known, f"it has {', '.join(known) or 'no options'}")
                 raise UserError(f"alignment {name}: unknown option {key!r}; {hint}")
         try:
             json.dumps(options)

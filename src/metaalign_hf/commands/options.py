@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 from ..disk import writing
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..tasks import known_tasks
 
 __all__ = ["Parser", "at_least_one", "default_batch_sizes", "refuse_existing", "share", "split_off"]
@@ -40,8 +39,8 @@ class Parser(argparse.ArgumentParser):
             if name == "--":
                 break
             if name.startswith("--") and not any(option.startswith(name) for option in known):
-                near = get_close_matches(name, known, n=1)
-                self.error(f"unknown option {name}{f' (did you mean {near[0]}?)' if near else ''}")
+                hint = did_you_mean(name, known)
+                self.error(f"unknown option {name}{f' ({hint})' if hint else ''}")
         return self.parse_args(arguments)
 
 

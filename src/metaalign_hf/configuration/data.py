@@ -3,11 +3,10 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import ClassVar, Literal, get_args
 
 from ..checks import LARGEST_SEED, Limits, check_entries
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from .reading import refuse_unread, unread_of_domain
 
 __all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
@@ -126,8 +125,7 @@ class DomainConfig:
             return cls(kind=kind, path=path)  # type: ignore[arg-type]
         if kind in kinds and not path:
             raise UserError(f"domain {text!r} has no path; write {kind}:PATH, and refine it with more keys")
-        near = get_close_matches(text, [*DIGITS, *SOLAR, *SCENES], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"{did_you_mean(text, [*DIGITS, *SOLAR, *SCENES])} ".lstrip()
         forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]
         valid = ", ".join([*DIGITS, *SOLAR, *SCENES, *forms])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")

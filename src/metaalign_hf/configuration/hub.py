@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import ClassVar
 
 from ..checks import Limits, check_entries
+from ..errors import did_you_mean
 from .reading import refuse_unread
 
 __all__ = ["LICENSES", "HubConfig", "license_notes"]
@@ -77,6 +77,5 @@ def license_notes(name: str | None) -> list[str]:
     """A note where the Hub may not know a licence: it refuses a model card with one that it does not know."""
     if name is None or name in LICENSES:
         return []
-    near = get_close_matches(name.lower(), LICENSES, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else "use other for one that the Hub does not list."
+    hint = did_you_mean(name.lower(), LICENSES, "use other for one that the Hub does not list.", n=2)
     return [f"{name!r} is not among the licences of the Hub that this release knows, and the Hub may refuse it; {hint}"]

@@ -8,7 +8,6 @@ repairs what only they know (buffers, tied weights), and their parameter names a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..checks import check_pretrained
-from ..errors import UserError, one_line
+from ..errors import UserError, did_you_mean, one_line
 from ..progress import quiet_loading
 from .image_processor import backbone_image_size, processor_image_size
-from .loading import require_in_reach
+from .loading import require_in_reach, require_options
 
 __all__ = [
     "BackboneSource",
@@ -361,12 +360,7 @@ def _with_default_tag(architecture: str) -> str:
 
 def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
     """A new configuration with some entries changed; only entries that the class has."""
-    values = config.to_dict()
-    for key in options:
-        if key not in values:
-            near = get_close_matches(key, values, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
-            raise UserError(f"backbone: a {config.model_type} has no option {key!r}; {hint}")
+    require_options(config, options, "backbone")
     try:
         # Entries that are derived from the depth must be derived again.
         derived = ("stage_names", "out_features", "out_indices")
@@ -406,6 +400,6 @@ def _from_file(source: BackboneSource, path: Path) -> PreTrainedModel:
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"backbone: {name!r} is not a timm name, a local folder, or a model on the Hub that can be loaded{hint}"
+    hint = did_you_mean(name.removeprefix("timm/"), [*timm.list_models(), *CONFIG_MAPPING_NAMES], n=3, cutoff=0.75)
+    told = f"backbone: {name!r} is not a timm name, a local folder, or a model on the Hub that can be loaded"
+    return f"{told}; {hint}" if hint else told

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from torch import nn
+from transformers import PreTrainedConfig
 
-from ..errors import UserError, one_line
+from ..errors import UserError, did_you_mean, one_line
 
-__all__ = ["align_memory", "refuse_lost_tensors", "require_in_reach"]
+__all__ = ["align_memory", "refuse_lost_tensors", "require_in_reach", "require_options"]
 
 
 def refuse_lost_tensors(info: dict[str, Any], place: Any) -> None:
@@ -75,3 +77,21 @@ def _is_lost_connection(error: Exception) -> bool:
     """Whether the network client could not connect or timed out."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or "TransportError" in names
+
+
+def require_options(config: PreTrainedConfig, options: Iterable[str], key: str) -> None:
+    """Refuse options that a configuration does not have.
+
+    Args:
+        config: A configuration of the class.
+        options: Names of entries.
+        key: What is configured, for the error.
+
+    Raises:
+        UserError: For the first one.
+    """
+    known = config.to_dict()
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, "see its configuration class", n=2)
+            raise UserError(f"{key}: a {config.model_type} has no option {name!r}; {hint}")

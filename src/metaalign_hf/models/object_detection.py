@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +20,14 @@ from ..alignment import IGNORED_LABEL
 from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
 from ..checks import check_pretrained
 from ..coordination import Stage, frozen_running_statistics, has_live_statistics
-from ..errors import UserError, one_line
+from ..errors import UserError, did_you_mean, one_line
 from ..progress import quiet_loading
 from .base import MetaAlignModel
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
-from .loading import require_in_reach
+from .loading import require_in_reach, require_options
 from .origin import weights_origin
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
@@ -297,8 +296,7 @@ def _resolve(
                 raise UserError(f"detector: {name!r} is a model type without weights; use pretrained=False or a Hub id")
             return _configured(name, options), weights
         if "/" not in name:
-            near = get_close_matches(name, detector_types(), n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"model types: {', '.join(detector_types())}"
+            hint = did_you_mean(name, detector_types(), f"model types: {', '.join(detector_types())}", n=2)
             raise UserError(f"detector: {name!r} is not a model type, a local folder or a Hub id; {hint}")
     require_in_reach(name, "detector")
     try:
@@ -315,7 +313,7 @@ def _public(name: str) -> str:
 
 def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
     """A configuration of a model type. Built at once, since what follows from the options is derived by its class."""
-    _check_options(AutoConfig.for_model(model_type), options)
+    require_options(AutoConfig.for_model(model_type), options, "detector")
     given = {key: dict(value) if isinstance(value, dict) else value for key, value in options.items()}
     try:
         return AutoConfig.for_model(model_type, **given)
@@ -324,19 +322,10 @@ def _configured(model_type: str, options: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _changed(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
-    _check_options(config, options)
+    require_options(config, options, "detector")
     for key, value in options.items():
         setattr(config, key, value)
     return config
-
-
-def _check_options(config: PreTrainedConfig, options: dict[str, Any]) -> None:
-    known = config.to_dict()
-    for key in options:
-        if key not in known:
-            near = get_close_matches(key, known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see its configuration class"
-            raise UserError(f"detector: a {config.model_type} has no option {key!r}; {hint}")
 
 
 def _load_weights(place: str, config: PreTrainedConfig) -> PreTrainedModel:
