@@ -19,8 +19,9 @@ TIMM_VIT = ("--model.backbone", "test_vit", "--model.backbone_options", "{img_si
 
 def sizes(*words: str) -> tuple[int, int]:
     """Sides of the square and of the crop that a run works with."""
-    domains = ("--data.source", "uci_digits", "--data.target", "mnist", "--model.alignment", "null")
-    task = ClassificationTask(parse_config([*domains, "--model.pretrained", "false", *words]))
+    domains = ("--data.source", "uci_digits", "--data.target", "mnist")
+    built = () if "--model.checkpoint" in words else ("--model.alignment", "null", "--model.pretrained", "false")
+    task = ClassificationTask(parse_config([*domains, *built, *words]))
     square, crop = task.processor.size, task.processor.crop_size
     assert square["height"] == square["width"] and crop["height"] == crop["width"]
     assert (task.model.config.resize_size, task.model.config.image_size) == (square["height"], crop["height"])

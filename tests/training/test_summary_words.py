@@ -26,8 +26,9 @@ def photos(tmp_path_factory):
 
 def test_without_target_labels_the_validators_speak(photos, tmp_path, capsys):
     output = tmp_path / "run"
-    options = ["--data.target", f"imagefolder:{photos}", "--training.selection_images", "40"]
-    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options]) == 0
+    options = ["--data.target", f"imagefolder:{photos}"]
+    few = ["--training.selection_images", "40"]
+    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options, *few]) == 0
     said = capsys.readouterr().out
     logged = {
         line["evaluation"]: line
