@@ -12,9 +12,9 @@ split, in points.
 Each of `FINALISTS` gets its own learning rate from `RATES`, one for each objective and family of pairs: that with the
 largest mean nuclear norm of the predictions on unlabelled target images (BNM), among those whose source score is within
 5 points of the best, over the family's pairs and the seeds `CHOICE_SEEDS`. No target label takes part. Other sizes,
-ablations and controls have the learning rate of the remembered total, everything else that of the joint step. Then ten
+ablations and controls have the learning rate of the remembered step, everything else that of the joint step. Then ten
 other seeds: `FINALISTS` with every objective, and every form with DANN, at `SHORT` steps; at `LONG` steps the joint
-step, the remembered total and, with DANN, the fresh step; the joint step also with twice as many, which says whether it
+step, the remembered step and, with DANN, the fresh step; the joint step also with twice as many, which says whether it
 had converged. Forms that are not in `EVERYWHERE` are run on the solar pairs alone. Differences are paired by pair and
 seed, with 95 % intervals (Student's t).
 """
@@ -51,13 +51,13 @@ RATES = (0.003, 0.01, 0.03)
 CHOICE_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 SHORT, LONG = 500, 1500
-FINALISTS = ("joint", "remembered total", "fresh")
+FINALISTS = ("joint", "remembered", "fresh")
 """Forms that choose their own learning rate; the others borrow one."""
 EVERYWHERE = (
     *FINALISTS,
     "fresh, fixed 100, as published",
     "joint, SDAT 0.02",
-    "extragradient",
+    "extragradient, fixed 1",
     "control: noise",
     "control: reversed",
 )
@@ -103,7 +103,7 @@ class Runs:
     def rate(self, objective: str, form: str, family: str) -> float:
         """The learning rate that a form of the step gets, chosen without target labels."""
         if form not in ("source only", *FINALISTS):
-            form = "remembered total" if form.startswith(("ablation", "control", "size")) else "joint"
+            form = "remembered" if form.startswith(("ablation", "control", "size")) else "joint"
         means = {}
         for rate in RATES:
             found = [
@@ -205,7 +205,7 @@ def convergence(runs: Runs) -> Table:
     for objective in LONG_OBJECTIVES:
         for name, form, steps, joint_steps in (
             (f"joint, {2 * LONG} steps - joint, {LONG}", "joint", 2 * LONG, LONG),
-            (f"remembered total, {LONG} steps - joint, {2 * LONG}", "remembered total", LONG, 2 * LONG),
+            (f"remembered step, {LONG} steps - joint, {2 * LONG}", "remembered", LONG, 2 * LONG),
         ):
             apart = [gains(runs, objective, form, steps, family, joint_steps) for family in FAMILIES]
             every = list(chain(*apart))

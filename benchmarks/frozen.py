@@ -197,9 +197,10 @@ class Noise(RememberedMetaAlign):
     """A control: as `RememberedMetaAlign`, along a random direction of the same length."""
 
     def backward(self, *arguments: Any, **options: Any) -> Any:
-        """As its parent, with the memory replaced by noise."""
+        """As its parent, with what is remembered of each tensor replaced by noise of its length."""
         for buffer in self.memory.buffers():
-            buffer.normal_()
+            noise = torch.randn_like(buffer)
+            buffer.copy_(noise * (buffer.norm() / noise.norm()))
         return super().backward(*arguments, **options)
 
 
@@ -223,8 +224,7 @@ class OnePassMoved(Joint):
 
     def backward(self, task: Any, alignment: Any, **options: Any) -> Any:
         """The sum of a pass at theta' and one at theta."""
-        inner, memory = self.remembered.inner, self.remembered.memory["total"]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        inner, memory = self.remembered.inner, self.remembered.memory["update"]
         self.optimizer.zero_grad()
         for name, closures in (("task", task), ("alignment", alignment)):
             with ExitStack() as stack:
@@ -232,34 +232,34 @@ class OnePassMoved(Joint):
                     remembered = memory.gradients()
                     stack.enter_context(inner.taken(remembered, inner.sizes(remembered)))
                 closures[0]().backward()
-        memory.keep([p.grad for p in parameters])
 
 
-def remembered(inner_lr: float = 3.0, **options: Any) -> Coordinate:
+def remembered(inner_lr: float = 2.0, **options: Any) -> Coordinate:
     return lambda optimizer, network: RememberedMetaAlign(optimizer, inner_lr, module=network, **options)
 
 
 FORMS: dict[str, Coordinate] = {
     "joint": lambda optimizer, network: Joint(optimizer),
-    "remembered total": remembered(),
-    "fresh": lambda o, n: MetaAlign(o, 3.0, rule="update"),
-    "remembered role": remembered(remember="role"),
-    "extragradient": lambda o, n: Game(o, 3.0, rule="update"),
-    "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
+    "remembered": remembered(),
+    "fresh": lambda o, n: MetaAlign(o, 2.0, rule="update"),
     "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
+    "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
     "extragradient, fixed 1": lambda o, n: Game(o, 1.0),
     "heun, fixed 1": lambda o, n: Game(o, 1.0, solver="heun"),
     "pga, normalised 0.05": lambda o, n: DoublyPerturbed(o),
-    "size: update 1": remembered(1.0),
-    "size: update 10": remembered(10.0),
-    "size: trust ratio 0.03": remembered(0.03, rule="trust_ratio"),
+    "remembered total": remembered(remember="total"),
+    "remembered role": remembered(remember="role"),
+    "size: 1": remembered(1.0),
+    "size: 3": remembered(3.0),
+    "size: 10": remembered(10.0),
+    "size: total, trust ratio 0.03": remembered(0.03, rule="trust_ratio", remember="total"),
     "ablation: remember the task's gradient": remembered(remember="role", roles="task", refresh_every=1),
     "ablation: remember the alignment's gradient": remembered(remember="role", roles="alignment", refresh_every=1),
     "ablation: move the task's pass": lambda o, n: OnePassMoved(o, "task"),
     "ablation: move the alignment's pass": lambda o, n: OnePassMoved(o, "alignment"),
     "ablation: move the features": remembered(scope=lambda name, _: name.startswith("backbone")),
     "ablation: move the discriminator": remembered(scope=lambda name, _: name.startswith("alignment")),
-    "control: noise": lambda o, n: Noise(o),
-    "control: reversed": lambda o, n: Reversed(o),
+    "control: noise": lambda o, n: Noise(o, module=n),
+    "control: reversed": lambda o, n: Reversed(o, module=n),
 }
-"""Forms of the step; where no rule is named, it is `update` 3: three times as far as the optimiser's last step."""
+"""Forms of the step; where no rule is named, the inner step is twice as long as the optimiser's last step."""

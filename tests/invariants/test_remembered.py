@@ -74,7 +74,7 @@ def test_rho_0_is_the_joint_gradient_bit_for_bit(setting, make):
 
 def test_the_total_is_the_written_out_formula(setting):
     model = setting[0]
-    meta = RememberedMetaAlign(sgd(model), RHO, rule="trust_ratio")
+    meta = RememberedMetaAlign(sgd(model), RHO, rule="trust_ratio", remember="total")
     memory: dict[str, torch.Tensor] = {}
     for number in range(3):
         expected = at(setting, trust(model, memory, RHO), "both")
@@ -151,7 +151,8 @@ def test_rule_update_steps_as_far_as_the_optimiser_has(setting, make):
     """`-c |d_p| / |m_p| m_p` by name, written out, with momentum, so that no other rule gives it."""
     model = setting[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    meta = make(optimizer, 2.0, rule="update", module=model)
+    options = {"remember": "total"} if make is RememberedMetaAlign else {}
+    meta = make(optimizer, 2.0, rule="update", module=model, **options)
     moved: dict[str, torch.Tensor] = {}
     memory: dict[str, torch.Tensor] = {}
     for number in range(3):
@@ -170,9 +171,38 @@ def test_rule_update_steps_as_far_as_the_optimiser_has(setting, make):
         moved = changes(model, optimizer)
 
 
-def test_with_plain_sgd_1_is_the_past_extragradient_step(setting):
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD], ids=lambda kind: kind.__name__)
+def test_the_update_is_gone_once_more(setting, kind):
+    """`theta' = theta + c (theta - theta before)`: with Adam, optimistic Adam; a copy with the memory goes on as it."""
     model = setting[0]
-    meta = RememberedMetaAlign(torch.optim.SGD(model.parameters(), lr=0.05), 1.0)
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    meta = RememberedMetaAlign(kind(model.parameters(), lr=0.01, **options), 1.5)
+    changed: dict[str, torch.Tensor] = {}
+    for number in range(3):
+        expected = at(setting, {n: 1.5 * d for n, d in changed.items()}, "both")
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        if number == 2:
+            other = (copy.deepcopy(model), *setting[1:])
+            resumed = RememberedMetaAlign(kind(other[0].parameters(), lr=0.01, **options), 1.5)
+            resumed.memory.load_state_dict(meta.memory.state_dict())
+            resumed.load_state_dict(json.loads(json.dumps(meta.state_dict())))
+            take(resumed, other)
+        report = take(meta, setting)
+        assert_same(gradients(model), expected, **EXACT)
+        assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+        assert (float(report.displacement) > 0) == (number > 0)
+        if number == 2:
+            found, wanted = gradients(other[0]), gradients(model)
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        changed = changes(model, meta.optimizer)
+        kept = zip((n for n, _ in model.named_parameters()), in_order(model, meta, "update"), strict=True)
+        assert all(torch.equal(value, -changed[name]) for name, value in kept)
+
+
+@pytest.mark.parametrize("remember", ["update", "total"])
+def test_with_plain_sgd_1_is_the_past_extragradient_step(setting, remember):
+    model = setting[0]
+    meta = RememberedMetaAlign(torch.optim.SGD(model.parameters(), lr=0.05), 1.0, remember=remember)
     take(meta, setting)
     memory = gradients(model)
     meta.optimizer.step()
@@ -183,7 +213,7 @@ def test_with_plain_sgd_1_is_the_past_extragradient_step(setting):
 
 def test_a_step_that_moves_nothing_leaves_the_lengths(setting):
     model = setting[0]
-    meta = RememberedMetaAlign(sgd(model))
+    meta = RememberedMetaAlign(sgd(model), remember="total")
     take(meta, setting)
     meta.optimizer.step()
     lengths = meta.state_dict()["updates"]
@@ -198,12 +228,12 @@ def test_a_step_that_moves_nothing_leaves_the_lengths(setting):
 def test_the_lengths_of_the_optimiser_s_step_are_state(setting):
     """A copy that takes over memory and state goes on bit for bit."""
     model = setting[0]
-    meta = RememberedMetaAlign(sgd(model))
+    meta = RememberedMetaAlign(sgd(model), remember="total")
     for _ in range(2):
         take(meta, setting)
         meta.optimizer.step()
     other = (copy.deepcopy(model), *setting[1:])
-    resumed = RememberedMetaAlign(sgd(other[0]))
+    resumed = RememberedMetaAlign(sgd(other[0]), remember="total")
     with pytest.raises(ValueError, match="no lengths of the optimiser's last step"):
         resumed.load_state_dict({"step": 2})
     resumed.memory.load_state_dict(meta.memory.state_dict())
@@ -271,7 +301,7 @@ def test_a_skipped_step_leaves_the_memory():
     setting = (Classifier(conv_net()), torch.randn(8, 3, 16, 16), torch.tensor([0, 1, 2, 1]), torch.ones(8))
     model = setting[0]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    meta = RememberedMetaAlign(sgd(model), RHO, scaler=scaler)
+    meta = RememberedMetaAlign(sgd(model), RHO, remember="total", scaler=scaler)
     assert not take(meta, setting).skipped
     plain = {n: g / scaler.get_scale() for n, g in gradients(model).items()}
     kept = dict(zip((n for n, _ in model.named_parameters()), in_order(model, meta), strict=True))
@@ -288,7 +318,7 @@ def test_a_game_on_which_the_joint_step_circles_and_memory_converges():
     radius = {}
     for name, make in {
         "joint": lambda o: Joint(o),
-        "remembered": lambda o: RememberedMetaAlign(o, 1.0, rule="fixed"),
+        "remembered": lambda o: RememberedMetaAlign(o, 1.0),
         "extragradient": lambda o: Game(o, 1.0),
         "reversed roles": lambda o: MetaAlign(o, 1.0),
     }.items():
@@ -309,7 +339,14 @@ def test_a_game_on_which_the_joint_step_circles_and_memory_converges():
         (lambda o: RememberedMetaAlign(o, -1.0), "inner_lr is -1.0: it must be a finite number, 0 or more"),
         (lambda o: RememberedMetaAlign(o, float("inf")), "inner_lr is inf"),
         (lambda o: RememberedMetaAlign(o, refresh_every=0), "refresh_every is 0: it must be 1 or more"),
-        (lambda o: RememberedMetaAlign(o, remember="both"), "remember is 'both': it must be one of total, role"),
+        (
+            lambda o: RememberedMetaAlign(o, remember="both"),
+            "it must be one of update, total, role",
+        ),
+        (
+            lambda o: RememberedMetaAlign(o, rule="fixed"),
+            "rule is 'fixed': a change of",
+        ),
         (lambda o: Game(o, solver="euler"), "solver is 'euler'"),
         (lambda o: DoublyPerturbed(o, ascent=-1.0), "ascent is -1.0"),
     ],

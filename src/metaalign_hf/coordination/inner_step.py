@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .gradients import optimizer_parameters, squared_norms
+from .last_update import UpdateLengths
 from .perturbation import Perturbation
 from .stages import find_stages
-from .update_lengths import UpdateLengths
 from .wrapping import unwrapped
 
 __all__ = ["RULES", "SCOPES", "InnerStep", "Scope", "StepGuard", "require_name", "require_number", "step_sizes"]
@@ -37,6 +37,8 @@ class InnerStep:
             predicate of a parameter's name and the parameter.
         module: The model as it is called; needed for a scope other than `all`.
         unnoticed: See `Perturbation`.
+        along_update: Whether the gradients that it will be given are what the optimiser's last step changed; under rule
+            `update`, `alpha` is then `inner_lr` itself.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -51,16 +53,19 @@ class InnerStep:
         scope: Scope = "all",
         module: nn.Module | None = None,
         unnoticed: bool = False,
+        along_update: bool = False,
     ) -> None:
         require_number("inner_lr", inner_lr)
         require_name("rule", rule, RULES)
+        if along_update and rule == "fixed":
+            raise ValueError("rule is 'fixed': a change of the parameters is not a gradient, choose another rule")
         self.optimizer = optimizer
         self.inner_lr = inner_lr
         self.rule = rule
         self.relative = relative
         self.in_scope = resolve_scope(scope, optimizer_parameters(optimizer), module)
         self._perturbation = Perturbation(unnoticed)
-        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" else None
+        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" and not along_update else None
 
     def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
         """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
@@ -71,6 +76,9 @@ class InnerStep:
             share: Factor on `inner_lr`.
         """
         inner_lr = self.inner_lr * share
+        if self.rule == "update" and self._updates is None:
+            moves = [inside and g is not None for g, inside in zip(gradients, self.in_scope, strict=True)]
+            return [inner_lr if move else 0.0 for move in moves]
         updates = None if self._updates is None else self._updates.values()
         return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates)
 
@@ -128,9 +136,8 @@ def step_sizes(
     normalised  `inner_lr / |g|` with the norm over the scope: all parameters together move by the distance `inner_lr`,
                 as in SAM (Foret et al., ICLR 2021).
     update      `inner_lr |d_p| / |g_p|`, with d_p what the optimiser's last step changed: every tensor moves by
-                `inner_lr` times as far as the optimiser has just moved it. 1 is the step of the optimistic and the
-                past-extragradient method (with SGD, `fixed` 1 is the same on average). No tensor moves before the
-                optimiser's first step.
+                `inner_lr` times as far as the optimiser has just moved it. No tensor moves before the optimiser's
+                first step.
     ========== ==========================================================================================
 
     The last three do not depend on the scale of the loss. `update` alone fits itself to the optimiser and its schedule:
