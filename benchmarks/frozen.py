@@ -224,7 +224,7 @@ class OnePassMoved(Joint):
 
     def backward(self, task: Any, alignment: Any, **options: Any) -> Any:
         """The sum of a pass at theta' and one at theta."""
-        inner, memory = self.remembered.inner, self.remembered.memory["update"]
+        inner, memory = self.remembered.inner, self.remembered.memory["last_update"]
         self.optimizer.zero_grad()
         for name, closures in (("task", task), ("alignment", alignment)):
             with ExitStack() as stack:

@@ -91,7 +91,7 @@ def test_the_total_is_the_written_out_formula(setting):
         meta.optimizer.step()
 
 
-def in_order(model, meta, name="total"):
+def in_order(model, meta, name="last_total"):
     """What is remembered, in the order of the model's parameters."""
     parameters = [p for group in meta.optimizer.param_groups for p in group["params"]]
     found = dict(zip(map(id, parameters), meta.memory[name].gradients(), strict=True))
@@ -195,7 +195,7 @@ def test_the_update_is_gone_once_more(setting, kind):
             found, wanted = gradients(other[0]), gradients(model)
             assert all(torch.equal(found[name], wanted[name]) for name in wanted)
         changed = changes(model, meta.optimizer)
-        kept = zip((n for n, _ in model.named_parameters()), in_order(model, meta, "update"), strict=True)
+        kept = zip((n for n, _ in model.named_parameters()), in_order(model, meta, "last_update"), strict=True)
         assert all(torch.equal(value, -changed[name]) for name, value in kept)
 
 

@@ -115,14 +115,14 @@ class RememberedMetaAlign(Joint):
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, along_update=along_update)
         self.step = 0
         parameters = optimizer_parameters(optimizer)
-        names = ROLES if remember == "role" else (remember,)
+        names = ROLES if remember == "role" else (f"last_{remember}",)
         self._memory = {name: GradientMemory(parameters, self.inner.in_scope) for name in names}
         if along_update:
-            remember_updates(optimizer, self._memory["update"])
+            remember_updates(optimizer, self._memory["last_update"])
 
     @property
     def memory(self) -> nn.ModuleDict:
-        """What is remembered: `update`, `total`, or `task` and `alignment`."""
+        """What is remembered: `last_update`, `last_total`, or `task` and `alignment`."""
         return nn.ModuleDict(self._memory)
 
     def backward(
@@ -160,7 +160,7 @@ class RememberedMetaAlign(Joint):
             require_closures(task, alignment)
         parameters = optimizer_parameters(self.optimizer)
         first = self.roles.meta_train(step) if self.remember == "role" else "both"
-        remembered = self._memory[first if self.remember == "role" else self.remember].gradients()
+        remembered = self._memory[first if self.remember == "role" else f"last_{self.remember}"].gradients()
         scale = self._scale()
         measures: dict[str, Any] = {}
         part = SharedPenalty(penalty, parameters, self._run, self.module)
@@ -188,7 +188,7 @@ class RememberedMetaAlign(Joint):
             self.optimizer.zero_grad(set_to_none=True)
             raise
         if self.remember == "total" and not skipped:
-            self._memory["total"].keep([p.grad for p in parameters], scale)
+            self._memory["last_total"].keep([p.grad for p in parameters], scale)
         return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)
 
     def state_dict(self) -> dict[str, Any]:
