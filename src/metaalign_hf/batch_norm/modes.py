@@ -5,8 +5,8 @@ A mode is a subclass of `BatchStatistics` under `register_batch_norm`; nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
@@ -93,19 +93,17 @@ class BatchStatistics:
         """
         return nullcontext()
 
-    def task_pass(self, model: nn.Module, rows: Rows | None = None) -> AbstractContextManager[object]:
+    @contextmanager
+    def task_pass(self, model: nn.Module, rows: Rows | None = None) -> Iterator[None]:
         """A context for the task's pass in a step on both domains.
 
         Args:
             model: The model, wrapped or not.
             rows: The rows of the batch; None where it holds rows of one domain alone.
         """
-        stack = ExitStack()
-        if rows is not None:
-            stack.enter_context(self.on_both(model, rows))
-        if self.one_pass_moves:
-            stack.enter_context(frozen_running_statistics(model))
-        return stack
+        apart = nullcontext() if rows is None else self.on_both(model, rows)
+        with apart, frozen_running_statistics(model) if self.one_pass_moves else nullcontext():
+            yield
 
     def as_source(self, model: nn.Module) -> AbstractContextManager[None]:
         """A context in which the model, or an average of it, is evaluated on source images."""

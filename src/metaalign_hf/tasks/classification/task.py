@@ -404,7 +404,7 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
 
 
 def _task_pass(
-    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[object]]
+    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], Tensor]:
     """A pass that returns the task loss, in a context."""
 

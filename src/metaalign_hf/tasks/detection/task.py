@@ -261,7 +261,7 @@ def _checkpoint(place: str) -> MetaAlignForObjectDetection:
 
 
 def _task_pass(
-    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[object]]
+    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], Tensor]:
     """A pass that returns the detection loss, in a context."""
     given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
