@@ -352,7 +352,7 @@ class Task:
         if options.output is None:
             return []
         rows = [row for answer in answers for row in answer.rows]
-        write_table(options.output, rows, list(rows[0]))
+        write_table(options.output, rows, list(rows[0]) if rows else ["file"])
         return [f"{len(answers)} images {cls.kind.done}: {options.output}"]
 
 

@@ -142,7 +142,7 @@ class Summary(RunFacts):
 
     def _row(self, domain: str, measure: str, name: str) -> Row:
         before, after = figure_names(domain, measure)
-        return name, self.figures[before], self.figures[after], getattr(self, f"{domain}_test_images")
+        return name, self.figures.get(before), self.figures.get(after), getattr(self, f"{domain}_test_images")
 
     def next_commands(self) -> list[str]:
         """Commands to try next: evaluate, predict, export, push."""
