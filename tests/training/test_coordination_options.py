@@ -186,7 +186,10 @@ def test_a_resumed_run_whose_memory_is_missing_says_so(tmp_path, capsys):
         ([*REMEMBERED, "--coordination.inner_lr", "-1"], "coordination.inner_lr is -1"),
         ([*REMEMBERED, "--coordination.inner_lr", ".inf"], "coordination.inner_lr is inf"),
         ([*REMEMBERED, "--coordination.inner_rule", "normalised"], "coordination.inner_lr"),
-        ([*REMEMBERED, "--coordination.inner_lr", "100"], "coordination.inner_lr is 100"),
+        (
+            [*REMEMBERED, "--coordination.inner_rule", "trust_ratio", "--coordination.inner_lr", "100"],
+            "coordination.inner_lr is 100",
+        ),
         (["--coordination.method", "pga", "--coordination.smoothing", "0.1"], "coordination.smoothing"),
     ],
 )
