@@ -219,6 +219,14 @@ def test_a_setting_is_cited(changes, cited):
     assert "saito2021tune" in text and "cui2020towards" not in text, "the validator that selects is the first one"
 
 
+def test_the_card_shows_the_settings_that_were_read():
+    coordination = {"method": "joint", "direction": "fresh", "inner_lr": None, "order": 1, "groups": "none"}
+    text = model_card(record(training={**TRAINING, "coordination": coordination}))
+    assert "`coordination.groups` | none" in text and "coordination.inner_lr" not in text
+    text = model_card(record(training={**TRAINING, "coordination": {**coordination, "method": "metaalign"}}))
+    assert "`coordination.inner_lr` | None" in text and "`coordination.order` | 1" in text
+
+
 def test_levels_and_several_sources_are_cited():
     levels = [{"name": "backbone_global", "weight": 0.1}, {"name": "query", "weight": 0.1}]
     detector = {**CONFIG, "architectures": ["MetaAlignForObjectDetection"], "alignment": levels}

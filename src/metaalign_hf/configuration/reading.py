@@ -23,6 +23,7 @@ __all__ = [
     "defaults_of",
     "ignored_by_task",
     "own_rule",
+    "read_entries",
     "refuse_unread",
     "refuse_unread_by_task",
     "unread",
@@ -155,22 +156,41 @@ def unread(section: str, values: Mapping[str, Any], defaults: Mapping[str, Any])
         values: All of its entries.
         defaults: Their defaults.
     """
-    facts = dict(values)
-    if section == "coordination":
-        own = own_rule(values.get("method"), values.get("direction"))
-        facts["inner_rule"] = own if values.get("inner_rule") == "auto" else values.get("inner_rule")
-    found = {}
-    for key, alternatives in READ_WHERE.get(section, {}).items():
-        if values.get(key) == defaults.get(key):
-            continue
-        failed = [next((c for c in conditions if not c.holds(facts.get(c.key))), None) for conditions in alternatives]
-        if all(failed):
-            # Of several ways to have it read, the one that needs the later condition is the nearer one.
-            condition = next(c for c in failed if c is not None)
+    found, facts = {}, _facts(section, values)
+    for key in READ_WHERE.get(section, {}):
+        condition = None if values.get(key) == defaults.get(key) else _failing(section, key, facts)
+        if condition is not None:
             other = f"{section}.{condition.key}"
             is_now = "a single domain" if other == "data.source" else _shown(facts.get(condition.key))
             found[key] = f"with {other} {is_now} nothing reads it; drop it, or set {other} to {condition.wanted}"
     return found
+
+
+def read_entries(section: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a section that a run with these values reads.
+
+    Args:
+        section: As `unread` takes it.
+        values: Its entries, perhaps not all of them.
+        defaults: Their defaults.
+    """
+    facts = _facts(section, {**defaults, **values})
+    return {key: value for key, value in values.items() if _failing(section, key, facts) is None}
+
+
+def _facts(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the conditions look at: the values, with the rule of the inner step in place of `auto`."""
+    facts = dict(values)
+    if section == "coordination" and facts.get("inner_rule") == "auto":
+        facts["inner_rule"] = own_rule(facts.get("method"), facts.get("direction"))
+    return facts
+
+
+def _failing(section: str, key: str, facts: Mapping[str, Any]) -> Condition | None:
+    """The condition that keeps an entry from being read; None where it is read."""
+    alternatives = READ_WHERE.get(section, {}).get(key, ((),))
+    failed = [next((c for c in conditions if not c.holds(facts.get(c.key))), None) for conditions in alternatives]
+    return failed[0] if all(failed) else None
 
 
 def refuse_unread(section: str, config: Any) -> None:

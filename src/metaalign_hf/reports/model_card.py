@@ -15,6 +15,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from ..configuration import CoordinationConfig, OptimizerConfig
+from ..configuration.reading import defaults_of, read_entries
 from ..errors import UserError, one_line
 from ..tasks import Measure
 from .citations import cited_by
@@ -25,6 +27,7 @@ __all__ = ["card_is_generated", "model_card"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIGNATURE = re.compile(r"\n<!-- metaalign-hf card ([0-9a-f]{12}) -->\n$")
 
+_DEFAULTS = {"coordination": defaults_of(CoordinationConfig), "optimizer": defaults_of(OptimizerConfig)}
 _CHECKPOINTS = {
     "last": "Numbers are of the last checkpoint of the run, whatever they turned out to be.",
     "selected": "Numbers are of the checkpoint that a validator without target labels selected.",
@@ -331,7 +334,8 @@ class _Facts:
     def _settings(self) -> list[tuple[str, Any]]:
         shown: list[tuple[str, Any]] = []
         for section in ("coordination", "optimizer"):
-            shown += [(f"{section}.{key}", value) for key, value in self.training.get(section, {}).items()]
+            read = read_entries(section, self.training.get(section, {}), _DEFAULTS[section])
+            shown += [(f"{section}.{key}", value) for key, value in read.items()]
         course = self.training.get("training", {})
         names = ("source_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "mixed_precision", "seed")
         shown += [(f"training.{name}", course[name]) for name in names if name in course]
