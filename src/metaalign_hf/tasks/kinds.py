@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..registry import Registry
+
 if TYPE_CHECKING:
     from .base import Task
 
@@ -121,7 +123,7 @@ class TaskKind:
         return [head, *(measure for measure in self.measures if measure != head)]
 
 
-_KINDS: dict[str, TaskKind] = {}
+_KINDS: Registry[TaskKind] = Registry("task", "task {!r} is unknown", advice=" (register your own first)")
 
 
 def register_task(kind: TaskKind) -> TaskKind:
@@ -144,7 +146,11 @@ def known_tasks() -> list[TaskKind]:
 
 
 def task_named(pipeline_tag: str) -> TaskKind:
-    """The task with this pipeline tag."""
+    """The task with this pipeline tag.
+
+    Raises:
+        UserError: If there is no such task.
+    """
     return _KINDS[pipeline_tag]
 
 
