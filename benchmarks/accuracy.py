@@ -9,14 +9,13 @@ digits. Network: the pooled features of EfficientNet-Lite0 (ImageNet), turned to
 the pair, and a small network on them; see `frozen.py`. Score: mean over classes of the target's recall, on its test
 split, in points.
 
-Each of `FINALISTS` gets its own learning rate from `RATES`, one for each objective and family of pairs: that with the
-largest mean nuclear norm of the predictions on unlabelled target images (BNM), among those whose source score is within
-5 points of the best, over the family's pairs and the seeds `CHOICE_SEEDS`. No target label takes part. Other sizes,
-ablations and controls have the learning rate of the remembered step, everything else that of the joint step. Then ten
-other seeds: `FINALISTS` with every objective, and every form with DANN, at `SHORT` steps; at `LONG` steps the joint
-step, the remembered step and, with DANN, the fresh step; the joint step also with twice as many, which says whether it
-had converged. Forms that are not in `EVERYWHERE` are run on the solar pairs alone. Differences are paired by pair and
-seed, with 95 % intervals (Student's t).
+Joint and remembered step get their own learning rate each from `RATES`, one for each objective and family of pairs:
+that with the largest mean nuclear norm of the predictions on unlabelled target images (BNM), among those whose source
+score is within 5 points of the best, over the family's pairs and the seeds `CHOICE_SEEDS`. No target label takes part.
+Controls have the learning rate of the remembered step, other forms that of the joint step. Then ten other seeds: at
+`SHORT` steps joint and remembered step with every objective, and with DANN the forms of `frozen.FORMS`; at `LONG` steps
+joint and remembered step with `LONG_OBJECTIVES`, and with DANN the joint step also with twice as many, which says
+whether it had converged. Differences are paired by pair and seed, with 95 % intervals (Student's t).
 """
 
 from __future__ import annotations
@@ -51,16 +50,8 @@ RATES = (0.003, 0.01, 0.03)
 CHOICE_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 SHORT, LONG = 500, 1500
-FINALISTS = ("joint", "remembered", "fresh")
+FINALISTS = ("joint", "remembered")
 """Forms that choose their own learning rate; the others borrow one."""
-EVERYWHERE = (
-    *FINALISTS,
-    "fresh, fixed 100, as published",
-    "joint, SDAT 0.02",
-    "extragradient, fixed 1",
-    "control: noise",
-    "control: reversed",
-)
 LONG_OBJECTIVES = ("dann", "cdan")
 COMPONENTS = 128
 FOLDER = RESULTS / "accuracy"
@@ -103,7 +94,7 @@ class Runs:
     def rate(self, objective: str, form: str, family: str) -> float:
         """The learning rate that a form of the step gets, chosen without target labels."""
         if form not in ("source only", *FINALISTS):
-            form = "remembered" if form.startswith(("ablation", "control", "size")) else "joint"
+            form = "remembered" if form.startswith(("control", "size")) else "joint"
         means = {}
         for rate in RATES:
             found = [
@@ -135,25 +126,21 @@ def principal(features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return found
 
 
-def shown(steps: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Objective, form and families of every row of a table."""
-    yield "none", "source only", tuple(FAMILIES)
+def shown(steps: int) -> Iterator[tuple[str, str]]:
+    """Objective and form of every row of a table."""
     if steps == SHORT:
-        for form in FORMS:
-            yield "dann", form, tuple(FAMILIES) if form in EVERYWHERE else ("solar",)
-        yield from ((objective, form, tuple(FAMILIES)) for objective in OBJECTIVES[1:] for form in FINALISTS)
+        yield "none", "source only"
+        yield from (("dann", form) for form in FORMS)
+        yield from ((objective, form) for objective in OBJECTIVES[1:] for form in FINALISTS)
     else:
-        yield from (("dann", form, tuple(FAMILIES)) for form in FINALISTS)
-        yield from (("cdan", form, tuple(FAMILIES)) for form in FINALISTS[:2])
+        yield from ((objective, form) for objective in LONG_OBJECTIVES for form in FINALISTS)
 
 
-def comparisons() -> Iterator[tuple[str, str, int, str]]:
-    """Objective, form, steps and family of everything that the tables show."""
+def comparisons() -> Iterator[tuple[str, str, int]]:
+    """Objective, form and steps of everything that the tables show."""
     for steps in (SHORT, LONG):
-        for objective, form, families in shown(steps):
-            yield from ((objective, form, steps, family) for family in families)
-    for objective in LONG_OBJECTIVES:
-        yield from ((objective, "joint", 2 * LONG, family) for family in FAMILIES)
+        yield from ((objective, form, steps) for objective, form in shown(steps))
+    yield "dann", "joint", 2 * LONG
 
 
 def written(values: Sequence[float], sign: str = "") -> str:
@@ -174,26 +161,18 @@ def table(runs: Runs, steps: int) -> Table:
     found = Table(box=box.MARKDOWN, title=title)
     for column in ("objective", "step", *PAIRS_SHORT, "solar", "digits", "all pairs", "worst run"):
         found.add_column(column)
-    pooled: dict[str, list[float]] = {}
-    for objective, form, families in shown(steps):
-        cells: list[str] = []
-        apart: list[list[float]] = []
-        every: list[float] = []
-        for family, pairs in FAMILIES.items():
-            if family not in families:
-                cells += [""] * len(pairs)
-                continue
-            own = runs.scores(objective, form, steps, family)
-            every += own
-            cells += [written(own[i : i + len(SEEDS)]) for i in range(0, len(own), len(SEEDS))]
-            if form not in ("source only", "joint"):
-                apart.append(gains(runs, objective, form, steps, family, steps))
-        pooled.setdefault(form, []).extend(list(chain(*apart)))
-        differences = [written(gain, "+") for gain in apart] + [""] * (len(FAMILIES) - len(apart))
-        both = written(list(chain(*apart)), "+") if len(apart) == len(FAMILIES) else ""
-        found.add_row(objective, form, *cells, *differences, both, f"{min(every):.0f}")
-    for form in FINALISTS[1:]:
-        found.add_row("all", form, *[""] * (len(PAIRS) + len(FAMILIES)), written(pooled[form], "+"), "")
+    pooled: list[float] = []
+    for objective, form in shown(steps):
+        own = {family: runs.scores(objective, form, steps, family) for family in FAMILIES}
+        every = list(chain(*own.values()))
+        cells = [written(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
+        differences = [""] * (len(FAMILIES) + 1)
+        if form not in ("source only", "joint"):
+            apart = [gains(runs, objective, form, steps, family, steps) for family in FAMILIES]
+            differences = [written(gain, "+") for gain in (*apart, list(chain(*apart)))]
+            pooled += chain(*apart) if form == "remembered" else ()
+        found.add_row(objective, form, *cells, *differences, f"{min(every):.0f}")
+    found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), written(pooled, "+"), "")
     return found
 
 
@@ -202,15 +181,14 @@ def convergence(runs: Runs) -> Table:
     found = Table(box=box.MARKDOWN, title=f"Against twice the joint steps, {2 * LONG} (points)")
     for column in ("objective", "difference", *PAIRS_SHORT, "solar", "digits", "all pairs"):
         found.add_column(column)
-    for objective in LONG_OBJECTIVES:
-        for name, form, steps, joint_steps in (
-            (f"joint, {2 * LONG} steps - joint, {LONG}", "joint", 2 * LONG, LONG),
-            (f"remembered step, {LONG} steps - joint, {2 * LONG}", "remembered", LONG, 2 * LONG),
-        ):
-            apart = [gains(runs, objective, form, steps, family, joint_steps) for family in FAMILIES]
-            every = list(chain(*apart))
-            pairs = [written(every[i : i + len(SEEDS)], "+") for i in range(0, len(every), len(SEEDS))]
-            found.add_row(objective, name, *pairs, *(written(gain, "+") for gain in (*apart, every)))
+    for name, form, steps, joint_steps in (
+        (f"joint, {2 * LONG} steps - joint, {LONG}", "joint", 2 * LONG, LONG),
+        (f"remembered, {LONG} steps - joint, {2 * LONG}", "remembered", LONG, 2 * LONG),
+    ):
+        apart = [gains(runs, "dann", form, steps, family, joint_steps) for family in FAMILIES]
+        every = list(chain(*apart))
+        pairs = [written(every[i : i + len(SEEDS)], "+") for i in range(0, len(every), len(SEEDS))]
+        found.add_row("dann", name, *pairs, *(written(gain, "+") for gain in (*apart, every)))
     return found
 
 
@@ -239,7 +217,8 @@ def main() -> None:
     if options.only != "choices":
         listed = [
             (objective, form, runs.rate(objective, form, family), steps, pair, seed)
-            for objective, form, steps, family in comparisons()
+            for objective, form, steps in comparisons()
+            for family in FAMILIES
             for pair in FAMILIES[family]
             for seed in SEEDS
         ]

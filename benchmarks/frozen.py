@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaalign_hf.alignment import AlignmentBatch, build_alignment
-from metaalign_hf.coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign
+from metaalign_hf.coordination import Joint, MetaAlign, RememberedMetaAlign
 from metaalign_hf.evaluation import CachedOutputs, get_validator
 from metaalign_hf.training.schedules import learning_rate_factor
 
@@ -214,26 +213,6 @@ class Reversed(RememberedMetaAlign):
         return super().backward(*arguments, **options)
 
 
-class OnePassMoved(Joint):
-    """An ablation: the remembered step for one objective's pass only; the other's is at theta."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, moved: str) -> None:
-        super().__init__(optimizer)
-        self.moved = moved
-        self.remembered = RememberedMetaAlign(optimizer)
-
-    def backward(self, task: Any, alignment: Any, **options: Any) -> Any:
-        """The sum of a pass at theta' and one at theta."""
-        inner, memory = self.remembered.inner, self.remembered.memory["last_update"]
-        self.optimizer.zero_grad()
-        for name, closures in (("task", task), ("alignment", alignment)):
-            with ExitStack() as stack:
-                if name == self.moved:
-                    remembered = memory.gradients()
-                    stack.enter_context(inner.taken(remembered, inner.sizes(remembered)))
-                closures[0]().backward()
-
-
 def remembered(inner_lr: float = 2.0, **options: Any) -> Coordinate:
     return lambda optimizer, network: RememberedMetaAlign(optimizer, inner_lr, module=network, **options)
 
@@ -243,22 +222,7 @@ FORMS: dict[str, Coordinate] = {
     "remembered": remembered(),
     "fresh": lambda o, n: MetaAlign(o, 2.0, rule="update"),
     "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
-    "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
-    "extragradient, fixed 1": lambda o, n: Game(o, 1.0),
-    "heun, fixed 1": lambda o, n: Game(o, 1.0, solver="heun"),
-    "pga, normalised 0.05": lambda o, n: DoublyPerturbed(o),
     "remembered total": remembered(remember="total"),
-    "remembered role": remembered(remember="role"),
-    "size: 1": remembered(1.0),
-    "size: 3": remembered(3.0),
-    "size: 10": remembered(10.0),
-    "size: total, trust ratio 0.03": remembered(0.03, rule="trust_ratio", remember="total"),
-    "ablation: remember the task's gradient": remembered(remember="role", roles="task", refresh_every=1),
-    "ablation: remember the alignment's gradient": remembered(remember="role", roles="alignment", refresh_every=1),
-    "ablation: move the task's pass": lambda o, n: OnePassMoved(o, "task"),
-    "ablation: move the alignment's pass": lambda o, n: OnePassMoved(o, "alignment"),
-    "ablation: move the features": remembered(scope=lambda name, _: name.startswith("backbone")),
-    "ablation: move the discriminator": remembered(scope=lambda name, _: name.startswith("alignment")),
     "control: noise": lambda o, n: Noise(o, module=n),
     "control: reversed": lambda o, n: Reversed(o, module=n),
 }
