@@ -3,9 +3,9 @@
     python benchmarks/from_scratch.py              # every run that is not pinned yet, then the table
     python benchmarks/from_scratch.py --part 1/2   # half of the runs, for two processes at once
 
-`examples/digits.yaml` (a small ResNet, AdamW at its learning rate) with statistics by domain, 100 source steps and 300 of
-adaptation, three pairs, ten seeds. Score: target test accuracy of the last model in points; differences are paired by
-pair and seed, with 95 % intervals (Student's t).
+`examples/digits.yaml` (a small ResNet, AdamW at its learning rate) with statistics by domain, 100 source steps and 300
+of adaptation, three pairs, ten seeds. Score: target test accuracy of the last model in points; differences are paired
+by pair and seed, with 95 % intervals (Student's t).
 """
 
 from __future__ import annotations
