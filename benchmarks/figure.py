@@ -41,14 +41,10 @@ def main(path: Path) -> None:
 
     runs = accuracy.Runs("none", Path(tempfile.gettempdir()) / "frozen_features.safetensors")
     steps = accuracy.SHORT
-    frozen = {
-        form: [
-            v
-            for f in accuracy.FAMILIES
-            for v in runs.scores("none" if form == "source only" else "dann", form, steps, f)
-        ]
-        for form in COLOURS
-    }
+    frozen: dict[str, list[float]] = {}
+    for form in COLOURS:
+        objective = "none" if form == "source only" else "dann"
+        frozen[form] = [v for family in accuracy.FAMILIES for v in runs.scores(objective, form, steps, family)]
     loop = from_scratch.Runs("none")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), layout="constrained", width_ratios=(5, 3))
     title = f"Frozen ImageNet features, DANN, {steps} steps"
