@@ -213,17 +213,18 @@ class Reversed(RememberedMetaAlign):
         return super().backward(*arguments, **options)
 
 
-def remembered(inner_lr: float = 2.0, **options: Any) -> Coordinate:
+def remembered(inner_lr: float = 3.0, **options: Any) -> Coordinate:
     return lambda optimizer, network: RememberedMetaAlign(optimizer, inner_lr, module=network, **options)
 
 
 FORMS: dict[str, Coordinate] = {
     "joint": lambda optimizer, network: Joint(optimizer),
     "remembered": remembered(),
-    "fresh": lambda o, n: MetaAlign(o, 2.0, rule="update"),
+    "fresh": lambda o, n: MetaAlign(o, 3.0, rule="update"),
     "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
-    "remembered total": remembered(remember="total"),
+    "size: 1": remembered(1.0),
+    "size: 10": remembered(10.0),
     "control: noise": lambda o, n: Noise(o, module=n),
     "control: reversed": lambda o, n: Reversed(o, module=n),
 }
-"""Forms of the step; where no rule is named, the inner step is twice as long as the optimiser's last step."""
+"""Forms of the step; where no rule is named, the inner step is three times as long as the optimiser's last step."""

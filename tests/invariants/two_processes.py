@@ -102,7 +102,6 @@ CASES = {
     "joint": {"kind": Joint},
     "remembered": {"kind": RememberedMetaAlign, "steps": 3, "update": True},
     "remembered accumulation": {"kind": RememberedMetaAlign, "steps": 3, "micro_batches": 2, "update": True},
-    "remembered total": {"kind": RememberedMetaAlign, "steps": 3, "remember": "total", "update": True},
     "remembered role": {"kind": RememberedMetaAlign, "steps": 3, "remember": "role", "update": True},
     "remembered trust ratio": {
         "kind": RememberedMetaAlign,

@@ -154,8 +154,8 @@ def test_the_step_from_memory_has_a_size_of_its_own():
     coordinator = build_coordinator(
         config.coordination, torch.optim.SGD(model.parameters(), 0.1), model, Accelerator(cpu=True)
     )
-    assert type(coordinator) is RememberedMetaAlign and coordinator.remember == "update"
-    assert (coordinator.inner.rule, coordinator.inner.inner_lr) == ("update", 2.0)
+    assert type(coordinator) is RememberedMetaAlign and coordinator.remember == "total"
+    assert (coordinator.inner.rule, coordinator.inner.inner_lr) == ("update", 3.0)
 
 
 def test_with_rho_0_a_remembered_run_is_the_joint_run_bit_for_bit(tmp_path):

@@ -70,17 +70,16 @@ class CoordinationConfig:
             joint passes, the second after a trial step), pga (each objective's gradient after a step up its own and
             down the other's) or source_only (no alignment).
         direction: For metaalign, what the inner step follows: fresh, the gradient of the meta-train objective in this
-            step, in a pass of its own, as published; remembered, what an earlier step has left, so that a step costs
-            little more than a joint one.
-        remember: With direction remembered: update, what the optimiser's last step changed; total, the last step's
-            whole gradient; role, that of the meta-train objective, taken apart from the other's in every
-            refresh_every-th step.
+            step, in a pass of its own, as published; remembered, a gradient that an earlier step has left, so that a
+            step costs little more than a joint one.
+        remember: With direction remembered: total, the last step's whole gradient; role, that of the meta-train
+            objective, taken apart from the other's in every refresh_every-th step.
         refresh_every: See remember.
         inner_rule: fixed, inner_lr is a factor on each group's learning rate (or absolute, see relative), as published;
             update, every tensor moves inner_lr times as far as the optimiser has just moved it; trust_ratio, by the
             share inner_lr of its own length; normalised, all parameters together move by the distance inner_lr. auto:
             update with direction remembered, normalised for pga, else fixed.
-        inner_lr: Inner step size, see inner_rule. null: 2 with direction remembered, 0.05 for pga, else 1.
+        inner_lr: Inner step size, see inner_rule. null: 3 with direction remembered, 0.05 for pga, else 1.
         relative: Whether inner_lr multiplies the learning rate (rule fixed).
         inner_warmup: Share of the adaptation over which inner_lr rises from 0.
         inner_guard: Shorten inner steps that leave the region in which the first order holds.
@@ -100,7 +99,7 @@ class CoordinationConfig:
 
     method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only"] = "metaalign"
     direction: Literal["fresh", "remembered"] = "fresh"
-    remember: Literal["update", "total", "role"] = "update"
+    remember: Literal["total", "role"] = "total"
     refresh_every: int = 4
     inner_rule: Literal["auto", "fixed", "update", "trust_ratio", "normalised"] = "auto"
     inner_lr: float | None = None
@@ -143,12 +142,6 @@ class CoordinationConfig:
         rule = own if self.inner_rule == "auto" else self.inner_rule
         if self.inner_lr is None and rule != own:
             raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {rule}")
-        remembers = self.method == "metaalign" and self.direction == "remembered"
-        if remembers and self.remember == "update" and rule == "fixed":
-            raise UserError(
-                "coordination.inner_rule: fixed multiplies a gradient; with remember: update use update, trust_ratio "
-                "or normalised, or set remember: total"
-            )
         if self.inner_lr is not None and self.inner_lr >= 1 and rule == "trust_ratio":
             raise UserError(
                 f"coordination.inner_lr is {self.inner_lr}: with inner_rule trust_ratio it is the share "

@@ -37,8 +37,6 @@ class InnerStep:
             predicate of a parameter's name and the parameter.
         module: The model as it is called; needed for a scope other than `all`.
         unnoticed: See `Perturbation`.
-        along_update: Whether the gradients that it will be given are what the optimiser's last step changed; under rule
-            `update`, `alpha` is then `inner_lr` itself.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -53,19 +51,16 @@ class InnerStep:
         scope: Scope = "all",
         module: nn.Module | None = None,
         unnoticed: bool = False,
-        along_update: bool = False,
     ) -> None:
         require_number("inner_lr", inner_lr)
         require_name("rule", rule, RULES)
-        if along_update and rule == "fixed":
-            raise ValueError("rule is 'fixed': a change of the parameters is not a gradient, choose another rule")
         self.optimizer = optimizer
         self.inner_lr = inner_lr
         self.rule = rule
         self.relative = relative
         self.in_scope = resolve_scope(scope, optimizer_parameters(optimizer), module)
         self._perturbation = Perturbation(unnoticed)
-        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" and not along_update else None
+        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" else None
 
     def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
         """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
@@ -76,9 +71,6 @@ class InnerStep:
             share: Factor on `inner_lr`.
         """
         inner_lr = self.inner_lr * share
-        if self.rule == "update" and self._updates is None:
-            moves = [inside and g is not None for g, inside in zip(gradients, self.in_scope, strict=True)]
-            return [inner_lr if move else 0.0 for move in moves]
         updates = None if self._updates is None else self._updates.values()
         return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates)
 

@@ -1,61 +1,35 @@
-"""What the optimiser's last step has changed."""
+"""How the optimiser scales and how far it has gone."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .gradient_memory import GradientMemory
 from .gradients import local, optimizer_parameters, squared_norms
 
-__all__ = ["UpdateLengths", "remember_updates"]
+__all__ = ["UpdateLengths", "preconditioned"]
 
 
-def watch_steps(optimizer: Optimizer, owner: Any, before: Callable[[Any], None], after: Callable[[Any], None]) -> None:
-    """Call `before(owner)` and `after(owner)` around every step of the optimiser for as long as the owner lives.
+def preconditioned(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients weight by weight as the optimiser scales them: `g / (sqrt(v) + eps)` with the second moment v of Adam.
+
+    A gradient whose parameter has no second moment stays as it is, as all do under SGD.
 
     Args:
         optimizer: The optimiser, or accelerate's wrapper of it.
-        owner: Its lifetime ends the watch: the optimiser may outlive it.
-        before: Called before the parameters change.
-        after: Called when they have.
+        gradients: One for each parameter in the order of its groups; None where there is none.
     """
-    this = weakref.ref(owner)
-
-    def call(function: Callable[[Any], None]) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if (found := this()) is not None:
-                function(found)
-
-        return hook
-
-    inner = getattr(optimizer, "optimizer", optimizer)
-    inner.register_step_pre_hook(call(before))
-    inner.register_step_post_hook(call(after))
-
-
-def remember_updates(optimizer: Optimizer, memory: GradientMemory) -> None:
-    """Keep `theta_p before - theta_p after` of the optimiser's last step in the memory of every parameter.
-
-    Its sign is a gradient's, so that a step along it leads further the way that the optimiser has gone.
-    """
-    parameters = optimizer_parameters(optimizer)
-
-    @torch.no_grad()
-    def before(memory: GradientMemory) -> None:
-        memory.keep([p.detach() for p in parameters])
-
-    @torch.no_grad()
-    def after(memory: GradientMemory) -> None:
-        pairs = [(b, p) for b, p in zip(memory.gradients(), parameters, strict=True) if b is not None]
-        torch._foreach_sub_([local(b) for b, _ in pairs], [local(p.detach()) for _, p in pairs])
-
-    watch_steps(optimizer, memory, before, after)
+    epsilons = [float(group.get("eps", 0.0)) for group in optimizer.param_groups for _ in group["params"]]
+    found = []
+    for p, g, eps in zip(optimizer_parameters(optimizer), gradients, epsilons, strict=True):
+        moment = optimizer.state.get(p, {}).get("exp_avg_sq")
+        found.append(g if g is None or moment is None else g / (moment.sqrt() + eps))
+    return found
 
 
 class UpdateLengths:
@@ -75,7 +49,19 @@ class UpdateLengths:
         self._before: list[Tensor] = []
         self._lengths: Tensor | None = None
         self._values: list[float] = [0.0] * len(measured)
-        watch_steps(optimizer, self, UpdateLengths._copy, UpdateLengths._compare)
+        this = weakref.ref(self)  # the optimiser may outlive its coordinator
+
+        def before(*_: Any) -> None:
+            if (found := this()) is not None:
+                found._copy()
+
+        def after(*_: Any) -> None:
+            if (found := this()) is not None:
+                found._compare()
+
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner.register_step_pre_hook(before)
+        inner.register_step_post_hook(after)
 
     def values(self) -> list[float]:
         """The lengths in the order of the optimiser's groups; 0 before the first step."""

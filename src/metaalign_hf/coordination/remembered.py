@@ -1,4 +1,4 @@
-"""MetaAlign from memory: an inner step that an earlier step has left."""
+"""MetaAlign from memory: an inner step along a gradient that an earlier step has left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .gradient_memory import GradientMemory
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name
 from .joint import Closure, Joint, JointClosure, require_closures
-from .last_update import remember_updates
+from .last_update import preconditioned
 from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
@@ -22,24 +22,22 @@ from .shared_prefix import SharedPrefix
 
 __all__ = ["REMEMBERED", "RememberedMetaAlign"]
 
-REMEMBERED = ("update", "total", "role")
+REMEMBERED = ("total", "role")
 
 
 class RememberedMetaAlign(Joint):
-    """MetaAlign whose inner step follows what an earlier step has left, so that one joint pass serves both losses.
+    """MetaAlign whose inner step follows a remembered gradient, so that one joint pass serves both losses.
 
-    With m what is remembered::
+    With m the gradient that an earlier step has left, at the parameters where it was taken::
 
-        theta'_p = theta_p - alpha_p m_p                      for every p in the scope
+        theta'_p = theta_p - alpha_p D_p m_p                  for every p in the scope
         .grad    = g_task(theta') + g_alignment(theta')       one pass, as the joint step's
+        m        = .grad                                      remember: total
 
-    `remember="update"` remembers what the optimiser's last step changed, `m = theta before - theta after`, and goes
-    `inner_lr` times as far once more. The optimiser's momentum, its learning rates, its schedule and, for Adam, the
-    scale of every weight are in it, so that one size fits a network from scratch and a pretrained one. With SGD and
-    `inner_lr` 1 it is the optimistic gradient method, with Adam optimistic Adam (Daskalakis et al., algorithm 1); with
-    momentum alone it looks ahead as Nesterov's method does.
-
-    `remember="total"` remembers the last step's gradient of both losses, at the parameters where it was taken.
+    D is the scale that the optimiser gives each weight: with rule `update` 1 / (sqrt(v) + eps) under Adam, whose second
+    moment is v, and else 1. `update` makes each tensor's inner step `inner_lr` times as long as the optimiser's own
+    last step. So it follows learning rates and schedule, and one size fits a network from scratch and a pretrained one.
+    Up to momentum, 1 is the step of the optimistic gradient method, and of optimistic Adam.
 
     `remember="role"` follows the gradient of one objective, the meta-train objective of the step, as MetaAlign does. To
     know it apart from the other's, every `refresh_every`-th step takes the two gradients in two passes (both at
@@ -51,11 +49,11 @@ class RememberedMetaAlign(Joint):
                                                - alpha |g_task|^2 - alpha |g_alignment|^2 + ...
 
     The inner product in the first line is what two swapped MetaAlign steps raise; the second line is each objective's
-    step along its own gradient. For an adversarial objective, whose gradient is a vector field of two players, this is
-    the past-extragradient or optimistic method: the fresh form (`Game`) evaluates the field twice a step, this one
-    once. It damps the rotation about an equilibrium that the joint step keeps up.
+    step along its own gradient, a lookahead as in Nesterov's method. For an adversarial objective, whose gradient is a
+    vector field of two players, this is the past-extragradient or optimistic method: the fresh form (`Game`) evaluates
+    the field twice a step, this one once. It damps the rotation about an equilibrium that the joint step keeps up.
 
-    Cost: one joint step, and a copy of the parameters in memory (two for `role`). In the first step of a run nothing is
+    Cost: one joint step, and a copy of the gradients in memory (two for `role`). In the first step of a run nothing is
     remembered yet: it is the joint step. Parameters are restored exactly, also when a closure raises. After a step that
     the gradient scaler skips, the memory stays as it was.
 
@@ -67,9 +65,9 @@ class RememberedMetaAlign(Joint):
         optimizer: Its parameter groups name the parameters and their learning rates.
         inner_lr: Size of the inner step, see `rule`. 0 gives the joint gradient.
         rule: How `inner_lr` is meant; see `step_sizes`. `update` moves every tensor `inner_lr` times as far as the
-            optimiser has just moved it; `fixed` is for gradients alone.
+            optimiser has just moved it.
         relative: See `step_sizes`, rule `fixed`.
-        remember: `update`, `total` or `role`.
+        remember: `total` or `role`.
         refresh_every: Steps between two passes that tell the objectives apart (`role`).
         roles: See `Roles` (`role`).
         first: See `Roles` (`role`).
@@ -89,11 +87,11 @@ class RememberedMetaAlign(Joint):
     def __init__(
         self,
         optimizer: Optimizer,
-        inner_lr: float = 2.0,
+        inner_lr: float = 3.0,
         *,
         rule: str = "update",
         relative: bool = True,
-        remember: str = "update",
+        remember: str = "total",
         refresh_every: int = 4,
         roles: str = "alternate",
         first: str = "task",
@@ -111,18 +109,15 @@ class RememberedMetaAlign(Joint):
         self.remember = remember
         self.refresh_every = refresh_every
         self.roles = Roles(roles, first, swap_every)
-        along_update = remember == "update"
-        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, along_update=along_update)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
         self.step = 0
         parameters = optimizer_parameters(optimizer)
-        names = ROLES if remember == "role" else (f"last_{remember}",)
+        names = ("total",) if remember == "total" else ROLES
         self._memory = {name: GradientMemory(parameters, self.inner.in_scope) for name in names}
-        if along_update:
-            remember_updates(optimizer, self._memory["last_update"])
 
     @property
     def memory(self) -> nn.ModuleDict:
-        """What is remembered: `last_update`, `last_total`, or `task` and `alignment`."""
+        """The remembered gradients: `total`, or `task` and `alignment`."""
         return nn.ModuleDict(self._memory)
 
     def backward(
@@ -160,7 +155,9 @@ class RememberedMetaAlign(Joint):
             require_closures(task, alignment)
         parameters = optimizer_parameters(self.optimizer)
         first = self.roles.meta_train(step) if self.remember == "role" else "both"
-        remembered = self._memory[first if self.remember == "role" else f"last_{self.remember}"].gradients()
+        remembered = self._memory[first if self.remember == "role" else "total"].gradients()
+        if self.inner.rule == "update":
+            remembered = preconditioned(self.optimizer, remembered)
         scale = self._scale()
         measures: dict[str, Any] = {}
         part = SharedPenalty(penalty, parameters, self._run, self.module)
@@ -188,11 +185,11 @@ class RememberedMetaAlign(Joint):
             self.optimizer.zero_grad(set_to_none=True)
             raise
         if self.remember == "total" and not skipped:
-            self._memory["last_total"].keep([p.grad for p in parameters], scale)
+            self._memory["total"].keep([p.grad for p in parameters], scale)
         return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken and the state of the inner step; what is remembered is in `memory`."""
+        """The number of steps taken and the state of the inner step; the gradients are in `memory`."""
         return {"step": self.step, **self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ _PGA = (
     "         + grad L_alignment(theta + rho g_alignment/|g_alignment| - rho g_task/|g_task|)"
 )
 _REMEMBERED = (
-    "theta' = theta - alpha * m, m: what is remembered\ngradient = grad L_task(theta') + grad L_alignment(theta')"
+    "theta' = theta - alpha * m, m: the remembered gradient\ngradient = grad L_task(theta') + grad L_alignment(theta')"
 )
 _JOINT = "gradient = grad L_task(theta) + grad L_align(theta)"
 _SECOND_ORDER = " - alpha * J_train(theta)^T grad L_test(theta')"
@@ -403,13 +403,11 @@ def _method(name: str, settings: dict[str, Any]) -> tuple[str, str]:
     if name != "metaalign":
         return "", ""
     if settings.get("direction", "fresh") == "remembered":
-        what = {
-            "update": "what the optimiser's last step changed",
-            "role": "the gradient of one of the two losses, which swap roles, kept from an earlier step",
-        }.get(settings.get("remember", "total"), "the gradient of both losses, kept from the last step")
+        role = settings.get("remember") == "role"
+        whose = "one of the two losses, which swap roles" if role else "both losses"
         words = (
-            f"MetaAlign (Wei et al., CVPR 2021) from memory: the inner step follows {what}, and one pass descends both "
-            "losses after it."
+            "MetaAlign (Wei et al., CVPR 2021) from memory: the inner step follows the gradient of "
+            f"{whose}, kept from an earlier step, and one pass descends both losses after it."
         )
         return words, _REMEMBERED
     second = settings.get("order", 1) == 2

@@ -68,7 +68,7 @@ def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[st
             **roles,
             **common,
         )
-    inner_lr, rule = _inner(config, 2.0, "update")
+    inner_lr, rule = _inner(config, 3.0, "update")
     return RememberedMetaAlign(
         optimizer,
         inner_lr,
