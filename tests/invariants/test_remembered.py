@@ -330,10 +330,6 @@ def test_a_game_on_which_the_joint_step_circles_and_memory_converges():
             lambda o: RememberedMetaAlign(o, remember="both"),
             "it must be one of total, role",
         ),
-        (
-            lambda o: RememberedMetaAlign(o, rule="fixed"),
-            "rule is 'fixed': a change of",
-        ),
         (lambda o: Game(o, solver="euler"), "solver is 'euler'"),
         (lambda o: DoublyPerturbed(o, ascent=-1.0), "ascent is -1.0"),
     ],
