@@ -35,13 +35,13 @@ COMMANDS = ("train", "evaluate", "predict", "export", "push")
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 when it worked, 2 with one line on stderr when the input was bad."""
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is printed with escapes, not refused.
+        # Characters that the terminal's encoding lacks are printed as escapes.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        # What the machine refuses: a full or read-only disk, a limit on open files.
+        # Errors of the machine: a full or read-only disk, a limit on open files.
         where = f"{error.filename}: " if error.filename else ""
         print(f"metaalign: {where}{error.strerror or error}", file=sys.stderr)
         return 2

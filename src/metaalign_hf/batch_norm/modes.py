@@ -184,7 +184,7 @@ class PerDomain(Mixed):
     The domains part with the first adaptation step; until then it is `mixed`.
     """
 
-    # Both run layers in another way than by the forwards that the pass gives them: compiled, or once more after it.
+    # Both bypass the forwards that the pass puts in place: compiled layers, and layers that run again in backward.
     excludes = ("compile", "gradient_checkpointing")
 
     def __init__(self, model: nn.Module) -> None:

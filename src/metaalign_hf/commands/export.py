@@ -38,7 +38,7 @@ def export(arguments: list[str]) -> None:
     refuse_existing(options.folder)
     from ..progress import display, stage
 
-    # Made first: a disk that cannot be written is told before the model is loaded. All files appear together, or none.
+    # Made first, so that an unwritable disk is reported before the model is loaded. All files appear together, or none.
     with (
         writing(options.folder),
         tempfile.TemporaryDirectory(dir=options.folder.absolute().parent, prefix=".metaalign-export-") as scratch,

@@ -1,4 +1,4 @@
-"""Arguments of the commands, and what is refused before a model is loaded."""
+"""Arguments of the commands, and checks before a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Parser", "at_least_one", "default_batch_sizes", "refuse_existing", "
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command on a checkpoint; what is wrong with them is a `UserError`."""
+    """Arguments of a command on a checkpoint; wrong ones raise `UserError`."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"metaalign {command}", description=description)
         self.add_argument("checkpoint", help="folder, Hub id or id@revision of a checkpoint")
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print."""
+        """Raise the message that argparse would print."""
         raise UserError(f"{self.prog.removeprefix('metaalign ')}: {message}; see {self.prog} --help")
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: If an argument is missing, unknown or wrong.
         """
-        # An unknown option first: it may be what another one was meant to be, which argparse then misses.
+        # Unknown options first: one of them may be a misspelt required option, which argparse would report as missing.
         known = [option for action in self._actions for option in action.option_strings]
         for word in arguments:
             name = word.partition("=")[0]
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least_one(text: str) -> int:
-    """A whole number, 1 or more, as argparse takes types."""
+    """An argparse type: a whole number, 1 or more."""
     try:
         number = int(text)
     except ValueError:
@@ -62,7 +62,7 @@ def default_batch_sizes() -> str:
 
 
 def share(text: str) -> float:
-    """A number in 0..1, as argparse takes types."""
+    """An argparse type: a number in 0..1."""
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a YAML file and command-line overrides to a `Config`, with errors that help."""
+"""Parsing of YAML files and command-line overrides into a `Config`."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _spell_out(given: Any, key: str) -> dict[str, Any]:
 
 
 def _domain(given: dict[str, Any], key: str) -> DomainConfig:
-    """A domain of these entries, told as those of `key` where one is wrong."""
+    """A domain with these entries; errors name them as entries of `key`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DomainConfig, "domain")
     try:
@@ -210,7 +210,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _short_form(given: dict[str, Any]) -> str | None:
-    """The text that YAML took for a mapping: `imagefolder:`, or `imagefolder: photos` with a space."""
+    """The short form that YAML read as a mapping: `imagefolder:`, or `imagefolder: photos` with a space."""
     if len(given) != 1:
         return None
     ((kind, path),) = given.items()
@@ -221,7 +221,7 @@ def _short_form(given: dict[str, Any]) -> str | None:
 
 def _parse_value(key: str, text: str) -> Any:
     if not text:
-        return text  # an empty variable of the shell, not YAML's null
+        return text  # an empty shell variable is not YAML's null
     try:
         value = read_yaml(text, f"option --{key}")
     except yaml.YAMLError:
@@ -329,7 +329,7 @@ def _merge(values: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _one_line(message: str, sections: dict[str, type]) -> str:
-    """Jsonargparse's message as one line: which key, what it got, what it takes."""
+    """The message of jsonargparse as one line: the key, its value, and what is allowed."""
     key = re.search(r'key "([^"]+)"', message)
     got = re.findall(r"(?:Got value|Given value): (.*)", message)
     section, _, name = key.group(1).rpartition(".") if key else ("", "", "")

@@ -1,4 +1,4 @@
-"""The short help of `metaalign train`: the entries that people set."""
+"""The short help of `metaalign train`: the most common entries."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class HubError(UserError):
     """What the Hub refused or failed to do, in one line.
 
     Attributes:
-        temporary: Whether trying again may help.
+        temporary: Whether a retry may help.
     """
 
     def __init__(self, message: str, temporary: bool = False) -> None:
@@ -74,7 +74,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception) -> tuple[str, bool] | None:
-    """What went wrong, and whether trying again may help; None for an error that does not come from the Hub."""
+    """What went wrong, and whether a retry may help; None for an error that does not come from the Hub."""
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None
     login = "log in with `hf auth login`, or set HF_TOKEN"

@@ -37,7 +37,7 @@ class Repository:
         self.api = HfApi(token=token, library_name="metaalign-hf", library_version=version("metaalign-hf"))
 
     def prepare(self) -> None:
-        """Check the token, and make repository and branch where they are missing; once."""
+        """Check the token and create the repository and branch if they are missing; done once."""
         if self.ready:
             return
         with explained(f"push to {self.repo_id}"):
@@ -51,7 +51,7 @@ class Repository:
         self.ready = True
 
     def commit(self, files: dict[str, Path | bytes], message: str) -> str:
-        """Commit the files on top of what was looked at, and remove weights that they replace."""
+        """Commit the files on top of the inspected revision, and delete weights that they replace."""
         with explained(f"push to {self.repo_id}"):
             info = self.api.model_info(self.repo_id, revision=self.revision)
             there = [sibling.rfilename for sibling in info.siblings or []]

@@ -83,7 +83,7 @@ class _PassThrough(nn.Module):
         self.register_buffer("bias", torch.empty(0), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The features as they come."""
+        """The features, unchanged."""
         return features
 
 

@@ -98,6 +98,6 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
 
 
 def _apart(box: Rectangle, place: Rectangle) -> bool:
-    """Whether a name stands away from its box, more than a pixel or two."""
+    """Whether a name is more than a pixel or two away from its box."""
     left, top, right, bottom = box
     return not _overlap((left - 3, top - 3, right + 3, bottom + 3), place)

@@ -45,7 +45,7 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     panels = [panel for panel in (_measure(record), *_losses(record), *_validators(record)) if panel is not None]
     if not panels:
         return []
-    # Imported on use: a run that draws nothing need not wait for it. The object interface needs no display.
+    # Imported on use, because it is slow. The object interface works without a display.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -112,7 +112,7 @@ def _losses(record: RunRecord) -> list[Callable[[Axes], None]]:
 
     def panel(name: str, title: str) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
-            # Of each phase for itself: no mean reaches over the change from one to the other.
+            # Per phase, so that no running mean crosses the change of phase.
             for phase in ("source", "adaptation"):
                 points = _points([line for line in steps if line["phase"] == phase], name)
                 if not points:
@@ -177,7 +177,7 @@ def _selector(record: RunRecord) -> str | None:
 
 
 def _better(name: str) -> str:
-    """What a good value is, where that is known: another version may have measured it, or a validator of the user's."""
+    """The direction of a validator, where this version knows it."""
     try:
         return " (higher is better)" if get_validator(name).higher_is_better else " (lower is better)"
     except UserError:
@@ -198,7 +198,7 @@ def _mark(axes: Axes, points: Points, shape: str, size: float, label: str | None
 
 
 def _points(lines: Iterable[dict[str, Any]], key: str, factor: float = 1.0) -> Points:
-    """Steps and values, where there is a finite one."""
+    """Steps and values of the finite points."""
     found = [(line["step"], line.get(key)) for line in lines]
     return [(step, factor * v) for step, v in found if isinstance(v, int | float) and math.isfinite(v)]
 

@@ -43,7 +43,7 @@ _PLACES |= {"backbone_name", "detector", "detector_name", "_name_or_path", "name
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a checkpoint's folder tells about its origin.
+    """The contents of a run's folder that describe the run.
 
     Attributes:
         model: The model's `config.json`.
@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The lines with measured accuracies, in order."""
+        """The lines with evaluations, in order."""
         return [line for line in self.metrics if "evaluation" in line]
 
     @property

@@ -22,7 +22,7 @@ def text_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, tail: str = "") -> str:
-    """The text and after it the tail, with as many letters of the text as fit into the width, in pixels."""
+    """The text cut to fit the width in pixels, followed by the tail."""
     if font.getlength(text + tail) <= width:
         return text + tail
     while text and font.getlength(f"{text}…{tail}") > width:
@@ -31,7 +31,7 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float, tail: str = ""
 
 
 def fitted_end(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or its last letters: files are numbered at the end of their names."""
+    """The text or its last letters, because file names differ at their ends."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"…{text}") > width:

@@ -93,7 +93,7 @@ def draw_target_images(
             x, top = _MARGIN + column * (_TILE + _MARGIN), y + 30
             image = load(number)
             size = tile_size(image, _TILE, _TILE)
-            # At the bottom of its place, next to its text.
+            # Aligned to the bottom, next to its text.
             sheet.paste(resized(image, size), (x, top + _TILE - size[0]))
             new, old = after[number], before[number]
             lines = [caption(new, "")] if old.label == new.label else [caption(old, "was "), caption(new, "now ")]

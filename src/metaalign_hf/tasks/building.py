@@ -1,4 +1,4 @@
-"""Which task a configuration describes."""
+"""Selects the task that a configuration describes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
 
 
 def described_task(config: Config, model: Any = None) -> TaskKind:
-    """What kind of task it is.
+    """The kind of task that the configuration or the given model describes.
 
     Raises:
         UserError: If `model.checkpoint` cannot be read.

@@ -30,7 +30,7 @@ class Evaluator:
 
     Attributes:
         found: Scores by domain, and `examples`, by the name of the evaluation: `before` and `after`.
-        selection: What was offered for selection; None without, or where there are no validators.
+        selection: The selection; None where nothing is selected.
         seconds: Time that evaluations took.
     """
 
@@ -102,7 +102,7 @@ class Evaluator:
 
 
 def check_validator(select_by: str | None) -> None:
-    """Refuse what `training.select_by` names and is no validator.
+    """Refuse a `training.select_by` that does not name a validator.
 
     Raises:
         UserError: If it is none.

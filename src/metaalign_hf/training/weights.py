@@ -55,7 +55,7 @@ class Weights:
         return module
 
     def update_average(self, step: int) -> None:
-        """The average follows, after so many steps."""
+        """Update the average after a step."""
         if self.average is not None:
             self.average.update(self.bare, step)
 

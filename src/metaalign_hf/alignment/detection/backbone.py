@@ -38,7 +38,7 @@ class BackbonePixel(AlignmentLevel):
     and the published code of MetaAlign.
 
     Args:
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
         ceiling: Gradient reversal at the end of training.
     """
 
@@ -89,7 +89,7 @@ class BackboneGlobal(AlignmentLevel):
     Source: Saito et al., CVPR 2019, section 3.2, and the published code of MetaAlign.
 
     Args:
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
         gamma: Focus of the loss; 0 is the plain cross entropy.
         dropout: Dropout probability after each convolution.
         ceiling: Gradient reversal at the end of training.

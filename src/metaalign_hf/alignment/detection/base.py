@@ -61,7 +61,7 @@ class Level:
 
 @dataclass
 class DetectorWidths:
-    """Channels of what a detector hands out: one entry per map, one per encoder level, and the queries'."""
+    """Channel counts of a detector's features: one entry per map, one per encoder level, and the queries'."""
 
     maps: tuple[int, ...]
     encoder: tuple[int, ...]
@@ -95,7 +95,7 @@ class AlignmentLevel(nn.Module):
     Keyword-only arguments of the constructor are the level's options; their defaults must be JSON values.
 
     Args:
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
 
     Attributes:
         uses_progress: Whether the loss depends on `DetectionAlignmentBatch.progress`; a run whose loss does not may be
@@ -218,7 +218,7 @@ class LevelSum(nn.Module):
 
     Args:
         specs: As `normalise_levels` returns them.
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
     """
 
     def __init__(self, specs: list[dict[str, Any]], widths: DetectorWidths) -> None:

@@ -68,7 +68,7 @@ class EncoderTokens(AlignmentLevel):
     2021, section 3.2; without its domain queries and layer-wise terms.
 
     Args:
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
         hidden: Width of the discriminators.
         ceiling: Gradient reversal at the end of training.
     """
@@ -105,7 +105,7 @@ class QueryTokens(AlignmentLevel):
     Source: SFA, ACM MM 2021, section 3.2.
 
     Args:
-        widths: Channels of what the detector hands out.
+        widths: Channel counts of the detector's features.
         hidden: Width of the discriminator.
         objectness_weights: Weight each query by its highest class probability, so that the few queries on objects are
             not drowned by the many on background.

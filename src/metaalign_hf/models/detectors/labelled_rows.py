@@ -20,7 +20,7 @@ detector: logits, labels, device, boxes, configuration, classes of all layers, b
 
 @contextmanager
 def loss_of_rows(detector: PreTrainedModel, rows: Sequence[int], layers_first: bool) -> Iterator[None]:
-    """Inside, the detector's loss function sees these rows only.
+    """A context in which the detector's loss function sees these rows only.
 
     The network itself runs on the whole batch, so that layers with live batch statistics normalise as they do in a pass
     without labels on the same images.

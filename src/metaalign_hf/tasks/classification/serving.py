@@ -91,5 +91,5 @@ def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Names
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Class names, those that occur twice (ImageNet has two cranes) with their index."""
+    """Class names; names that occur twice (ImageNet has two cranes) get their index."""
     return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]

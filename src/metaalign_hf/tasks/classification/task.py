@@ -358,7 +358,7 @@ def _checkpoint(place: str) -> MetaAlignForImageClassification:
 
 
 def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
-    """Average precision of one class cannot be measured on images that are all of the other."""
+    """Refuse average precision where no test image is of the positive class."""
     if config.training.metric != "average_precision" or len(pair.labels) > 2:
         return
     views = {pair.source_name: pair.source_test, pair.target_name: pair.target_evaluation}
@@ -371,7 +371,7 @@ def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
 
 
 def _check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignForImageClassification) -> None:
-    """Objectives of several sources need those sources, and rows of each in every micro-batch."""
+    """Check that the sources of each objective exist and are in every micro-batch."""
     found = max(1, len(pair.source_train.parts))
     for entry in model.config.alignment:
         wanted = entry.get("sources", 1)
@@ -387,14 +387,14 @@ def _check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignF
 
 
 def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> None:
-    """Refuse a size of images that the backbone cannot take; only a pass tells for every architecture."""
+    """Refuse an image size that the backbone cannot take, which a trial pass shows."""
     pixels = preprocess([torch.zeros(3, 8, 8, dtype=torch.uint8)], processor)
     height, width = pixels.shape[-2:]
     training = model.training
     try:
         with torch.no_grad():
             model.eval()(pixels.to(model.device, model.dtype))
-    except Exception as error:  # each architecture has its own way to say so
+    except Exception as error:  # every architecture raises an error of its own
         reason = one_line(error, first=True)
         raise UserError(
             f"data.image_size: {model.config.backbone_name} cannot take images of {height} x {width} pixels ({reason})"
