@@ -14,7 +14,7 @@ from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.target_losses import MeanTeacher, TargetLoss, TargetStep, with_target_losses
 from metaalign_hf.target_losses.pseudo_labels import strong_view
 from metaalign_hf.tasks.building import build_task
-from metaalign_hf.training.weight_average import WeightAverage
+from metaalign_hf.training.weights import WeightAverage
 from tiny_detectors import tiny_detector
 
 TINY = str(Path(__file__).parents[1] / "training" / "tiny_detection.yaml")

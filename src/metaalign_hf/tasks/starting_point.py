@@ -10,12 +10,15 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from ..configuration import ModelConfig
 from ..errors import UserError, one_line
 from ..hub.fetch import fetch
+from ..models.backbone import use_attention
 from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
+from .kinds import TaskKind, task_of_architecture
 
-__all__ = ["check_labels", "fetch_starting_point", "load_starting_point", "starting_architecture"]
+__all__ = ["check_labels", "fetch_starting_point", "starting_architecture", "starting_model"]
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -38,21 +41,32 @@ def starting_architecture(place: str) -> str:
     return _architecture(place, fetch_starting_point(place))
 
 
-def load_starting_point(place: str, kind: type[M], instead: Callable[[str], str]) -> M:
-    """The model of `model.checkpoint`, in float32.
+def starting_model(config: ModelConfig, kind: TaskKind, model_class: type[M], fresh: Callable[[], M]) -> M:
+    """The model that the configuration describes: a new one, or a metaalign checkpoint in float32.
 
     Args:
-        place: A folder, `org/name` or `org/name@revision`.
-        kind: The class that it must hold.
-        instead: Says, given the class that it holds, how to use it all the same; may be empty.
+        config: The model's section.
+        kind: The task.
+        model_class: The class that a checkpoint must hold.
+        fresh: Builds a new model.
 
     Raises:
-        UserError: If the checkpoint cannot be found or loaded, lacks a tensor, or holds another class.
+        UserError: If the model cannot be built, or the checkpoint cannot be found or loaded, lacks a tensor, or holds
+            another class.
     """
+    model = fresh() if config.checkpoint is None else _checkpoint(config.checkpoint, kind, model_class)
+    if config.attention is not None:
+        use_attention(model.base_model, config.attention)
+    return model
+
+
+def _checkpoint(place: str, task: TaskKind, kind: type[M]) -> M:
     folder = fetch_starting_point(place)
     found = _architecture(place, folder)
     if found != kind.__name__:
-        raise UserError(f"model.checkpoint: {place} holds {found}, not {kind.__name__}{instead(found)}")
+        instead = f"; to start from it {task.start_words}, use model.{task.start_key}: {place}"
+        fits = task_of_architecture(found) == task
+        raise UserError(f"model.checkpoint: {place} holds {found}, not {kind.__name__}{instead if fits else ''}")
     try:
         with quiet_loading():
             model = kind.from_pretrained(folder, dtype=torch.float32)

@@ -38,12 +38,11 @@ from ...evaluation import (
     predict_probabilities,
 )
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
-from ...models.backbone import use_attention
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..starting_point import check_labels, load_starting_point
+from ..starting_point import check_labels, starting_model
 from . import IMAGE_CLASSIFICATION, serving
 
 __all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
@@ -332,29 +331,19 @@ def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClas
     Raises:
         UserError: If the backbone or checkpoint cannot be loaded.
     """
-    model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_backbone(config, labels)
-    if config.attention is not None:
-        use_attention(model.backbone, config.attention)
-    return model
 
+    def fresh() -> MetaAlignForImageClassification:
+        return MetaAlignForImageClassification.from_backbone(
+            config.backbone,
+            labels,
+            "gvb" if config.alignment == "auto" else config.alignment,
+            pretrained=config.pretrained,
+            bottleneck_dim=config.bottleneck_dim,
+            bottleneck_kind=config.bottleneck_kind,
+            **config.backbone_options,
+        )
 
-def _from_backbone(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
-    return MetaAlignForImageClassification.from_backbone(
-        config.backbone,
-        labels,
-        "gvb" if config.alignment == "auto" else config.alignment,
-        pretrained=config.pretrained,
-        bottleneck_dim=config.bottleneck_dim,
-        bottleneck_kind=config.bottleneck_kind,
-        **config.backbone_options,
-    )
-
-
-def _checkpoint(place: str) -> MetaAlignForImageClassification:
-    def instead(_: str) -> str:
-        return f"; to start from its backbone with a new classifier, use model.backbone: {place}"
-
-    return load_starting_point(place, MetaAlignForImageClassification, instead)
+    return starting_model(config, IMAGE_CLASSIFICATION, MetaAlignForImageClassification, fresh)
 
 
 def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:

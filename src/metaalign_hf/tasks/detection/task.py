@@ -30,14 +30,13 @@ from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
 from ...models import IGNORED_LABEL, MetaAlignForObjectDetection
-from ...models.backbone import use_attention
 from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
 from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import MeanTeacher
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..starting_point import check_labels, fetch_starting_point, load_starting_point
+from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
 
 __all__ = ["DetectionTask", "build_detector", "mix_detection"]
@@ -234,30 +233,18 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
     Raises:
         UserError: If the detector or checkpoint cannot be loaded, or the checkpoint holds no metaalign detector.
     """
-    model = _checkpoint(config.checkpoint) if config.checkpoint is not None else _from_detector(config, labels)
-    if config.attention is not None:
-        use_attention(model.detector, config.attention)
-    return model
 
+    def fresh() -> MetaAlignForObjectDetection:
+        assert config.detector is not None
+        return MetaAlignForObjectDetection.from_detector(
+            config.detector,
+            labels,
+            "detr" if config.alignment == "auto" else config.alignment,
+            pretrained=config.pretrained,
+            **config.detector_options,
+        )
 
-def _from_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObjectDetection:
-    assert config.detector is not None
-    return MetaAlignForObjectDetection.from_detector(
-        config.detector,
-        labels,
-        "detr" if config.alignment == "auto" else config.alignment,
-        pretrained=config.pretrained,
-        **config.detector_options,
-    )
-
-
-def _checkpoint(place: str) -> MetaAlignForObjectDetection:
-    def instead(found: str) -> str:
-        if not found.endswith("ObjectDetection"):
-            return ""
-        return f"; to start from it with new alignment heads, use model.detector: {place}"
-
-    return load_starting_point(place, MetaAlignForObjectDetection, instead)
+    return starting_model(config, OBJECT_DETECTION, MetaAlignForObjectDetection, fresh)
 
 
 def _task_pass(
