@@ -1,7 +1,6 @@
 """Batch normalisation by domain for detectors: whose statistics are whose, in the step and in the files."""
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ from transformers import AutoModelForObjectDetection
 from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.batch_norm import Rows, SourceStatistics, batch_statistics, running_statistics
 from metaalign_hf.tasks.building import build_task
-from tiny_detectors import tiny_detector
-
-TINY = str(Path(__file__).parents[1] / "training" / "tiny_detection.yaml")
+from tests.helpers.runs import TINY_DETECTION as TINY
+from tests.helpers.tiny_detectors import tiny_detector
 
 
 @pytest.fixture(scope="module")

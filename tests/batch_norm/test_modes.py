@@ -1,7 +1,6 @@
 """A mode of one's own: a registered class, and nothing else."""
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,7 @@ from torch import nn
 from metaalign_hf import MetaAlignForImageClassification, adapt, load_config
 from metaalign_hf.batch_norm import MODES, Mixed, register_batch_norm, running_statistics
 from metaalign_hf.tasks.building import build_task
-
-TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
+from tests.helpers.runs import TINY
 
 
 class Source(Mixed):

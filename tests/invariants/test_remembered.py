@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from metaalign_hf.coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign
-from networks import Classifier, conv_net
-from test_step_laws import EXACT, assert_same, double, gradients, setting, sgd  # noqa: F401
+from tests.helpers.networks import Classifier, conv_net
+from tests.helpers.steps import EXACT, assert_same, double, gradients, setting, sgd  # noqa: F401
 
 RHO = 0.2
 

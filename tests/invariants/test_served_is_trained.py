@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 
-from hub_server import HubServer
 from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDetection, load_config
 from metaalign_hf.cli import run
 from metaalign_hf.data import evaluation_batches, image_files
@@ -36,7 +35,8 @@ from metaalign_hf.models import build_image_processor
 from metaalign_hf.models.detectors.processors import build_detector_processor
 from metaalign_hf.models.image_processor import timm_data_config
 from metaalign_hf.tasks.classification.task import ClassificationTask
-from tiny_detectors import LABELS, detector_settings
+from tests.helpers.hub_server import HubServer
+from tests.helpers.tiny_detectors import LABELS, detector_settings
 
 VIT = "{hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32, image_size: 48}"
 RESNET = "{embedding_size: 8, hidden_sizes: [8, 16], depths: [1, 1], layer_type: basic}"

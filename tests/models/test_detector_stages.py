@@ -3,7 +3,7 @@
 import pytest
 
 from metaalign_hf.coordination import find_stages
-from tiny_detectors import detector_settings, tiny_detector
+from tests.helpers.tiny_detectors import detector_settings, tiny_detector
 
 
 @pytest.mark.parametrize("family", detector_settings())

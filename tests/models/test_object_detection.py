@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from transformers import (
 from metaalign_hf import MetaAlignForObjectDetection, UserError
 from metaalign_hf.models import detector_types
 from metaalign_hf.models.detectors import detector_adapter
-from tiny_detectors import LABELS, detector_settings, tiny_detector
+from tests.helpers.runs import ROOT
+from tests.helpers.tiny_detectors import LABELS, detector_settings, tiny_detector
 
 FAMILIES = list(detector_settings())
 ALL_LEVELS = ["backbone_pixel", "backbone_global", "encoder", "query"]
@@ -179,10 +179,10 @@ def test_a_batch_without_labelled_images_has_task_loss_zero():
 
 
 def test_a_process_without_labelled_images_does_not_keep_the_others_waiting():
-    script = Path(__file__).parent / "two_detectors.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.helpers.two_detectors"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     with_boxes, without = map(float, re.search(r"losses (\S+) (\S+)", done.stdout).groups())
     assert with_boxes > 0 and without == 0

@@ -18,7 +18,7 @@ from metaalign_hf import MetaAlignForImageClassification
 from metaalign_hf.cli import run
 from metaalign_hf.models import onnx_export
 from metaalign_hf.models.detectors.processors import build_detector_processor
-from tiny_detectors import tiny_detector
+from tests.helpers.tiny_detectors import tiny_detector
 
 onnxruntime = pytest.importorskip("onnxruntime")
 LABELS = ["cat", "dog", "eel"]

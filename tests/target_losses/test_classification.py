@@ -1,7 +1,5 @@
 """A target loss beside a classifier's: one more term of the task objective, whatever the coordinator."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +8,7 @@ from metaalign_hf import load_config
 from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.target_losses import TargetLoss, TargetStep, with_target_losses
 from metaalign_hf.tasks.building import build_task
-
-TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
+from tests.helpers.runs import TINY
 
 
 class Taught(TargetLoss):

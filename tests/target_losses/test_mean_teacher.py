@@ -1,7 +1,6 @@
 """Pseudo-labels of a mean teacher: which boxes count, what the student sees, what it is taught."""
 
 from copy import deepcopy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +14,9 @@ from metaalign_hf.target_losses import MeanTeacher, TargetLoss, TargetStep, with
 from metaalign_hf.target_losses.pseudo_labels import strong_view
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weights import WeightAverage
-from tiny_detectors import tiny_detector
+from tests.helpers.runs import TINY_DETECTION as TINY
+from tests.helpers.tiny_detectors import tiny_detector
 
-TINY = str(Path(__file__).parents[1] / "training" / "tiny_detection.yaml")
 LABELS = ["cat", "dog"]
 
 

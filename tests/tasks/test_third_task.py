@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from toy_regression import BrightnessConfig, BrightnessForImageRegression
 
 from metaalign_hf import adapt, load_config
 from metaalign_hf.cli import run
@@ -14,8 +13,8 @@ from metaalign_hf.data import DomainPair, ImageSet
 from metaalign_hf.data.images import TensorLoader
 from metaalign_hf.hub import load_checkpoint
 from metaalign_hf.tasks import task_of_model
-
-TINY = str(Path(__file__).parents[1] / "training" / "tiny.yaml")
+from tests.helpers.runs import TINY
+from tests.helpers.toy_regression import BrightnessConfig, BrightnessForImageRegression
 
 
 def brightness_pair() -> DomainPair:

@@ -14,8 +14,7 @@ from metaalign_hf import load_config, load_domain_pair
 from metaalign_hf.cli import run
 from metaalign_hf.errors import UserError
 from metaalign_hf.training import loop
-
-TINY = str(Path(__file__).parent / "tiny.yaml")
+from tests.helpers.runs import TINY
 
 
 def train(output: Path, *options: str) -> dict:

@@ -1,9 +1,6 @@
 """What the step can be asked for, through configuration and the loop: orders, scopes, groups, averages, processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,16 @@ from metaalign_hf.coordination import RememberedMetaAlign
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
 from metaalign_hf.training.steps import build_coordinator
-from test_run import ROOT, TINY, assert_same_run, lines, run_until_checkpoint, train, weights
+from tests.helpers.runs import (
+    TINY,
+    TINY_DETECTION,
+    assert_same_run,
+    launch,
+    lines,
+    run_until_checkpoint,
+    train,
+    weights,
+)
 
 VIT = [
     *("--model.backbone", "vit_tiny_patch16_224"),
@@ -200,19 +206,6 @@ def test_a_step_that_cannot_work_is_refused_in_one_line(options, key, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def launch(output: Path, *options: str, config: str = TINY) -> subprocess.CompletedProcess:
-    # --multi_gpu starts two gloo processes where there is no GPU; --cpu would silently start one.
-    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["scripts/train.py", "--config", config, "--training.output_dir", str(output), *options]
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
 def test_two_processes_train_as_one(tmp_path):
     """Half the batch on each of two processes gives the run of one process, its last bits apart."""
@@ -233,7 +226,7 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
 def test_two_processes_train_one_detector(tmp_path):
     """Not the run of one process: the losses of transformers' detectors are normalised in each process by itself."""
-    output, config = tmp_path / "run", str(Path(__file__).parent / "tiny_detection.yaml")
+    output, config = tmp_path / "run", TINY_DETECTION
     done = launch(output, "--training.batch_size", "2", "--training.max_steps", "2", config=config)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Next, try:") == 1, "only the main process speaks"

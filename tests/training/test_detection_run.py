@@ -21,8 +21,8 @@ from metaalign_hf.data import DetectionSet, Objects, detection_batches, load_det
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.tasks.detection.task import DetectionTask, mix_detection
+from tests.helpers.runs import TINY_DETECTION as TINY
 
-TINY = str(Path(__file__).parent / "tiny_detection.yaml")
 TEACHER = ["--training.pseudo_label_weight", "1", "--training.ema_decay", "0.999"]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from metaalign_hf.cli import run
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 CONTINUES = "go on with --training.resume true"
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from metaalign_hf import MetaAlignForImageClassification, adapt, load_config, load_domain_pair
 from metaalign_hf.cli import run
 from metaalign_hf.models.origin import checkpoint_origin, is_pretrained, weights_origin
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 OTHER_MODEL = {"model.backbone": "timm/resnet50.a1_in1k", "model.pretrained": True, "model.backbone_options": {}}
 SHORT = {"training.source_steps": 0, "training.max_steps": 1, "training.select_by": None}

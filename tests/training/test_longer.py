@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from metaalign_hf.alignment import CORAL, DANN, JMMD, MCC, MDD, MMD, AlignmentBatch, PerSource
 from metaalign_hf.cli import run
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 LAST_OF_SHORT = 10  # 4 steps on the source and 6 of adaptation
 
 

@@ -11,8 +11,7 @@ from metaalign_hf import load_config, progress
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.loop import adapt
 from metaalign_hf.training.schedules import evaluation_interval
-
-TINY = str(Path(__file__).parent / "tiny.yaml")
+from tests.helpers.runs import TINY
 
 
 def shown(console: Console, monkeypatch, output: Path, **options) -> str:

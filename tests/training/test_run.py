@@ -19,47 +19,7 @@ from metaalign_hf import load_config, load_domain_pair, parse_config
 from metaalign_hf.cli import run
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
-
-ROOT = Path(__file__).parents[2]
-TINY = str(Path(__file__).parent / "tiny.yaml")
-
-
-def train(output: Path, *options: str) -> dict:
-    assert run(["train", "--config", TINY, "--training.output_dir", str(output), *options]) == 0
-    return json.loads((output / "summary.json").read_text())
-
-
-def lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model.safetensors")
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    assert lines(first) == lines(second)
-    a, b = weights(first), weights(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def run_until_checkpoint(arguments: list[str]) -> None:
-    """A run that is killed when its first checkpoint is written."""
-    script = (
-        "import sys, os, signal\n"
-        "from metaalign_hf.training import loop\n"
-        "from metaalign_hf.cli import run\n"
-        "save = loop.save_checkpoint\n"
-        "def save_and_die(*args, **keywords):\n"
-        "    save(*args, **keywords)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_checkpoint = save_and_die\n"
-        "run(sys.argv[1:])\n"
-    )
-    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL
+from tests.helpers.runs import ROOT, TINY, assert_same_run, lines, run_until_checkpoint, train, weights
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier, validator_names
 from metaalign_hf.models import build_image_processor
 from metaalign_hf.training.selection import Evaluation, Selection, choose, still_selectable
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 OPTIONS = ["--training.max_steps", "12", "--training.evaluate_every", "2", "--training.selection_images", "64"]
 
 VIT = "{image_size: 16, patch_size: 8, hidden_size: 12, num_hidden_layers: 1, num_attention_heads: 2}"

@@ -16,8 +16,8 @@ from metaalign_hf.cli import run
 from metaalign_hf.data import batch_indices, even_batch_indices, training_stream
 from metaalign_hf.models import build_image_processor
 from metaalign_hf.tasks.classification.task import mix, with_target_labels
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 PROCESSOR = build_image_processor(16, 18, [0.5] * 3, [0.5] * 3)
 SOURCES = ["--data.source", "[uci_digits, mnist_m]"]
 

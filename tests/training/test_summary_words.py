@@ -2,15 +2,13 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from metaalign_hf import load_domain_pair
 from metaalign_hf.cli import run
-
-TINY = str(Path(__file__).parent / "tiny.yaml")
+from tests.helpers.runs import TINY
 
 
 @pytest.fixture(scope="module")

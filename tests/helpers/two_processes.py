@@ -22,7 +22,7 @@ from metaalign_hf.coordination import (
     SharedPrefix,
     find_stages,
 )
-from networks import Classifier, conv_net, vit
+from tests.helpers.networks import Classifier, conv_net, vit
 
 
 def data(rank: int, world: int, micro_batches: int):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from metaalign_hf.configuration import OptimizerConfig
 from metaalign_hf.configuration.hub import license_notes
 from metaalign_hf.errors import UserError
 from metaalign_hf.training import adapt, load_config
+from tests.helpers.runs import TINY
 
-TINY = str(Path(__file__).parent / "tiny.yaml")
 TINY_VIT = [
     "--model.backbone_options",
     "{hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 2, image_size: 16, patch_size: 8}",

@@ -17,8 +17,8 @@ from transformers import (
 
 from metaalign_hf.coordination import Joint, MetaAlign, SharedPrefix, Stage, find_stages
 from metaalign_hf.models.detectors.stages import detector_stages
-from networks import DETECTORS, NETWORKS, Classifier, conv_net, resnet, vit
-from test_step_laws import EXACT, assert_same, closures, gradients, sgd
+from tests.helpers.networks import DETECTORS, NETWORKS, Classifier, conv_net, resnet, vit
+from tests.helpers.steps import EXACT, assert_same, closures, gradients, sgd
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from tiny_detectors import tiny_detector
+from tests.helpers.tiny_detectors import tiny_detector
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metaalign_hf.coordination import DoublyPerturbed, Joint, MetaAlign, RememberedMetaAlign, SharedPrefix
-from networks import Classifier
+from tests.helpers.networks import Classifier
 
 
 @pytest.fixture(autouse=True)

@@ -20,13 +20,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hub_server import Fault, HubServer
 from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from metaalign_hf.cli import run
 from metaalign_hf.models.detectors.processors import build_detector_processor
-from tiny_detectors import detector_settings
+from tests.helpers.hub_server import Fault, HubServer
+from tests.helpers.runs import TINY
+from tests.helpers.tiny_detectors import detector_settings
 
-TINY = str(Path(__file__).parent / "training" / "tiny.yaml")
 FULL = {
     ".gitattributes",
     "README.md",
