@@ -57,15 +57,34 @@ def test_the_table_names_entries_that_exist():
             "coordination.inner_lr is 3.0: with coordination.method joint nothing reads it; drop it, or set "
             "coordination.method to metaalign or extragradient or heun or pga",
         ),
-        (["--coordination.method", "joint", "--coordination.direction", "remembered"], "coordination.direction is"),
+        (["--coordination.method", "joint", "--coordination.direction", "fresh"], "coordination.direction is"),
         (["--coordination.method", "joint", "--coordination.share_prefix", "false"], "coordination.share_prefix is"),
         (["--coordination.method", "heun", "--coordination.roles", "task"], "coordination.roles is task: with"),
-        (["--coordination.remember", "role"], "with coordination.direction fresh nothing reads it"),
-        (["--coordination.direction", "remembered", "--coordination.order", "2"], "coordination.order is 2: with"),
-        (["--coordination.roles", "task", "--coordination.first", "alignment"], "with coordination.roles task"),
+        (
+            ["--coordination.direction", "fresh", "--coordination.remember", "role"],
+            "with coordination.direction fresh nothing reads it",
+        ),
+        (["--coordination.order", "2"], "coordination.order is 2: with"),
+        (
+            ["--coordination.direction", "fresh", "--coordination.roles", "task", "--coordination.first", "alignment"],
+            "with coordination.roles task",
+        ),
         (["--coordination.direction", "remembered", "--coordination.relative", "false"], "inner_rule update"),
-        (["--coordination.weight_lr", "1"], "with coordination.groups none nothing reads it"),
-        (["--coordination.inner_scope", "all", "--coordination.share_prefix", "false"], "inner_scope all"),
+        (
+            ["--coordination.direction", "fresh", "--coordination.weight_lr", "1"],
+            "with coordination.groups none nothing reads it",
+        ),
+        (
+            [
+                "--coordination.direction",
+                "fresh",
+                "--coordination.inner_scope",
+                "all",
+                "--coordination.share_prefix",
+                "false",
+            ],
+            "inner_scope all",
+        ),
         (
             ["--model.detector", "d_fine", "--model.backbone", "vit"],
             "model.backbone is vit: with model.detector d_fine",
@@ -129,7 +148,8 @@ def test_what_a_file_sets_for_another_method_is_set_aside_by_an_option_on_the_li
     assert load_config(DIGITS).coordination.direction == "remembered"
     joint = parse_config(["--config", str(DIGITS), "--coordination.method", "joint"])
     assert joint.coordination == CoordinationConfig(method="joint")
-    assert load_config(DIGITS, {"coordination.method": "source_only"}).coordination.direction == "fresh"
+    source_only = load_config(DIGITS.with_name("office_home_published.yaml"), {"coordination.method": "source_only"})
+    assert source_only.coordination == CoordinationConfig(method="source_only")
     further = parse_config(["--config", str(DIGITS), "--model.checkpoint", "lab/digits"])
     assert further.model == ModelConfig(checkpoint="lab/digits") and further.data.image_size == 32
     detector = parse_config(["--config", str(DIGITS), "--model.detector", "d_fine"])

@@ -154,8 +154,8 @@ def test_a_resumed_run_goes_on_counting_evaluations(tmp_path):
     assert state["evaluation_count"] == len(made) > 3
 
 
-def test_the_step_from_memory_has_a_size_of_its_own():
-    config = parse_config(["--data.source", "mnist", "--data.target", "mnist_m", *REMEMBERED])
+def test_the_default_step_is_metaalign_from_memory():
+    config = parse_config(["--data.source", "mnist", "--data.target", "mnist_m"])
     model = torch.nn.Linear(2, 2)
     coordinator = build_coordinator(
         config.coordination, torch.optim.SGD(model.parameters(), 0.1), model, Accelerator(cpu=True)

@@ -24,7 +24,7 @@ class ModelConfig:
         bottleneck_dim: Width of a bottleneck before the classifier; null has none.
         bottleneck_kind: linear, or batch_norm (and a batch normalisation); both fold into the classifier when exported.
         alignment: Alignment objective, or for detectors level or preset: a name, a mapping with name, weight and
-            options, a list of those, or null. auto: gvb for classifiers, detr for detectors.
+            options, a list of those, or null. auto: cdan for classifiers, detr for detectors.
         detector: For object detection, in the backbone's place: Hub id, local folder, model type of transformers
             (d_fine, rt_detr, detr ...), or a configuration with model_type.
         detector_options: Entries of the detector's configuration.
@@ -69,9 +69,9 @@ class CoordinationConfig:
         method: metaalign (the two play meta-train and meta-test), joint (their plain sum), extragradient or heun (two
             joint passes, the second after a trial step), pga (each objective's gradient after a step up its own and
             down the other's) or source_only (no alignment).
-        direction: For metaalign, what the inner step follows: fresh, the gradient of the meta-train objective in this
-            step, in a pass of its own, as published; remembered, a gradient that an earlier step has left, so that a
-            step costs little more than a joint one.
+        direction: For metaalign, what the inner step follows: remembered, a gradient that an earlier step has left, so
+            that a step costs little more than a joint one; fresh, the gradient of the meta-train objective in this
+            step, in a pass of its own, as published.
         remember: With direction remembered: total, the last step's whole gradient; role, that of the meta-train
             objective, taken apart from the other's in every refresh_every-th step.
         refresh_every: See remember.
@@ -98,7 +98,7 @@ class CoordinationConfig:
     """
 
     method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only"] = "metaalign"
-    direction: Literal["fresh", "remembered"] = "fresh"
+    direction: Literal["remembered", "fresh"] = "remembered"
     remember: Literal["total", "role"] = "total"
     refresh_every: int = 4
     inner_rule: Literal["auto", "fixed", "update", "trust_ratio", "normalised"] = "auto"

@@ -99,7 +99,7 @@ class MetaAlignForImageClassification(MetaAlignModel):
         cls,
         name: str | dict[str, Any] | PreTrainedConfig,
         labels: list[str],
-        alignment: Any = "gvb",
+        alignment: Any = "cdan",
         *,
         pretrained: bool | str = True,
         bottleneck_dim: int | None = None,

@@ -336,7 +336,7 @@ def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClas
         return MetaAlignForImageClassification.from_backbone(
             config.backbone,
             labels,
-            "gvb" if config.alignment == "auto" else config.alignment,
+            "cdan" if config.alignment == "auto" else config.alignment,
             pretrained=config.pretrained,
             bottleneck_dim=config.bottleneck_dim,
             bottleneck_kind=config.bottleneck_kind,
