@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     runs = Runs(str(part))
-    listed = [(form, pair, seed) for seed in SEEDS for pair in PAIRS for form in FORMS]
+    listed = [(form, pair, seed) for pair in PAIRS for seed in SEEDS for form in FORMS]
     for key in listed[part - 1 :: parts]:
         runs(*key)
     if parts > 1:
