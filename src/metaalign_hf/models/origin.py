@@ -45,7 +45,7 @@ def checkpoint_origin(place: str, revision: str | None, known: dict[str, Any] | 
     """
     if _is_local(place):
         return known or {"name": Path(place).resolve().name, "pretrained": True, "weights": None, "revision": None}
-    pretrained = known is None or known["pretrained"]
+    pretrained = known is None or bool(known.get("pretrained", True))
     return {"name": place, "pretrained": pretrained, "weights": place, "revision": revision}
 
 
