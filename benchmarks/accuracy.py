@@ -226,7 +226,7 @@ def main() -> None:
             runs(*key)
     if parts > 1 or options.only:
         return
-    console = Console(width=200)
+    console = Console(width=260)
     for each in (table(runs, SHORT), table(runs, LONG), convergence(runs)):
         console.print(each)
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
