@@ -14,8 +14,8 @@ that with the largest mean nuclear norm of the predictions on unlabelled target 
 score is within 5 points of the best, over the family's pairs and the seeds `CHOICE_SEEDS`. No target label takes part.
 Controls have the learning rate of the remembered step, other forms that of the joint step. Then ten other seeds: at
 `SHORT` steps joint and remembered step with every objective, and with DANN the forms of `frozen.FORMS`; at `LONG` steps
-joint and remembered step with `LONG_OBJECTIVES`, and with DANN the joint step also with twice as many, which says
-whether it had converged. Differences are paired by pair and seed, with 95 % intervals (Student's t).
+joint and remembered step with `LONG_OBJECTIVES`. Differences are paired by pair and seed, with 95 % intervals
+(Student's t).
 """
 
 from __future__ import annotations
@@ -140,7 +140,6 @@ def comparisons() -> Iterator[tuple[str, str, int]]:
     """Objective, form and steps of everything that the tables show."""
     for steps in (SHORT, LONG):
         yield from ((objective, form, steps) for objective, form in shown(steps))
-    yield "dann", "joint", 2 * LONG
 
 
 def written(values: Sequence[float], sign: str = "") -> str:
@@ -149,9 +148,9 @@ def written(values: Sequence[float], sign: str = "") -> str:
     return f"{mean:{sign}.1f} ± {half:.1f}"
 
 
-def gains(runs: Runs, objective: str, form: str, steps: int, family: str, joint_steps: int) -> list[float]:
+def gains(runs: Runs, objective: str, form: str, steps: int, family: str) -> list[float]:
     """Paired differences to the joint step, in points."""
-    own, joint = runs.scores(objective, form, steps, family), runs.scores(objective, "joint", joint_steps, family)
+    own, joint = runs.scores(objective, form, steps, family), runs.scores(objective, "joint", steps, family)
     return [a - b for a, b in zip(own, joint, strict=True)]
 
 
@@ -168,27 +167,11 @@ def table(runs: Runs, steps: int) -> Table:
         cells = [written(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
         differences = [""] * (len(FAMILIES) + 1)
         if form not in ("source only", "joint"):
-            apart = [gains(runs, objective, form, steps, family, steps) for family in FAMILIES]
+            apart = [gains(runs, objective, form, steps, family) for family in FAMILIES]
             differences = [written(gain, "+") for gain in (*apart, list(chain(*apart)))]
             pooled += chain(*apart) if form == "remembered" else ()
         found.add_row(objective, form, *cells, *differences, f"{min(every):.0f}")
     found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), written(pooled, "+"), "")
-    return found
-
-
-def convergence(runs: Runs) -> Table:
-    """What twice the steps give the joint step, and what of the gain is left against that."""
-    found = Table(box=box.MARKDOWN, title=f"Against twice the joint steps, {2 * LONG} (points)")
-    for column in ("objective", "difference", *PAIRS_SHORT, "solar", "digits", "all pairs"):
-        found.add_column(column)
-    for name, form, steps, joint_steps in (
-        (f"joint, {2 * LONG} steps - joint, {LONG}", "joint", 2 * LONG, LONG),
-        (f"remembered, {LONG} steps - joint, {2 * LONG}", "remembered", LONG, 2 * LONG),
-    ):
-        apart = [gains(runs, "dann", form, steps, family, joint_steps) for family in FAMILIES]
-        every = list(chain(*apart))
-        pairs = [written(every[i : i + len(SEEDS)], "+") for i in range(0, len(every), len(SEEDS))]
-        found.add_row("dann", name, *pairs, *(written(gain, "+") for gain in (*apart, every)))
     return found
 
 
@@ -227,7 +210,7 @@ def main() -> None:
     if parts > 1 or options.only:
         return
     console = Console(width=260)
-    for each in (table(runs, SHORT), table(runs, LONG), convergence(runs)):
+    for each in (table(runs, SHORT), table(runs, LONG)):
         console.print(each)
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 
