@@ -31,8 +31,8 @@ def draw(axes: Axes, title: str, pairs: list[str], scores: dict[str, list[float]
             axes.errorbar(mean, y, xerr=half, fmt="o", color=COLOURS[form], capsize=3, label=label)
     axes.set_yticks(range(len(pairs)), pairs)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel("target score (%), ten seeds, 95 % intervals")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("target score, %")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -46,13 +46,15 @@ def main(path: Path) -> None:
         objective = "none" if form == "source only" else "dann"
         frozen[form] = [v for family in accuracy.FAMILIES for v in runs.scores(objective, form, steps, family)]
     loop = from_scratch.Runs("none")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), layout="constrained", width_ratios=(5, 3))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(5, 3))
     title = f"Frozen ImageNet features, DANN, {steps} steps"
     draw(left, title, accuracy.PAIRS_SHORT, frozen, len(accuracy.SEEDS))
     names = [" -> ".join(pair).replace("_digits", "") for pair in from_scratch.PAIRS]
     scratch = {form: loop.scores(form) for form in from_scratch.FORMS}
     draw(right, f"Network from scratch, DANN, {from_scratch.STEPS} steps", names, scratch, len(from_scratch.SEEDS))
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = left.get_legend_handles_labels()
+    title = "ten seeds, 95 % intervals"
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=110)
 
 
