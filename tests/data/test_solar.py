@@ -74,7 +74,7 @@ def test_a_run_on_cells_reports_every_figure_and_heads_its_tables_with_the_one_a
     assert list(logged) == ["before", "step 8", "after"]
     for figure in ("accuracy", "balanced_accuracy", "average_precision"):
         assert summary[f"source_{figure}_before"] == logged["before"][f"source_{figure}"]
-        assert summary[f"source_{figure}"] == logged["after"][f"source_{figure}"]
+        assert summary[f"source_{figure}_after"] == logged["after"][f"source_{figure}"]
         for name in ("before", "after"):
             assert summary[f"target_{figure}_{name}"] == logged[name][f"target_{figure}"]
     by_step = {line["step"]: line for line in logged.values()}
@@ -118,7 +118,7 @@ def test_a_selected_checkpoint_has_a_card_with_its_own_figures(adapted):
     row |= {domain: line[f"{domain}_balanced_accuracy"] for domain in ("source", "target")}
     summary = _of_selected({**run_folder.summary, "checkpoints": [row]}, run_folder.metrics)
     for figure in ("accuracy", "balanced_accuracy", "average_precision"):
-        assert summary[f"source_{figure}"] == line[f"source_{figure}"]
+        assert summary[f"source_{figure}_after"] == line[f"source_{figure}"]
         assert summary[f"target_{figure}_after"] == line[f"target_{figure}"]
 
 

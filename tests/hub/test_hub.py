@@ -535,7 +535,8 @@ def test_a_run_pushes_in_the_background_and_at_its_end(hub, tmp_path):
 def test_a_push_that_fails_at_the_end_leaves_a_command_that_finishes_it(hub, tmp_path):
     output = tmp_path / "run"
     command = [*TRAIN, "--training.output_dir", output, "--hub.repo_id", "alice/run", "--hub.push_every", "2"]
-    command += ["--hub.private", "true", "--hub.attempts", "2", "--training.max_steps", "20"]
+    # Long enough that pushes follow the one during which the Hub goes down.
+    command += ["--hub.private", "true", "--hub.attempts", "2", "--training.max_steps", "80"]
     words = json.dumps([[str(word) for word in command]])
     process = start(hub, tmp_path / "home", COMMANDS, words)
     while not hub.requests("POST", "/commit/"):  # the Hub goes down in the middle of the run

@@ -66,7 +66,7 @@ def test_a_detector_of_the_detr_family(tmp_path):
         **narrow,
     )
     model = DetrForObjectDetection(config).eval()
-    assert onnx_export.export_onnx(model, (64, 96), tmp_path / "detr.onnx").difference < 1e-4
+    assert onnx_export.export_onnx(model, (64, 96), tmp_path / "detr.onnx", ("logits", "pred_boxes")).difference < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "detr.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(4, 3, 64, 96)
     logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": images.numpy()})
