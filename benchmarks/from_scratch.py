@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaalign_hf import adapt, load_config
-from runs import RESULTS, ROOT, machine, mean_and_interval
+from runs import RESULTS, ROOT, PinnedRows, machine, with_interval
 
 CONFIG = ROOT / "examples" / "digits.yaml"
 FOLDER = RESULTS / "from_scratch"
@@ -34,30 +33,16 @@ FORMS: dict[str, dict[str, Any]] = {
 SEEDS = tuple(range(10))
 STEPS = 300
 
-Run = tuple[str, str, int]
-"""Form, `source -> target`, seed."""
-
 
 class Runs:
     """Runs that are pinned in `results/from_scratch/*.jsonl` and never repeated; new ones go into `part`.jsonl."""
 
     def __init__(self, part: str) -> None:
-        self.path = FOLDER / f"{part}.jsonl"
-        self.found: dict[Run, dict[str, float]] = {}
-        for path in sorted(FOLDER.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self.found[tuple(row.pop("run"))] = row
+        self.rows = PinnedRows(FOLDER, part)
 
     def __call__(self, form: str, pair: tuple[str, str], seed: int) -> dict[str, float]:
         """The figures of a run."""
-        key = (form, " -> ".join(pair), seed)
-        if key not in self.found:
-            self.found[key] = one(form, pair, seed)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"run": key, **self.found[key]}) + "\n")
-        return self.found[key]
+        return self.rows((form, " -> ".join(pair), seed), lambda: one(form, pair, seed))
 
     def scores(self, form: str) -> list[float]:
         """Target accuracy by pair and seed, in points."""
@@ -82,19 +67,12 @@ def one(form: str, pair: tuple[str, str], seed: int) -> dict[str, float]:
         summary = adapt(load_config(CONFIG, overrides))
         lines = map(json.loads, Path(folder, "run", "metrics.jsonl").read_text().splitlines())
         last = [line for line in lines if "evaluation" in line][-1]
-    found = {
+    return {
         "target_accuracy": last["target_accuracy"],
         "source_accuracy": last["source_accuracy"],
         "bnm": last["validator_bnm"],
         "seconds_per_step": summary.seconds_per_step,
     }
-    return {name: round(float(value), 5) for name, value in found.items()}
-
-
-def written(values: Sequence[float], sign: str = "") -> str:
-    """A mean with its interval."""
-    mean, half = mean_and_interval(values)
-    return f"{mean:{sign}.1f} ± {half:.1f}"
 
 
 def table(runs: Runs) -> Table:
@@ -106,9 +84,9 @@ def table(runs: Runs) -> Table:
     joint = runs.scores("joint")
     for form in FORMS:
         own = runs.scores(form)
-        cells = [written(own[i : i + len(SEEDS)]) for i in range(0, len(own), len(SEEDS))]
+        cells = [with_interval(own[i : i + len(SEEDS)]) for i in range(0, len(own), len(SEEDS))]
         gain = [a - b for a, b in zip(own, joint, strict=True)]
-        difference = "" if own == joint else written(gain, "+")
+        difference = "" if own == joint else with_interval(gain, "+")
         found.add_row(form, *cells, difference, f"{min(own):.0f}")
     return found
 

@@ -89,6 +89,7 @@ def run(
     steps: int,
     seed: int,
     optimizer: str = "sgd",
+    network_of: type[Network] = Network,
 ) -> dict[str, Any]:
     """Adapt from scratch and evaluate the last network.
 
@@ -101,6 +102,7 @@ def run(
         steps: Number of steps.
         seed: Seed of everything.
         optimizer: `sgd` or `adamw`.
+        network_of: Class of the network.
 
     Returns:
         Shares of 0..1 on the test splits: accuracy, class mean and average precision of the target, class mean of the
@@ -108,7 +110,7 @@ def run(
     """
     torch.manual_seed(seed)
     classes = int(source.labels.max()) + 1
-    network = Network(source.features.shape[-1], classes, objective)
+    network = network_of(source.features.shape[-1], classes, objective)
     if optimizer == "sgd":
         stepper: torch.optim.Optimizer = torch.optim.SGD(
             network.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4

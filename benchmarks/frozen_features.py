@@ -12,11 +12,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from imagenet_weights import write_imagenet_weights
@@ -51,27 +52,36 @@ def frozen_features(cache: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     }
 
 
-@torch.no_grad()
-def _compute() -> dict[str, Tensor]:
+def imagenet_backbone() -> Any:
+    """EfficientNet-Lite0 with its ImageNet weights, in evaluation mode."""
     model = timm.create_model(BACKBONE).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.load_state_dict(load_file(write_imagenet_weights(BACKBONE, Path(folder) / "weights.safetensors")))
+    return model
+
+
+def _compute() -> dict[str, Tensor]:
+    model = imagenet_backbone()
     model.reset_classifier(0)
     model = model.to(memory_format=torch.channels_last)  # a third faster
     found = {}
     for name in (*SOLAR, *DIGITS):
-        images, labels, test = _solar(name) if name in SOLAR else _digits(name)
+        images, labels, test = solar_cells(name) if name in SOLAR else _digits(name)
         size, flips = (160, FLIPS) if name in SOLAR else (96, FLIPS[:1])
-        is_test = torch.zeros(len(labels), dtype=torch.bool)
-        is_test[test] = True
-        batches = [_features(model, images[i : i + BATCH], size, flips) for i in range(0, len(labels), BATCH)]
-        found[f"{name}.features"] = torch.cat(batches)
+        found[f"{name}.features"] = outputs(model, images, size, flips)
         found[f"{name}.labels"] = torch.tensor(labels)
-        found[f"{name}.is_test"] = is_test
+        found[f"{name}.is_test"] = chosen(test, len(labels))
     return found
 
 
-def _solar(name: str) -> tuple[list[Tensor], list[int], list[int]]:
+def chosen(indices: list[int], count: int) -> Tensor:
+    """Whether each of so many images is one of those, `(count,)`, bool."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[indices] = True
+    return mask
+
+
+def solar_cells(name: str) -> tuple[list[Tensor], list[int], list[int]]:
     """Images, labels and indices of the test images."""
     cells = load_solar_cells(name)
     assert cells.labels is not None
@@ -84,8 +94,13 @@ def _digits(name: str) -> tuple[list[Tensor], list[int], list[int]]:
     return list(images), list(labels), split_digits(name)[1]
 
 
-def _features(model: torch.nn.Module, batch: list[Tensor], size: int, flips: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Features `(B, views, D)` of images."""
+@torch.no_grad()
+def outputs(model: nn.Module, images: list[Tensor], size: int, flips: tuple[tuple[int, ...], ...] = FLIPS) -> Tensor:
+    """What a model gives for each view of images of one size in pixels, `(n, views, ...)`."""
+    return torch.cat([_views(model, images[i : i + BATCH], size, flips) for i in range(0, len(images), BATCH)])
+
+
+def _views(model: nn.Module, batch: list[Tensor], size: int, flips: tuple[tuple[int, ...], ...]) -> Tensor:
     images = torch.stack([F.resize(image, [size, size]) for image in batch])
     images = ((images.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
     return torch.stack([model(images.flip(flip) if flip else images) for flip in flips], dim=1)

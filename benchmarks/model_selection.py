@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from metaalign_hf import adapt, load_config
 from metaalign_hf.evaluation import get_validator, validator_names
 from metaalign_hf.training.selection import Evaluation, choose
-from runs import RESULTS, ROOT, machine, mean_and_interval
+from runs import RESULTS, ROOT, machine, with_interval
 
 PAIRS = (("uci_digits", "mnist"), ("mnist", "mnist_m"), ("mnist", "uci_digits"))
 TOLERANCE = 0.05
@@ -88,9 +88,8 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "validator" else "right")
     for name in validator_names():
         found, correlation = gains(runs, name)
-        average, half = mean_and_interval(found)
         table.add_row(
-            name, f"{average:+.1f} ± {half:.1f}", f"{min(found):+.1f}", f"{max(found):+.1f}", f"{correlation:+.2f}"
+            name, with_interval(found, "+"), f"{min(found):+.1f}", f"{max(found):+.1f}", f"{correlation:+.2f}"
         )
     console.print(table)
 

@@ -63,6 +63,32 @@ def pinned_run(
     return found
 
 
+class PinnedRows:
+    """Figures of short runs, one JSON line each, that are never made twice.
+
+    Args:
+        folder: Holds the lines; every `*.jsonl` in it is read.
+        name: The file of new lines, so that several processes write apart.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.jsonl"
+        self.found: dict[tuple[Any, ...], dict[str, float]] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.found[tuple(row.pop("run"))] = row
+
+    def __call__(self, key: tuple[Any, ...], make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The figures of the run with this key, rounded to five places; `make` makes them where they are missing."""
+        if key not in self.found:
+            self.found[key] = {name: round(float(value), 5) for name, value in make().items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"run": key, **self.found[key]}) + "\n")
+        return self.found[key]
+
+
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % confidence interval (Student's t)."""
     from scipy.stats import t
@@ -71,3 +97,9 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
         return statistics.fmean(values), math.nan
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.fmean(values), float(half)
+
+
+def with_interval(values: Sequence[float], sign: str = "") -> str:
+    """A mean with its 95 % interval, for a table; `sign` is `+` for differences."""
+    mean, half = mean_and_interval(values)
+    return f"{mean:{sign}.1f} ± {half:.1f}"
