@@ -174,12 +174,7 @@ class DoublyPerturbed(Joint):
         super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
         require_number("ascent", ascent)
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
-        self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave, for both steps: they measure the same optimiser."""
-        super().load_state_dict(state)
-        self.ascent.load_state_dict(state)
+        self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module, updates=self.inner.updates)
 
     def backward(
         self,

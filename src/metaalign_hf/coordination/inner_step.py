@@ -37,6 +37,7 @@ class InnerStep:
             predicate of a parameter's name and the parameter.
         module: The model as it is called; needed for a scope other than `all`.
         unnoticed: See `Perturbation`.
+        updates: Another inner step's measure of the same optimiser, for rule `update`; by default its own.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -51,6 +52,7 @@ class InnerStep:
         scope: Scope = "all",
         module: nn.Module | None = None,
         unnoticed: bool = False,
+        updates: UpdateLengths | None = None,
     ) -> None:
         require_number("inner_lr", inner_lr)
         require_name("rule", rule, RULES)
@@ -60,7 +62,7 @@ class InnerStep:
         self.relative = relative
         self.in_scope = resolve_scope(scope, optimizer_parameters(optimizer), module)
         self._perturbation = Perturbation(unnoticed)
-        self._updates = UpdateLengths(optimizer, self.in_scope) if rule == "update" else None
+        self.updates = (updates or UpdateLengths(optimizer, self.in_scope)) if rule == "update" else None
 
     def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
         """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
@@ -71,12 +73,12 @@ class InnerStep:
             share: Factor on `inner_lr`.
         """
         inner_lr = self.inner_lr * share
-        updates = None if self._updates is None else self._updates.values()
+        updates = None if self.updates is None else self.updates.values()
         return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values; empty but for rule `update`."""
-        return {} if self._updates is None else {"updates": self._updates.values()}
+        return {} if self.updates is None else {"updates": self.updates.values()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
@@ -84,10 +86,10 @@ class InnerStep:
         Raises:
             ValueError: If the rule is `update` and the state is of another rule, or of other parameters.
         """
-        if self._updates is not None:
+        if self.updates is not None:
             if "updates" not in state:
                 raise ValueError("rule is 'update': the saved state has no lengths of the optimiser's last step")
-            self._updates.load(state["updates"])
+            self.updates.load(state["updates"])
 
     @contextmanager
     def taken(self, gradients: Sequence[Tensor | None], sizes: Sequence[float], scale: float = 1.0) -> Iterator[Tensor]:
