@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...batch_norm import Rows
 from ...configuration import Config, ModelConfig
 from ...coordination import SharedPrefix
 from ...data import (
@@ -42,6 +41,7 @@ from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
+from ..passes import full_passes
 from ..starting_point import check_labels, starting_model
 from . import IMAGE_CLASSIFICATION, serving
 
@@ -106,36 +106,10 @@ class ClassificationTask(Task):
         """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
         statistics = self.statistics
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
         if mixed and (entry := self._shared_entry()) is not None:
+            together = statistics.task_needs_target(model, "domain_labels" in source[0])
             return self._shared_closures(model, entry, source, mixed, progress, together)
-        rows = [rows_of(s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
-
-        def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
-            return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
-
-        def alignment(batch: Batch, rows: Rows, objective: str = "alignment") -> Callable[[], Tensor]:
-            def run() -> Tensor:
-                with statistics.on_both(model, rows):
-                    return model(**batch, progress=progress, objective=objective).alignment_loss
-
-            return run
-
-        def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
-            def run() -> tuple[Tensor, Tensor]:
-                with statistics.on_both(model, rows):
-                    output = model(**batch, progress=progress)
-                return output.task_loss, output.alignment_loss
-
-            return run
-
-        passes = list(zip(mixed, rows, strict=True))
-        return StepClosures(
-            [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
-            [alignment(*pass_) for pass_ in passes],
-            [both(*pass_) for pass_ in passes],
-            penalty=[alignment(*pass_, "penalty") for pass_ in passes] if self._penalties else [],
-        )
+        return full_passes(model, statistics, source, mixed, progress, _task_pass, penalty=bool(self._penalties))
 
     def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
         """A pass that returns the loss on target images, on both domains where batch statistics need it."""

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...batch_norm import Rows
 from ...configuration import Config, ModelConfig
 from ...data import (
     DetectionPair,
@@ -36,6 +35,7 @@ from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import MeanTeacher
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
+from ..passes import full_passes
 from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
 
@@ -98,39 +98,17 @@ class DetectionTask(Task):
         return _together(source, few, IGNORED_LABEL)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
-        """A task pass on the source, an alignment pass without labels on both domains, and both for a joint step.
-
-        Where batch statistics need it the task pass runs on both domains too, and its loss takes the source's images.
-        """
-        statistics = self.statistics
+        """As `full_passes`, with an alignment pass that sees no boxes."""
         mixed = [mix_detection(s, t) for s, t in zip(source, target, strict=True)] if target else []
-        together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
-
-        def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
-            return _task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
-
-        def alignment(batch: Batch, rows: Rows) -> Callable[[], Tensor]:
-            given = {key: value for key, value in batch.items() if key != "labels"}
-
-            def run() -> Tensor:
-                with statistics.on_both(model, rows):
-                    return model(**given, progress=progress, objective="alignment").alignment_loss
-
-            return run
-
-        def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
-            def run() -> tuple[Tensor, Tensor]:
-                with statistics.on_both(model, rows), _divergence():
-                    output = model(**batch, progress=progress)
-                return output.task_loss, output.alignment_loss
-
-            return run
-
-        passes = [(m, rows_of(s, m)) for s, m in zip(source, mixed, strict=bool(mixed))]
-        return StepClosures(
-            [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
-            [alignment(*pass_) for pass_ in passes],
-            [both(*pass_) for pass_ in passes],
+        return full_passes(
+            model,
+            self.statistics,
+            source,
+            mixed,
+            progress,
+            _task_pass,
+            left_out=("labels",),
+            around_both=_divergence,
         )
 
     def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
