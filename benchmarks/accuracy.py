@@ -30,12 +30,12 @@ from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import frozen
 from frozen import FORMS, Domain
 from frozen_features import frozen_features
+from readme import publish
 from runs import RESULTS, PinnedRows, machine, with_interval
 
 FAMILIES = {
@@ -152,6 +152,12 @@ def table(runs: Runs, steps: int) -> Table:
     return found
 
 
+def tables(runs: Runs | None = None) -> dict[str, Table]:
+    """The tables of the README, from pinned runs."""
+    runs = runs or Runs("1", Path())
+    return {f"accuracy, {steps:,} steps": table(runs, steps) for steps in (SHORT, LONG)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n runs, and no table")
@@ -187,9 +193,7 @@ def main() -> None:
             runs(*key)
     if parts > 1 or options.only:
         return
-    console = Console(width=260)
-    for each in (table(runs, SHORT), table(runs, LONG)):
-        console.print(each)
+    publish(tables(runs))
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 
 

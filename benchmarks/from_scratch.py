@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from metaalign_hf import adapt, load_config
+from readme import publish
 from runs import RESULTS, ROOT, PinnedRows, machine, with_interval
 
 CONFIG = ROOT / "examples" / "digits.yaml"
@@ -91,6 +91,11 @@ def table(runs: Runs) -> Table:
     return found
 
 
+def tables() -> dict[str, Table]:
+    """The table of the README, from pinned runs."""
+    return {"from scratch": table(Runs("1"))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", default="1/1", help="i/n: make only the i-th of every n runs, and no table")
@@ -102,7 +107,7 @@ def main() -> None:
         runs(*key)
     if parts > 1:
         return
-    Console(width=150).print(table(runs))
+    publish(tables())
     (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
 
 

@@ -51,6 +51,10 @@ class Network(nn.Module):
         spec = None if objective == "none" else {"name": objective, **OPTIONS[objective]}
         self.alignment = build_alignment(spec, WIDTH, classes)
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """What trains at which learning rate: everything at the same."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden features and logits."""
         features = self.backbone(images)
@@ -98,7 +102,7 @@ def run(
         target: The other one.
         objective: Name of the alignment objective; `none` trains on the source alone.
         coordinate: Makes the coordinator; None for `none`.
-        lr: Learning rate of the backbone; classifier and discriminator have the same.
+        lr: Learning rate; of which part, the network says.
         steps: Number of steps.
         seed: Seed of everything.
         optimizer: `sgd` or `adamw`.
@@ -111,20 +115,20 @@ def run(
     torch.manual_seed(seed)
     classes = int(source.labels.max()) + 1
     network = network_of(source.features.shape[-1], classes, objective)
+    groups = network.parameter_groups(lr)
+    rates = [group["lr"] for group in groups]
     if optimizer == "sgd":
-        stepper: torch.optim.Optimizer = torch.optim.SGD(
-            network.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
+        stepper: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
     else:
-        stepper = torch.optim.AdamW(network.parameters(), lr, weight_decay=5e-4)
+        stepper = torch.optim.AdamW(groups, weight_decay=5e-4)
     coordinator = coordinate(stepper, network) if coordinate is not None else None
     generator = torch.Generator().manual_seed(seed)
     draws = [_Draw(domain, generator) for domain in (source, target)]
     started = time.perf_counter()
     network.train()
     for step in range(steps):
-        for group in stepper.param_groups:
-            group["lr"] = lr * learning_rate_factor("inverse", step, steps)
+        for group, rate in zip(stepper.param_groups, rates, strict=True):
+            group["lr"] = rate * learning_rate_factor("inverse", step, steps)
         images, labels = draws[0]()
         done = step / steps
         if coordinator is None:

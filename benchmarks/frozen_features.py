@@ -66,7 +66,7 @@ def _compute() -> dict[str, Tensor]:
     model = model.to(memory_format=torch.channels_last)  # a third faster
     found = {}
     for name in (*SOLAR, *DIGITS):
-        images, labels, test = solar_cells(name) if name in SOLAR else _digits(name)
+        images, labels, test = solar_cells(name) if name in SOLAR else digit_images(name)
         size, flips = (160, FLIPS) if name in SOLAR else (96, FLIPS[:1])
         found[f"{name}.features"] = outputs(model, images, size, flips)
         found[f"{name}.labels"] = torch.tensor(labels)
@@ -88,7 +88,7 @@ def solar_cells(name: str) -> tuple[list[Tensor], list[int], list[int]]:
     return [cells[i] for i in range(len(cells))], list(cells.labels), list(split_solar_cells(name)[1])
 
 
-def _digits(name: str) -> tuple[list[Tensor], list[int], list[int]]:
+def digit_images(name: str) -> tuple[list[Tensor], list[int], list[int]]:
     """Images, labels and indices of the test images."""
     images, labels = load_digits_images(name)
     return list(images), list(labels), split_digits(name)[1]

@@ -14,14 +14,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import box
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from metaalign_hf import adapt, load_config
 from metaalign_hf.evaluation import get_validator, validator_names
 from metaalign_hf.training.selection import Evaluation, choose
-from runs import RESULTS, ROOT, machine, with_interval
+from readme import publish
+from runs import RESULTS, ROOT, machine, may_run, with_interval
 
 PAIRS = (("uci_digits", "mnist"), ("mnist", "mnist_m"), ("mnist", "uci_digits"))
 TOLERANCE = 0.05
@@ -44,6 +45,7 @@ def pinned_evaluations(source: str, target: str, alignment: str, seed: int) -> l
         found = json.loads(path.read_text())
         if found["overrides"] == overrides:
             return found["evaluations"]
+    may_run(path.stem)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         adapt(load_config(ROOT / "examples" / "digits.yaml", {**overrides, "training.output_dir": str(output)}))
@@ -69,7 +71,8 @@ def gains(runs: list[list[dict[str, Any]]], name: str) -> tuple[list[float], flo
     return found, statistics.fmean(correlations)
 
 
-def main() -> None:
+def tables() -> dict[str, Table]:
+    """The tables of the README; runs that are not pinned are made."""
     runs = [
         pinned_evaluations(source, target, alignment, seed)
         for source, target in PAIRS
@@ -81,18 +84,20 @@ def main() -> None:
         "last": statistics.fmean(100 * lines[-1]["target_accuracy"] for lines in runs),
         "oracle": statistics.fmean(max(100 * line["target_accuracy"] for line in lines) for lines in runs),
     }
-    console = Console()
-    console.print(", ".join(f"{name} {value:.1f} %" for name, value in mean.items()), highlight=False)
-    table = Table(title=f"Selected less last checkpoint, target accuracy in points, {len(runs)} runs")
+    means = Table(box=box.MARKDOWN, title="Target accuracy, mean of all runs (%)")
+    for name in mean:
+        means.add_column(name)
+    means.add_row(*(f"{value:.1f}" for value in mean.values()))
+    table = Table(box=box.MARKDOWN, title=f"Selected less last checkpoint, target accuracy in points, {len(runs)} runs")
     for column in ("validator", "mean, 95 % interval", "worst run", "best run", "rank correlation"):
-        table.add_column(column, justify="left" if column == "validator" else "right")
+        table.add_column(column)
     for name in validator_names():
         found, correlation = gains(runs, name)
         table.add_row(
             name, with_interval(found, "+"), f"{min(found):+.1f}", f"{max(found):+.1f}", f"{correlation:+.2f}"
         )
-    console.print(table)
+    return {"model selection, means": means, "model selection": table}
 
 
 if __name__ == "__main__":
-    main()
+    publish(tables())

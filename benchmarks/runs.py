@@ -16,6 +16,8 @@ from metaalign_hf import adapt, load_config
 from metaalign_hf.run_folder import with_present_names
 
 ROOT = Path(__file__).parents[1]
+only_pinned = False
+"""Whether a run that is not pinned is refused instead of made."""
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -47,6 +49,7 @@ def pinned_run(
         found = json.loads(path.read_text())
         if found["overrides"] == overrides:
             return with_present_names(found)
+    may_run(name)
     with tempfile.TemporaryDirectory() as folder:
         places = {"training.output_dir": f"{folder}/run"}
         if pretrained is not None:
@@ -61,6 +64,12 @@ def pinned_run(
     found = {"config": config_file.name, "overrides": overrides, **summary, "evaluations": evaluations}
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def may_run(name: str) -> None:
+    """Raise SystemExit where runs may not be made."""
+    if only_pinned:
+        raise SystemExit(f"the run {name} is not pinned")
 
 
 class PinnedRows:
@@ -82,6 +91,7 @@ class PinnedRows:
     def __call__(self, key: tuple[Any, ...], make: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The figures of the run with this key, rounded to five places; `make` makes them where they are missing."""
         if key not in self.found:
+            may_run(str(key))
             self.found[key] = {name: round(float(value), 5) for name, value in make().items()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:

@@ -27,7 +27,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from rich.console import Console
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import RTDetrConfig, RTDetrForObjectDetection
@@ -315,6 +315,32 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def tables() -> dict[str, Table]:
+    """The tables of the README: time and memory by network, of all forms and of those of another day, on a CPU."""
+    found = {}
+    for name, path in (("step", "step-cpu-fp32.json"), ("step, from memory", "step-cpu-fp32-some.json")):
+        pinned = {key: value for key, value in json.loads((RESULTS / path).read_text()).items() if key in NETWORKS}
+        found[name] = Table("form", *(_headline(network) for network in pinned), box=box.MARKDOWN, title=name)
+        for form in FORMS:
+            cells = [_cell(form, rows.get(form)) for rows in pinned.values()]
+            if any(cells):
+                found[name].add_row(form, *cells)
+    return found
+
+
+def _headline(network: str) -> str:
+    found = NETWORKS[network]
+    return f"{network}, {found.batch} + {found.batch}"
+
+
+def _cell(form: str, row: dict[str, float] | None) -> str:
+    if row is None:
+        return ""
+    if form == "joint":
+        return f"{1000 * row['seconds']:.0f} ms, {row['MiB']:.0f} MiB"
+    return f"x{row['time']:.2f}, x{row['memory']:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -326,9 +352,6 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of[0], options.precision, options.memory_of[1])))
         return
-    table = Table(title=f"Cost of a step relative to joint, {options.precision}", caption=str(machine()))
-    for column in ("network", "form", "ms", "time x", "MiB", "memory x"):
-        table.add_column(column)
     found: dict[str, object] = {"machine": machine(), "precision": options.precision, "rounds": options.rounds}
     reports: list[str] = []
     some = "" if options.forms == list(FORMS) else "-some"
@@ -355,13 +378,7 @@ def main() -> None:
             found[name] = {**rows, "report": share}
             reports.append(f"{name} {100 * share:.1f} %")
         path.write_text(json.dumps(found, indent=1) + "\n")  # after every network: it takes a while
-        for form, row in rows.items():
-            figures = (f"{1000 * row['seconds']:.0f}", row["time"], f"{row['MiB']:.0f}", row["memory"])
-            batch = NETWORKS[name].batch
-            table.add_row(
-                f"{name}, {batch} + {batch}", form, *(f"{x:.2f}" if isinstance(x, float) else x for x in figures)
-            )
-    Console(width=120).print(table)
+    print(json.dumps(found, indent=1))
     if reports:
         print(f"Share of a step that its report costs when read after every step: {', '.join(reports)}")
     print(f"Figures: {path}")
