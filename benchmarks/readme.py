@@ -20,7 +20,7 @@ from rich.table import Table
 
 import runs
 
-SCRIPTS = ("accuracy", "from_scratch", "fine_tuned", "step", "model_selection", "batch_norm")
+SCRIPTS = ("accuracy", "from_scratch", "step", "model_selection", "batch_norm")
 README = Path(__file__).with_name("README.md")
 
 
@@ -40,10 +40,10 @@ def _padded(cell: str) -> str:
 def with_tables(text: str, tables: dict[str, Table]) -> str:
     """The text with these tables between their markers."""
     for name, table in tables.items():
-        between = re.compile(rf"(?<=<!-- table: {re.escape(name)} -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+        between = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not between.search(text):
             raise SystemExit(f"{README.name} has no markers for the table {name!r}")
-        text = between.sub(lambda _, table=table: markdown(table), text)
+        text = between.sub(lambda found, table=table: f"{found[1]}{markdown(table)}\n{found[2]}", text)
     return text
 
 
