@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, DetrImageProcessor, RTDetrImageProcessor, YolosImageProcessor
 
-from metaalign_hf import DomainConfig, UserError, load_detection_pair
+from metaalign_hf import DomainConfig, UserError, load_config, load_detection_pair
 from metaalign_hf.data import (
     DetectionSet,
     ImageSet,
@@ -23,9 +23,12 @@ from metaalign_hf.data import (
     load_digit_scenes,
     load_domain,
 )
+from metaalign_hf.data.detection_batches import DETECTION_AUGMENTATIONS, weak_augmentation
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.data.digit_scenes import draw_scene
-from metaalign_hf.data.images import TensorLoader
+from metaalign_hf.data.images import KeptLoader, TensorLoader
+from metaalign_hf.tasks.building import build_task
+from tests.helpers.runs import TINY_DETECTION
 
 
 def picture(path: Path, width: int = 40, height: int = 30, shade: int = 90) -> Path:
@@ -323,7 +326,7 @@ def scene() -> tuple[torch.Tensor, Objects]:
     return image, Objects.of(boxes, [0, 1])
 
 
-@pytest.mark.parametrize("augmentation", ["none", "crop", "flip", "crop_flip", "crop_flip_color"])
+@pytest.mark.parametrize("augmentation", DETECTION_AUGMENTATIONS)
 def test_boxes_stay_on_their_objects(augmentation):
     sizes, counts = set(), set()
     for seed in range(30):
@@ -335,7 +338,7 @@ def test_boxes_stay_on_their_objects(augmentation):
         for left, top, right, bottom in objects.boxes.round().int().tolist():
             inside = image[:, top:bottom, left:right].float()
             assert inside.shape[1] >= 2 and inside.shape[2] >= 2
-            if augmentation != "crop_flip_color":
+            if "color" not in augmentation and "strong" not in augmentation:
                 assert inside.min() == 255
     assert (len(sizes) > 3) == ("crop" in augmentation)
     assert max(counts) == 2 and min(counts) >= 1
@@ -347,6 +350,29 @@ def test_target_images_are_cropped_without_their_objects():
         blind, nothing = augment_objects(image, None, "crop_flip_color", seed)
         empty, none = augment_objects(image, Objects.of([], []), "crop_flip_color", seed)
         assert nothing is None and len(none) == 0 and torch.equal(blind, empty)
+
+
+def test_strong_augmentation_blurs_adds_noise_and_cuts_out_but_leaves_objects_in_place():
+    image, objects = scene()
+    made = [augment_objects(image, objects, "strong", seed) for seed in range(40)]
+    assert all(changed.shape == image.shape and changed.dtype == torch.uint8 for changed, _ in made)
+    assert all(torch.equal(kept.boxes, objects.boxes) for _, kept in made)
+    shades = [len(changed.unique()) for changed, _ in made]
+    assert sum(count > 100 for count in shades) > 20, "colours alone leave one shade of ground and one of objects"
+    assert any(bool((changed[:, 10:25, 10:30] < 128).any()) for changed, _ in made), "something is cut out of an object"
+
+
+def test_a_teacher_sees_target_images_without_what_is_strong():
+    overrides = {"data.augmentation": "strong"}
+    strong = build_task(load_config(TINY_DETECTION, overrides))
+    plain = build_task(load_config(TINY_DETECTION, {"data.augmentation": "none"}), strong.pair)
+    (source, target), (as_it_is, same) = ([next(s) for s in task.streams(0, 0, 0, 1)] for task in (strong, plain))
+    assert torch.equal(target["pixel_values"], same["pixel_values"])
+    assert not torch.equal(source["pixel_values"], as_it_is["pixel_values"])
+    assert (
+        weak_augmentation("crop_flip_strong") == "crop_flip"
+        and weak_augmentation("crop_flip_color") == "crop_flip_color"
+    )
 
 
 RELATIVE = {"detr": (DetrImageProcessor, True), "yolos": (YolosImageProcessor, False)}
@@ -419,3 +445,11 @@ def test_every_image_is_evaluated_once():
     indices = [i for share in shares for batch in share for i in batch["index"]]
     assert sorted(indices) == list(range(10))
     assert shares[0][0]["objects"][1].labels.tolist() == [0] and "labels" not in shares[0][0]
+
+
+def test_a_drawn_scene_is_decoded_once():
+    asked = []
+    loader = KeptLoader(lambda index: asked.append(index) or torch.full((3, 2, 2), index))
+    assert [int(loader(index).max()) for index in (1, 0, 1, 1)] == [1, 0, 1, 1] and asked == [1, 0]
+    drawn = read_detection_domain(DomainConfig(kind="digit_scenes", name="scenes_plain")).train
+    assert drawn[3] is drawn[3]

@@ -170,8 +170,9 @@ class DataConfig:
         resize_size: Side of the square that images are resized to before cropping, in pixels; null takes image_size /
             0.875, or where neither is given that of model.checkpoint.
         augmentation: Of training images: none (centre crop), crop (random crop), or crop_flip (and horizontal flip).
-            Detectors also have flip (nothing else) and crop_flip_color (and scale jitter and photometric distortion);
-            their crop keeps the objects whose centre stays inside.
+            Detectors also have flip (nothing else), crop_flip_color (and scale jitter and photometric distortion), and
+            crop_flip_strong (and blur, noise and cut-out; on images of the target crop and flip alone), of which strong
+            has what leaves objects in their places; their crop keeps the objects whose centre stays inside.
         num_workers: Loader processes per domain; 0 loads in the main process.
     """
 
@@ -183,7 +184,9 @@ class DataConfig:
     image_size: int | None = None
     detector_size: int | list[int] | None = None
     resize_size: int | None = None
-    augmentation: Literal["none", "crop", "crop_flip", "flip", "crop_flip_color"] = "crop_flip"
+    augmentation: Literal["none", "crop", "crop_flip", "flip", "crop_flip_color", "strong", "crop_flip_strong"] = (
+        "crop_flip"
+    )
     num_workers: int = 0
 
     LIMITS: ClassVar[Mapping[str, Limits]] = {

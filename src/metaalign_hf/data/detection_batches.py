@@ -33,10 +33,11 @@ __all__ = [
     "detection_batches",
     "detection_stream",
     "distort_color",
+    "weak_augmentation",
 ]
 
 _TRIES = 10
-DETECTION_AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "crop_flip_color")
+DETECTION_AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "crop_flip_color", "strong", "crop_flip_strong")
 
 
 def detection_batch(
@@ -95,8 +96,10 @@ def augment_objects(
 
     `flip` mirrors half of the images. `crop` takes a window of half to all of each side and keeps the objects whose
     centre stays inside, of which there must be one where there are any. `crop_flip` does both, and `crop_flip_color`
-    also shrinks half of the images onto a larger grey canvas and distorts brightness, contrast, saturation and hue. On
-    an image without known objects any window will do: nothing about the target's objects is used.
+    also shrinks half of the images onto a larger grey canvas and distorts brightness, contrast, saturation and hue.
+    `crop_flip_strong` adds to that grey, blurred and noisy images and patches that are cut out. `strong` is what of
+    this leaves every object in its place. On an image without known objects any window will do: nothing about the
+    target's objects is used.
 
     Args:
         image: The image `(3, H, W)`, uint8.
@@ -123,8 +126,12 @@ def augment_objects(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if "color" in augmentation:
+        if augmentation == "strong":
+            sample = _DISTORT_COLOR(sample)
+        elif "color" in augmentation or "strong" in augmentation:
             sample = _DISTORT(sample)
+        if "strong" in augmentation:
+            sample["image"] = tv_tensors.Image(_strong_colors(sample["image"]))
         if "crop" in augmentation:
             sample = _crop(sample, known)
         if "flip" in augmentation:
@@ -144,7 +151,11 @@ def _check_augmentation(name: str) -> None:
         raise UserError(f"data.augmentation: {name} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}")
 
 
-_DISTORT = v2.Compose([v2.RandomPhotometricDistort(p=0.8), v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
+_DISTORT_COLOR = v2.RandomPhotometricDistort(p=0.8)
+_DISTORT = v2.Compose([_DISTORT_COLOR, v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
+_BLUR = v2.Compose([v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5)])
+_NOISE = v2.RandomApply([v2.GaussianNoise(sigma=0.05)], p=0.5)
+_CUT_OUT = v2.Compose([v2.RandomErasing(p, (0.02, 0.1), value="random") for p in (0.5, 0.3)])
 _COLOR = v2.RandomPhotometricDistort(p=1.0)
 _FLIP = v2.RandomHorizontalFlip(0.5)
 _CLEAN = v2.Compose(
@@ -157,6 +168,17 @@ def distort_color(image: Tensor, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _COLOR(image)
+
+
+def _strong_colors(image: Tensor) -> Tensor:
+    """The image `(3, H, W)`, uint8, perhaps grey, blurred, noisy and with patches cut out."""
+    values = _CUT_OUT(_NOISE(F.to_dtype(_BLUR(image), torch.float32, scale=True)))
+    return F.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
+
+
+def weak_augmentation(name: str) -> str:
+    """The augmentation without what the strong ones add: for images on which a teacher looks for objects."""
+    return "none" if name == "strong" else name.removesuffix("_strong")
 
 
 def _crop(sample: dict[str, Any], known: bool) -> dict[str, Any]:

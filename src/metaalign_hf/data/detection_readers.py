@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..configuration import SCENES, DomainConfig
@@ -11,7 +12,7 @@ from .bad_boxes import BoxCheck
 from .coco import read_coco
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
 from .domains import RawDomain
-from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
+from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, KeptLoader
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
 from .readers import existing_images, required_path, transparency_notes
@@ -54,7 +55,12 @@ def _digit_scenes(config: DomainConfig) -> RawDomain[DetectionSet]:
     names = ClassNames(config, SCENE_LABELS)
     parts = [load_digit_scenes(name, split) for split in ("train", "test")]
     train, test = (objects_of_rows(data, config, name, names, list(SCENE_LABELS), check) for data in parts)
-    return RawDomain(name, names.names, train, test)
+    return RawDomain(name, names.names, _kept(train), _kept(test))
+
+
+def _kept(drawn: DetectionSet) -> DetectionSet:
+    """The same images, each decoded once."""
+    return replace(drawn, images=replace(drawn.images, load=KeptLoader(drawn.images.load)))
 
 
 def _unlabelled_folder(config: DomainConfig) -> RawDomain[DetectionSet]:

@@ -159,6 +159,25 @@ class TensorLoader:
 
 
 @dataclass(frozen=True)
+class KeptLoader:
+    """Serves the images of another loader and keeps them decoded: for small images, of which there are few.
+
+    Attributes:
+        load: The other loader.
+        kept: The images that were asked for, by index.
+    """
+
+    load: Callable[[int], Tensor]
+    kept: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, index: int) -> Tensor:
+        """The image with this index `(3, H, W)`, uint8."""
+        if index not in self.kept:
+            self.kept[index] = self.load(index)
+        return self.kept[index]
+
+
+@dataclass(frozen=True)
 class DatasetLoader:
     """Serves the image column of a `datasets.Dataset`."""
 

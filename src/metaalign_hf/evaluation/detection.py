@@ -204,17 +204,20 @@ def voc_precision(
             there = truth.where(truth.labels == label)
             total += int((~there.ignored).sum())
             mine = detections.labels == label
-            taken = torch.zeros(len(there), dtype=torch.bool)
-            overlaps = box_iou(detections.boxes[mine], there.boxes)
-            for overlap, score in zip(overlaps, detections.scores[mine].tolist(), strict=True):
-                best, pick = overlap.max(0) if len(there) else (torch.tensor(0.0), torch.tensor(0))
-                if best >= iou and there.ignored[pick]:
+            own = detections.scores[mine].tolist()
+            if len(there) == 0:
+                scores += own
+                hits += [False] * len(own)
+                continue
+            best, picks = box_iou(detections.boxes[mine], there.boxes).max(1)
+            ignored, taken = there.ignored.tolist(), set()
+            for score, overlaps, pick in zip(own, (best >= iou).tolist(), picks.tolist(), strict=True):
+                if overlaps and ignored[pick]:
                     continue
-                right = bool(best >= iou) and not bool(taken[pick])
-                if right:
-                    taken[pick] = True
                 scores.append(score)
-                hits.append(right)
+                hits.append(overlaps and pick not in taken)
+                if overlaps:
+                    taken.add(pick)
         area, eleven = _curve(scores, hits, total)
         areas.append(area)
         points.append(eleven)

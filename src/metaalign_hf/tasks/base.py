@@ -122,6 +122,11 @@ class Task:
         """Endless micro-batches of training images, as `data.streams.endless` takes the options."""
         raise NotImplementedError
 
+    @property
+    def target_augmentation(self) -> str:
+        """The augmentation of target images."""
+        return self.config.data.augmentation
+
     def with_target_labels(self, source: Batch, few: Batch) -> Batch:
         """Source rows and then labelled target rows, which the task loss alone uses."""
         raise UserError("data.target_labeled: this task takes no labelled target images")
@@ -132,12 +137,18 @@ class Task:
         """Endless micro-batches of the source and of the target, from the given numbers on."""
         training, data = self.config.training, self.config.data
 
-        def stream(images: Any, seed: int, start_batch: int, batch_size: int = training.batch_size) -> Iterator[Batch]:
+        def stream(
+            images: Any,
+            seed: int,
+            start_batch: int,
+            batch_size: int = training.batch_size,
+            augmentation: str = data.augmentation,
+        ) -> Iterator[Batch]:
             return self.stream(
                 images,
                 batch_size=batch_size,
                 seed=seed,
-                augmentation=data.augmentation,
+                augmentation=augmentation,
                 start_batch=start_batch,
                 num_workers=data.num_workers,
                 rank=rank,
@@ -150,7 +161,8 @@ class Task:
             size = min(training.batch_size, max(1, len(few) // world_size))
             labelled = stream(few, 2 * training.seed + 1_000_000, source_batch, size)
             source = map(self.with_target_labels, source, labelled)
-        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch)
+        weak = self.target_augmentation
+        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch, augmentation=weak)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """The passes of one step.

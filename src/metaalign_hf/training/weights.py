@@ -39,12 +39,17 @@ class WeightAverage(ModelEmaV3):
     @torch.no_grad()
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """One update with the given decay; tensors of whole numbers are copied."""
-        mine = chain(self.module.parameters(), self.module.buffers())
-        for average, value in zip(mine, chain(model.parameters(), model.buffers()), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1.0 - decay)
-            else:
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        moved = [pair for pair in pairs if pair[0].is_floating_point()]
+        # One call for all: a detector has hundreds of small tensors.
+        torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1.0 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
                 average.copy_(value)
+
+
+def _tensors(module: nn.Module) -> chain[Tensor]:
+    return chain(module.parameters(), module.buffers())
 
 
 class Weights:

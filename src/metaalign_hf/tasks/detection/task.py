@@ -24,7 +24,7 @@ from ...data import (
     detection_stream,
     load_detection_pair,
 )
-from ...data.detection_batches import distort_color
+from ...data.detection_batches import distort_color, weak_augmentation
 from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
@@ -92,6 +92,11 @@ class DetectionTask(Task):
     def stream(self, images: DetectionSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""
         return detection_stream(images, self.processor, self.model.boxes_relative_to_image, **options)
+
+    @property
+    def target_augmentation(self) -> str:
+        """Without what is strong: a teacher looks for objects in these images."""
+        return weak_augmentation(self.config.data.augmentation)
 
     def with_target_labels(self, source: Batch, few: Batch) -> Batch:
         """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
