@@ -8,12 +8,20 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["printable", "require_readable"]
+__all__ = ["is_file", "printable", "require_readable"]
 
 
 def printable(path: str | Path) -> str:
     r"""The name of a file as text; bytes that are not UTF-8 are written as `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False also for a name that no file can have, such as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def require_readable(paths: Sequence[Path]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 __all__ = ["read_json", "read_text", "read_yaml"]
 
 _DEEPEST = 50
+_LARGEST = 1_000_000
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -57,6 +58,8 @@ def read_yaml(text: str, what: str) -> Any:
         value = yaml.load(text, _UniqueKeys)
     except RecursionError:
         raise _too_deep(what) from None
+    except (ValueError, OverflowError, TypeError) as error:  # such as a date in month 13, or a list as a key
+        raise UserError(f"{what} has a value that cannot be read ({one_line(error)})") from error
     except _RepeatedKeyError as error:
         raise UserError(f"{what}, line {error.line}: key {error.key!r} stands twice; keep one") from error
     return _shallow(value, what)
@@ -74,7 +77,7 @@ def read_json(path: Path, what: str) -> Any:
     """
     try:
         return json.loads(read_text(path, what))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also that of a number with thousands of digits
         raise UserError(f"{what} {path} is not valid json ({error})") from error
     except RecursionError:
         raise _too_deep(f"{what} {path}") from None
@@ -111,8 +114,22 @@ def _shallow(value: Any, what: str) -> Any:
             if isinstance(inner, dict | list)
         }
         if not level:
-            return value
-    raise _too_deep(what)
+            break
+    else:
+        raise _too_deep(what)
+    if _size(value, {}) > _LARGEST:
+        raise UserError(f"{what} is too large: its anchors stand for more than {_LARGEST} values")
+    return value
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values there are once every anchor is written out, without doing so."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(entry, known) for entry in inner)
+    return known[id(value)]
 
 
 def _too_deep(what: str) -> UserError:

@@ -12,7 +12,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .objects import Objects
 
-__all__ = ["ClassNames", "FoundObject", "corners", "header_size", "packed", "required_entry"]
+__all__ = ["ClassNames", "FoundObject", "corners", "header_size", "packed", "required_entry", "required_id"]
 
 FoundObject = tuple[tuple[float, float, float, float], int, bool]
 """Corners, class index, and whether it is to be ignored."""
@@ -56,6 +56,18 @@ def required_entry(entry: Any, key: str, where: str) -> Any:
     return entry[key]
 
 
+def required_id(entry: Any, key: str, where: str) -> int | str:
+    """An id in a mapping: a whole number or a text.
+
+    Raises:
+        UserError: If it is missing, or something else.
+    """
+    value = required_entry(entry, key, where)
+    if not isinstance(value, int | str):
+        raise UserError(f"{where}: {key} is {str(value)[:80]}: it must be a whole number or a text")
+    return value
+
+
 def corners(box: Any, box_format: str, where: str) -> tuple[float, float, float, float]:
     """A box as x_min, y_min, x_max, y_max.
 
@@ -64,8 +76,8 @@ def corners(box: Any, box_format: str, where: str) -> tuple[float, float, float,
     """
     try:
         a, b, c, d = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: a box must be four numbers, got {box!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: a box must be four numbers, got {str(box)[:80]}") from error
     return (a, b, a + c, b + d) if box_format == "xywh" else (a, b, c, d)
 
 
@@ -87,6 +99,6 @@ def header_size(path: Path, where: str) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UserError(f"{where}: image {path} cannot be read: {error}") from error
     return (width, height) if turned else (height, width)

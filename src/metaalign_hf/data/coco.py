@@ -7,14 +7,17 @@ from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from ..paths import is_file
 from ..text_files import read_json
-from .annotations import ClassNames, FoundObject, corners, header_size, packed, required_entry
+from .annotations import ClassNames, FoundObject, corners, header_size, packed, required_entry, required_id
 from .bad_boxes import BoxCheck
 from .domains import RawDomain
 from .images import FileLoader, ImageSet
 from .objects import DetectionSet
 
 __all__ = ["read_coco"]
+
+_LARGEST_SIDE = 2**31
 
 
 def read_coco(config: DomainConfig) -> RawDomain[DetectionSet]:
@@ -49,15 +52,18 @@ def _read_json(path: str, name: str) -> dict[str, Any]:
     return document
 
 
-def _coco_categories(document: dict[str, Any], file: str) -> tuple[dict[int, str], list[str]]:
+def _coco_categories(document: dict[str, Any], file: str) -> tuple[dict[int | str, str], list[str]]:
     """Name by category id, and the names in the order of the ids."""
-    by_id: dict[int, str] = {}
+    by_id: dict[int | str, str] = {}
     for row, entry in enumerate(document["categories"]):
-        number, name = required_entry(entry, "id", f"{file}, categories[{row}]"), required_entry(entry, "name", file)
+        where = f"{file}, categories[{row}]"
+        number, name = required_id(entry, "id", where), str(required_entry(entry, "name", where))
+        if not name.isprintable():
+            raise UserError(f"{where}: name {name!r} has signs that cannot be printed; rename it")
         if number in by_id:
             raise UserError(f"{file}, categories[{row}]: id {number} occurs twice")
-        by_id[number] = str(name)
-    names = [by_id[number] for number in sorted(by_id)]
+        by_id[number] = name
+    names = [by_id[number] for number in sorted(by_id, key=lambda number: (isinstance(number, str), number))]
     if not names or len(set(names)) != len(names):
         raise UserError(f"{file}: categories must have different names, got {names[:20]}")
     return by_id, names
@@ -68,16 +74,16 @@ def _coco_set(
 ) -> DetectionSet:
     folder = Path(root).expanduser() if root is not None else Path(file).expanduser().parent
     by_id, _ = _coco_categories(document, file)
-    rows: dict[int, int] = {}
+    rows: dict[int | str, int] = {}
     paths, places, sizes = [], [], []
     for row, entry in enumerate(document["images"]):
         where = f"{file}, images[{row}]"
-        number = required_entry(entry, "id", where)
+        number = required_id(entry, "id", where)
         if number in rows:
             raise UserError(f"{where}: id {number} is that of images[{rows[number]}] already; image ids must differ")
         rows[number] = row
         path = folder / str(required_entry(entry, "file_name", where))
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{where}: image {path} does not exist; set path to the folder that file names start from")
         paths.append(path)
         places.append(where)
@@ -88,12 +94,12 @@ def _coco_set(
     seen: set[Any] = set()
     for number, entry in enumerate(document["annotations"]):
         where = f"{file}, annotations[{number}]"
-        identity = entry.get("id") if isinstance(entry, dict) else None
+        identity = required_id(entry, "id", where) if isinstance(entry, dict) and entry.get("id") is not None else None
         if identity is not None and identity in seen:
             check.drop("second annotation with the same id", where)
             continue
         seen.add(identity)
-        image, category = required_entry(entry, "image_id", where), required_entry(entry, "category_id", where)
+        image, category = required_id(entry, "image_id", where), required_id(entry, "category_id", where)
         if image not in rows:
             check.drop("annotation of an unknown image", where)
             continue
@@ -115,6 +121,7 @@ def _stated_size(entry: dict[str, Any], path: Path, where: str) -> tuple[int, in
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
         return header_size(path, where)
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise UserError(f"{where}: height {height!r} and width {width!r} must be whole numbers above 0")
+    if not all(isinstance(side, int) and 0 < side < _LARGEST_SIDE for side in (height, width)):
+        told = " and ".join(f"{name} {str(side)[:20]}" for name, side in (("height", height), ("width", width)))
+        raise UserError(f"{where}: {told} must be whole numbers above 0")
     return height, width

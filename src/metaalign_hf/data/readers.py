@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError, one_line
+from ..paths import is_file
 from ..text_files import read_text
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
@@ -16,6 +18,8 @@ from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorL
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
 __all__ = ["dataset_split", "load_splits", "read_domain", "required_path"]
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
@@ -192,7 +196,7 @@ def _read_list(path: str, config: DomainConfig, name: str) -> list[_Row]:
     if unlabelled and len(unlabelled) < len(rows):
         raise UserError(f"{unlabelled[0]}: no label after the path; lines are `path label`")
     for row in rows:
-        if not row.path.is_file():
+        if not is_file(row.path):
             advice = "set root to the folder that paths start from"
             if other := _other_separator(row):
                 advice = f"separate path and label by a space or a tab, not by {other!r}"
@@ -216,14 +220,14 @@ def _classes(rows: list[_Row], names: list[str] | None, config: DomainConfig) ->
     own (`Art/Alarm_Clock/00001.jpg 0`), or else by themselves. Other labels are names already.
     """
     texts = sorted({row.label for row in rows if row.label is not None})
-    numeric = all(text.lstrip("-").isdigit() for text in texts)
+    numeric = all(_WHOLE.fullmatch(text) for text in texts)
     if names is not None:
         index = {}
         for row in rows:
             text = row.label or ""
             if text in names:
                 index[text] = names.index(text)
-            elif text.isdigit() and int(text) < len(names):
+            elif _WHOLE.fullmatch(text) and 0 <= int(text) < len(names):
                 index[text] = int(text)
             else:
                 raise UserError(
@@ -347,7 +351,7 @@ def _dataset_labels(
             return None, None, True
         return list(feature.names), tuple(values), True
     texts = {str(value) for value in values}
-    names = sorted(texts, key=int) if all(text.isdigit() for text in texts) else sorted(texts)
+    names = sorted(texts, key=int) if all(_WHOLE.fullmatch(text) for text in texts) else sorted(texts)
     index = {text: i for i, text in enumerate(names)}
     return names, tuple(index[str(value)] for value in values), False
 

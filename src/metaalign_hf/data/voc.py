@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
@@ -10,6 +11,7 @@ from defusedxml.ElementTree import parse
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from ..paths import is_file
 from ..text_files import read_text
 from .annotations import ClassNames, FoundObject, header_size, packed
 from .bad_boxes import BoxCheck
@@ -19,6 +21,8 @@ from .objects import DetectionSet
 from .readers import required_path
 
 __all__ = ["read_voc"]
+
+_SIDE = re.compile(r"\s*[0-9]{1,9}\s*")
 
 
 def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
@@ -57,12 +61,14 @@ def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCh
         stems = [line.split()[0] for line in text.splitlines() if line.strip()]
         if not stems:
             raise UserError(f"domain {name}: the list {listing} is empty")
+        seen: set[str] = set()
         for row, stem in enumerate(stems, start=1):
             where = f"{listing}, line {row}"
-            if stem in stems[: row - 1]:
+            if stem in seen:
                 raise UserError(f"{where}: {stem} is listed twice")
+            seen.add(stem)
             candidates = [base / "JPEGImages" / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES]
-            image = next((path for path in candidates if path.is_file()), None)
+            image = next((path for path in candidates if is_file(path)), None)
             if image is None:
                 raise UserError(f"{where}: there is no image {base / 'JPEGImages' / stem}.*")
             size, objects = _voc_objects(base / "Annotations" / f"{stem}.xml", image, names, check)
@@ -82,12 +88,12 @@ def _voc_objects(
         root: Element = parse(path).getroot()
     except OSError as error:
         raise UserError(f"annotation {path} cannot be read ({error.strerror})") from error
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # of an encoding that is unknown
         raise UserError(f"annotation {path} is not valid VOC xml ({error})") from error
     height, width = root.findtext("size/height"), root.findtext("size/width")
     size = (
         (int(height), int(width))
-        if height is not None and width is not None and height.strip().isdigit() and width.strip().isdigit()
+        if height is not None and width is not None and _SIDE.fullmatch(height) and _SIDE.fullmatch(width)
         else (0, 0)
     )
     if 0 in size:  # some tools leave the size out, or at 0
@@ -106,7 +112,9 @@ def _voc_objects(
         try:
             left, top, right, bottom = (float(text or "") for text in texts)
         except ValueError as error:
-            raise UserError(f"{where}: bndbox must hold xmin, ymin, xmax and ymax as numbers, got {texts}") from error
+            raise UserError(
+                f"{where}: bndbox must hold xmin, ymin, xmax and ymax as numbers, got {str(texts)[:200]}"
+            ) from error
         # VOC counts pixels from 1 and includes the last one.
         box = check.clip((left - 1, top - 1, right, bottom), size, where)
         if box is not None:

@@ -79,9 +79,11 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     try:
         names = json.loads((folder / MODEL_CONFIG_FILE).read_text()).get("architectures") or [""]
         kind = getattr(transformers, task_of_architecture(names[0]).auto_class)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         with quiet_loading():
-            model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+            model, info = kind.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
     except UserError as error:
         raise UserError(str(error).replace(str(folder), checkpoint)) from error
     except Exception as error:  # damaged files make the libraries raise nearly anything
