@@ -1,4 +1,4 @@
-"""`metaalign train | evaluate | predict | export | push`.
+"""`metaalign train | evaluate | predict | export | push | runs`.
 
 Nothing here imports torch: help, the version and usage errors are answered at once.
 """
@@ -21,6 +21,7 @@ USAGE = """usage: metaalign COMMAND ...
   predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
+  runs      FOLDER                                            a table of the runs in a folder
 
 metaalign COMMAND --help explains a command, metaalign --version says which release this is.
 
@@ -29,7 +30,7 @@ DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER
 detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
-COMMANDS = ("train", "evaluate", "predict", "export", "push")
+COMMANDS = ("train", "evaluate", "predict", "export", "push", "runs")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,7 +59,8 @@ def run(arguments: list[str]) -> int:
         arguments: The words after `metaalign`.
 
     Returns:
-        The exit code: 0, or 1 where `predict` could read no image, or 2 for bad input, or 130 when interrupted.
+        The exit code: 0, or 1 where `predict` could read no image, or 2 for bad input, or 130 when interrupted. A run
+        that was stopped and saved has 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP, and 124 at `training.max_time`.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -75,7 +77,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"metaalign: {one_line(error)}", file=sys.stderr)
         return 2
-    except SystemExit as end:  # argparse has printed the help
+    except SystemExit as end:  # argparse has printed the help, or a run was stopped and has said so
         return int(end.code or 0)
     except BrokenPipeError:
         raise
@@ -87,8 +89,7 @@ def run(arguments: list[str]) -> int:
         print(f"metaalign: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        more = "; a run with checkpoints goes on with --training.resume true" if command == "train" else ""
-        print(f"metaalign: stopped{more}", file=sys.stderr)
+        print("metaalign: stopped", file=sys.stderr)
         return 130
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 
-__all__ = ["disk_reason", "refuse_unwritable", "told_disk_errors", "write_whole", "writing"]
+__all__ = ["disk_reason", "flush_to_disk", "refuse_unwritable", "told_disk_errors", "write_whole", "writing"]
 
 
 @contextmanager
@@ -61,14 +62,35 @@ def refuse_unwritable(folder: Path, key: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text such that the file is there whole or not at all."""
+    """Write a text such that the file is there whole or not at all, whatever happens to the process or the machine."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
+        flush_to_disk(partial)
         partial.replace(path)
+        flush_to_disk(path.parent)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk and not in memory alone.
+
+    Args:
+        path: The file or folder.
+    """
+    if path.is_dir() and os.name == "nt":  # which cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot; what they say of a full or broken disk counts.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def disk_reason(error: Exception) -> str | None:

@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 __all__ = [
+    "BAD_IMAGES_FILE",
+    "BAD_STEP_FILE",
     "BASELINE_FOLDER",
     "CANDIDATES_FOLDER",
     "CARD_FILE",
@@ -13,11 +15,14 @@ __all__ = [
     "CONFIG_FILE",
     "DETECTIONS_FILE",
     "FIGURES_FOLDER",
+    "LOCK_FILE",
+    "LOG_FILE",
     "METRICS_FILE",
     "MODEL_CONFIG_FILE",
     "PROCESSOR_FILES",
     "PUSH_FOLDER",
     "RECORD_FILES",
+    "RUN_FILE",
     "SELECTED_FOLDER",
     "SUMMARY_FILE",
     "TARGET_IMAGES_FILE",
@@ -72,6 +77,21 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 PUSH_FOLDER = ".push"
 """The state that is being pushed in the background."""
+
+LOCK_FILE = ".lock"
+"""Who writes the folder, while somebody does."""
+
+LOG_FILE = "log.txt"
+"""What the run said, with the time."""
+
+RUN_FILE = "run.json"
+"""How it was run: command, versions, commit, machine. It stays on the machine."""
+
+BAD_IMAGES_FILE = "bad_images.jsonl"
+"""Images that could not be read and were skipped."""
+
+BAD_STEP_FILE = "bad_step.json"
+"""The step at which a run stopped because its numbers were not finite."""
 
 
 def with_present_names(summary: dict[str, Any]) -> dict[str, Any]:

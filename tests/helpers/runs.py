@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,17 +45,41 @@ def run_until_checkpoint(arguments: list[str]) -> None:
     """A run that is killed when its first checkpoint is written."""
     script = (
         "import sys, os, signal\n"
-        "from metaalign_hf.training import loop\n"
+        "from metaalign_hf.training import keeping\n"
         "from metaalign_hf.cli import run\n"
-        "save = loop.save_checkpoint\n"
+        "save = keeping.save_checkpoint\n"
         "def save_and_die(*args, **keywords):\n"
         "    save(*args, **keywords)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_checkpoint = save_and_die\n"
+        "keeping.save_checkpoint = save_and_die\n"
         "run(sys.argv[1:])\n"
     )
     died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
     assert died.returncode == -signal.SIGKILL
+
+
+def when_reached(output: Path, step: int, act: Callable[[], object]) -> threading.Thread:
+    """Does something, from a thread, once a run has logged a step."""
+    metrics = output / "metrics.jsonl"
+
+    def wait() -> None:
+        for _ in range(60_000):
+            if metrics.exists() and f'{{"step": {step}, ' in metrics.read_text():
+                act()
+                return
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def signalled(arguments: list[str], output: Path, step: int, number: int) -> int:
+    """The exit code of a run in this process that gets a signal once it has logged a step."""
+    thread = when_reached(output, step, lambda: os.kill(os.getpid(), number))
+    code = run(arguments)
+    thread.join()
+    return code
 
 
 def launch(output: Path, *options: str, config: str = TINY) -> subprocess.CompletedProcess:

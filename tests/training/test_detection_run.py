@@ -93,16 +93,16 @@ def killed_and_resumed(pair, output: Path, monkeypatch, **overrides: object) -> 
     class Killed(BaseException):
         pass
 
-    from metaalign_hf.training import loop
+    from metaalign_hf.training import keeping
 
-    save = loop.save_checkpoint
+    save = keeping.save_checkpoint
 
     def save_and_die(folder, step, *arguments, **options):
         save(folder, step, *arguments, **options)
         if step == 4:
             raise Killed
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(keeping, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
         train(pair, output, **options)
     monkeypatch.undo()

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from metaalign_hf.cli import run
 from tests.helpers.runs import TINY
 
-CONTINUES = "go on with --training.resume true"
+CONTINUES = "go on with --training.resume auto"
 
 
 def train(output: Path, *options: str) -> int:
@@ -77,11 +78,15 @@ def test_a_full_disk_is_told(small_disk, capsys):
     assert f"{folder}/run" in error and "(No space left on device)" in error and CONTINUES in error
 
 
-def test_a_disk_that_is_full_at_once_is_told_and_left_as_it_was(small_disk, capsys):
-    folder, _ = small_disk
+def fill(folder: Path) -> None:
     with pytest.raises(OSError), (folder / "others").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
+
+
+def test_a_disk_that_is_full_at_once_is_told_and_left_as_it_was(small_disk, capsys):
+    folder, _ = small_disk
+    fill(folder)
     assert train(folder / "run") == 2
     assert "(No space left on device)" in line(capsys)
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["others"]
@@ -93,3 +98,33 @@ def test_a_read_only_disk_is_told_before_anything_is_read(small_disk, capsys):
     assert train(folder / "new" / "run", "--data.source", "imagefolder:/no/such/folder") == 2
     error = line(capsys)
     assert f"training.output_dir: {folder}/new/run cannot be written" in error and "read-only" in error
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert train(output, "--training.source_steps", "0", "--training.max_steps", "1", "--training.batch_size", "2") == 0
+    Image.new("RGB", (8, 8)).save(output.parent / "image.png")
+    return output
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_the_other_commands_tell_a_disk_that_cannot_be_written(command, how, model, small_disk, capsys):
+    folder, mount = small_disk
+    fill(folder)
+    if how == "read-only":
+        mount("remount,ro")
+    arguments = {
+        "predict": ["predict", model, model.parent / "image.png", "--output", folder / "answers.csv"],
+        "evaluate": ["evaluate", model, "--data", "uci_digits", "--output", folder / "figures.json"],
+        "export": ["export", model, folder / "native"],
+        "onnx": ["export", model, folder / "native", "--onnx"],
+    }[command]
+    capsys.readouterr()
+    assert run([str(word) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    lines = [entry for entry in error.splitlines() if entry.startswith("metaalign: ")]
+    reason = "No space left on device" if how == "full" else "Read-only file system"
+    assert len(lines) == 1 and str(folder) in lines[0] and reason in lines[0] and "Traceback" not in error
+    assert [path.name for path in folder.iterdir()] == ["others"]

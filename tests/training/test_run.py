@@ -51,7 +51,7 @@ def test_the_summary_is_what_the_loaded_checkpoint_measures(finished):
 def test_the_folder_holds_no_pickle_and_the_metrics_are_complete(finished):
     output, summary = finished
     suffixes = {path.suffix for path in output.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png"}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png", ".txt"}
     assert (output / "figures" / "training.png").exists(), "a short run has its figure too"
     with Image.open(output / "target_images.png") as picture:
         assert picture.width > 8 * 150
@@ -331,4 +331,4 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--training.resume true" in errors and "Traceback" not in errors
+    assert "--training.resume auto" in errors and "Traceback" not in errors

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
+from accelerate.utils import broadcast
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..coordination import frozen_running_statistics, has_live_statistics
 from ..errors import UserError
@@ -110,7 +112,11 @@ class BatchStatistics:
         return nullcontext()
 
     def synchronise(self, model: nn.Module) -> None:
-        """Make the statistics the same on all processes, before an evaluation of the model that they share."""
+        """All processes take over the first one's statistics, before an evaluation of the model that they share.
+
+        DistributedDataParallel does so before every training pass, so training does not depend on it.
+        """
+        broadcast([buffer for layer in model.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()])
 
     def modules(self) -> dict[str, nn.Module]:
         """By file name, what a checkpoint must hold beside the model."""
@@ -217,6 +223,7 @@ class PerDomain(Mixed):
 
     def synchronise(self, model: nn.Module) -> None:
         """All processes take over the first one's statistics of both domains."""
+        super().synchronise(model)
         if self.source is not None:
             self.source.synchronise(model)
 

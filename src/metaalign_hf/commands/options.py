@@ -16,11 +16,12 @@ __all__ = ["Parser", "at_least_one", "default_batch_sizes", "refuse_existing", "
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command on a checkpoint; wrong ones raise `UserError`."""
+    """Arguments of a command, by default one on a checkpoint; wrong ones raise `UserError`."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, on_checkpoint: bool = True) -> None:
         super().__init__(prog=f"metaalign {command}", description=description)
-        self.add_argument("checkpoint", help="folder, Hub id or id@revision of a checkpoint")
+        if on_checkpoint:
+            self.add_argument("checkpoint", help="folder, Hub id or id@revision of a checkpoint")
 
     def error(self, message: str) -> NoReturn:
         """Raise the message that argparse would print."""

@@ -174,6 +174,9 @@ class DataConfig:
             crop_flip_strong (and blur, noise and cut-out; on images of the target crop and flip alone), of which strong
             has what leaves objects in their places; their crop keeps the objects whose centre stays inside.
         num_workers: Loader processes per domain; 0 loads in the main process.
+        on_bad_image: error, an image that cannot be read stops the run, which can go on once it is put right; or skip,
+            it is replaced by the next one of its domain in training, and left out of the evaluation, for which all test
+            images are read once before the run. bad_images.jsonl in training.output_dir lists them.
     """
 
     source: DomainConfig | list[DomainConfig]
@@ -188,6 +191,7 @@ class DataConfig:
         "crop_flip"
     )
     num_workers: int = 0
+    on_bad_image: Literal["error", "skip"] = "error"
 
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "image_size": Limits(1),

@@ -117,7 +117,9 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
         "pseudo_label_threshold": ((_positive("pseudo_label_weight"),),),
         "select_tolerance": ((_given("select_by"),),),
         "selection_images": ((_given("select_by"),),),
-        "keep_checkpoints": ((_positive("checkpoint_every"),),),
+        "keep_checkpoints": (
+            (Condition("checkpoint_every", "a number above 0, or null", lambda value: value is None or value > 0),),
+        ),
     },
     "hub": {
         "private": (_PUSHED,),

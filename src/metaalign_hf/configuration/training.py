@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from ..checks import LARGEST_SEED, Limits, check_entries, check_pretrained
 from ..errors import UserError
 from .data import DataConfig
+from .durations import seconds_of
 from .hub import HubConfig
 from .reading import own_rule, refuse_unread
 
@@ -244,11 +245,19 @@ class TrainingConfig:
         baseline: Also train the same number of steps on the source alone, from the same seed, in output_dir/baseline,
             and state the gain against it.
         log_every: Steps between lines of metrics.jsonl.
-        checkpoint_every: Steps between resumable checkpoints; 0 writes none.
+        checkpoint_every: Steps between resumable checkpoints; null writes one every ten minutes, and 0 none. A run that
+            is stopped by a signal, or by max_time, writes one in any case.
         keep_checkpoints: How many of the newest checkpoints stay.
         evaluation_batch_size: Images in an evaluation batch.
         trackers: Experiment trackers of accelerate, such as tensorboard.
-        resume: Go on from the newest checkpoint in output_dir, if there is one.
+        resume: auto (or true) goes on from the newest checkpoint in output_dir that is not damaged, and starts from the
+            beginning where there is none; never (or false) refuses a folder that holds a run; or the folder of a
+            checkpoint in output_dir, from which the run goes on, whatever came after.
+        max_time: Stop after this time: save a checkpoint and exit with code 124, to go on with resume. Seconds, or a
+            text such as 3h50m, 90m or 45s; null has no limit.
+        max_bad_steps: A step whose losses or gradients are not finite is skipped: nothing changes but the count. After
+            so many in a row the run stops, and bad_step.json in output_dir says what was in the batch. 0 stops at the
+            first.
     """
 
     output_dir: str = "runs/adaptation"
@@ -274,11 +283,13 @@ class TrainingConfig:
     selection_images: int = 512
     baseline: bool = False
     log_every: int = 20
-    checkpoint_every: int = 0
+    checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 64
     trackers: list[str] = field(default_factory=list)
-    resume: bool = False
+    resume: bool | str = "never"
+    max_time: float | str | None = None
+    max_bad_steps: int = 3
 
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "source_steps": Limits(0),
@@ -294,6 +305,8 @@ class TrainingConfig:
         "selection_images": Limits(1),
         "log_every": Limits(1),
         "checkpoint_every": Limits(0),
+        "max_time": Limits(0, inside=True),
+        "max_bad_steps": Limits(0),
         "keep_checkpoints": Limits(1),
         "evaluation_batch_size": Limits(1),
     }
@@ -308,6 +321,10 @@ class TrainingConfig:
             UserError: For the first one.
         """
         check_entries(self, "training.", self.LIMITS)
+        if isinstance(self.resume, bool):
+            self.resume = "auto" if self.resume else "never"
+        if self.max_time is not None:
+            seconds_of(self.max_time, "training.max_time")
         threshold = self.pseudo_label_threshold
         for name, value in threshold.items() if isinstance(threshold, dict) else [("", threshold)]:
             if not 0 <= value <= 1:

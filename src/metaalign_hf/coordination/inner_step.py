@@ -210,6 +210,8 @@ class StepGuard:
             test_loss: Its loss at theta'.
             product: `<alpha g_train, g_test>`.
         """
+        if not (math.isfinite(train_loss) and math.isfinite(test_loss) and math.isfinite(product)):
+            return  # a step that is not taken
         keep = self.memory
         self._loss[train] = keep * self._loss.get(train, train_loss) + (1 - keep) * train_loss
         mean = self._loss.get(test)

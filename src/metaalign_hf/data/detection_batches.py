@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from ..errors import UserError
 from .images import read_images
 from .objects import DetectionSet, Objects
-from .streams import endless
+from .streams import endless, read_for_training
 
 __all__ = [
     "DETECTION_AUGMENTATIONS",
@@ -212,20 +212,23 @@ class _Augmented:
     processor: Any
     boxes_relative_to_image: bool
     augmentation: str
+    replace: bool
 
     def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Any]:
         known = self.images.objects
+        kept_indices, read, said = read_for_training(self.images, indices, self.replace)
         pairs = [
             augment_objects(
-                self.images[index],
+                image,
                 None if known is None else known[index],
                 self.augmentation,
                 int(generator.integers(2**31)),
             )
-            for index in indices
+            for index, image in zip(kept_indices, read, strict=True)
         ]
         objects = None if known is None else [kept for _, kept in pairs if kept is not None]
-        return detection_batch([image for image, _ in pairs], objects, self.processor, self.boxes_relative_to_image)
+        batch = detection_batch([image for image, _ in pairs], objects, self.processor, self.boxes_relative_to_image)
+        return {**batch, **said}
 
 
 def detection_stream(
@@ -234,6 +237,7 @@ def detection_stream(
     boxes_relative_to_image: bool,
     *,
     augmentation: str = "crop_flip",
+    replace: bool = False,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """An endless stream of training batches for a detector.
@@ -243,6 +247,7 @@ def detection_stream(
         processor: The detector's image processor.
         boxes_relative_to_image: As `detection_batch` takes it.
         augmentation: One of `DETECTION_AUGMENTATIONS`.
+        replace: Whether an image that cannot be read is replaced by another one of its domain; else it is an error.
         **options: As `endless` takes them: `batch_size` and `seed` at least.
 
     Returns:
@@ -252,7 +257,7 @@ def detection_stream(
         UserError: If the domain is smaller than a batch, or the augmentation is not one for detectors.
     """
     _check_augmentation(augmentation)
-    return endless(images, _Augmented(images, processor, boxes_relative_to_image, augmentation), **options)
+    return endless(images, _Augmented(images, processor, boxes_relative_to_image, augmentation, replace), **options)
 
 
 def detection_batches(

@@ -8,16 +8,18 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from transformers import BitImageProcessor
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from .bad_images import name_of, read_replacing
 from .domains import AnnotatedImages
 from .images import ImageSet, read_images
 from .transforms import AUGMENTATIONS, augment, preprocess
@@ -87,8 +89,14 @@ def _stream_indices(num_images: int, seeds: list[int], first: int, last: int) ->
     return found
 
 
+_REFUSED, _DRAWN, _UNREADABLE = "refused", "drawn", "unreadable"
+# Beside what a model takes, what a batch says of itself; taken off before anybody sees it.
+
 Make = Callable[[Sequence[int], np.random.Generator], dict[str, Any]]
 """Makes a batch of the images with these indices; a data class rather than a function, so that workers can have it."""
+
+Heard = Callable[[list[str], list[tuple[str, str, str]]], None]
+"""Is told the images of a batch, see `endless`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,13 @@ class _Batches(Dataset):
         else:
             whole = batch_indices(len(self.images), size, self.seed, batch)
         mine = whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        values = self.make(mine, np.random.default_rng([self.seed, 1, batch, self.rank]))
+        try:
+            values = self.make(mine, np.random.default_rng([self.seed, 1, batch, self.rank]))
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return {_REFUSED: str(error)}  # an exception would come out of a worker with its traceback as its text
+        values[_DRAWN] = mine
         if len(parts) > 1:
             ends = list(itertools.accumulate(parts))
             values["source_index"] = torch.tensor([bisect_right(ends, i) for i in mine])
@@ -128,6 +142,7 @@ def endless(
     rank: int = 0,
     world_size: int = 1,
     even: bool = True,
+    heard: Heard | None = None,
 ) -> Iterator[dict[str, Any]]:
     """An endless stream of training batches; batch i depends on the seed and i alone.
 
@@ -142,6 +157,8 @@ def endless(
         rank: Number of this process.
         world_size: Number of processes.
         even: Of images that were joined from several domains, take as many from each; else in proportion to their size.
+        heard: Called for every batch with the names of its images as they were drawn, and with domain, name and reason
+            of each that could not be read and was replaced.
 
     Returns:
         An iterator over what `make` gives, for joined domains with `source_index` `(B,)`, the number of each row's
@@ -164,7 +181,72 @@ def endless(
         # A generator of its own: starting the loader must not draw from the random numbers of training.
         generator=torch.Generator().manual_seed(seed),
     )
-    return iter(loader)
+    return _told(iter(loader), images, heard)
+
+
+def _told(loader: Iterator[dict[str, Any]], images: AnnotatedImages, heard: Heard | None) -> Iterator[dict[str, Any]]:
+    """The batches of a loader, without what they say of themselves."""
+    while True:
+        try:
+            batch = next(loader)
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_dead_worker(error):
+                raise
+            raise dead_worker(error, f"domain {images.name}: ") from error
+        if _REFUSED in batch:
+            raise UserError(batch[_REFUSED])
+        drawn, unreadable = batch.pop(_DRAWN), batch.pop(_UNREADABLE, ())
+        if heard is not None:
+            names = [name_of(images, index) for index in drawn]
+            heard(names, [(images.name, name_of(images, index), reason) for index, reason in unreadable])
+        yield batch
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether an error is torch's of a data worker that died; it may come at any moment, wherever the program is."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def dead_worker(error: BaseException, where: str = "") -> UserError:
+    """What to say of it."""
+    return UserError(
+        f"{where}a data worker died ({one_line(error, first=True)}); if memory ran out, lower data.num_workers or "
+        "training.batch_size"
+    )
+
+
+@contextmanager
+def told_dead_worker() -> Iterator[None]:
+    """Report a data worker that died in one line, wherever torch tells of it.
+
+    Raises:
+        UserError: In place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_dead_worker(error):
+            raise
+        raise dead_worker(error) from error
+
+
+def read_for_training(
+    images: Any, indices: Sequence[int], replace: bool
+) -> tuple[list[int], list[Tensor], dict[str, Any]]:
+    """The images of a batch.
+
+    Args:
+        images: An `ImageSet` or a `DetectionSet`.
+        indices: Indices into it.
+        replace: Whether an image that cannot be read is replaced; else it stops the run.
+
+    Returns:
+        The indices that were read, their images, and what the batch says of itself.
+    """
+    if not replace:
+        return list(indices), [images[index] for index in indices], {}
+    kept, read, bad = read_replacing(images, indices)
+    return kept, read, {_UNREADABLE: bad}
 
 
 @dataclass(frozen=True)
@@ -172,16 +254,23 @@ class _Augmented:
     images: ImageSet
     processor: BitImageProcessor
     augmentation: str
+    replace: bool
 
-    def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Tensor]:
-        pixel_values = augment([self.images[i] for i in indices], self.processor, self.augmentation, generator)
+    def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Any]:
+        kept, read, said = read_for_training(self.images, indices, self.replace)
+        pixel_values = augment(read, self.processor, self.augmentation, generator)
         if self.images.labels is None:
-            return {"pixel_values": pixel_values}
-        return {"pixel_values": pixel_values, "labels": torch.tensor([self.images.labels[i] for i in indices])}
+            return {"pixel_values": pixel_values, **said}
+        return {"pixel_values": pixel_values, "labels": torch.tensor([self.images.labels[i] for i in kept]), **said}
 
 
 def training_stream(
-    images: ImageSet, processor: BitImageProcessor, *, augmentation: str = "crop_flip", **options: Any
+    images: ImageSet,
+    processor: BitImageProcessor,
+    *,
+    augmentation: str = "crop_flip",
+    replace: bool = False,
+    **options: Any,
 ) -> Iterator[dict[str, Tensor]]:
     """An endless stream of training batches for a classifier.
 
@@ -189,6 +278,7 @@ def training_stream(
         images: The images; with labels the batches have labels.
         processor: The model's image processor.
         augmentation: As `augment` takes it.
+        replace: Whether an image that cannot be read is replaced by another one of its domain; else it is an error.
         **options: As `endless` takes them: `batch_size` and `seed` at least.
 
     Returns:
@@ -200,7 +290,7 @@ def training_stream(
     """
     if augmentation not in AUGMENTATIONS:
         raise UserError(f"data.augmentation: {augmentation} is for detectors; use {', '.join(AUGMENTATIONS)}")
-    return endless(images, _Augmented(images, processor, augmentation), **options)
+    return endless(images, _Augmented(images, processor, augmentation, replace), **options)
 
 
 def evaluation_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..batch_norm import RECALIBRATION_IMAGES, Rows, batch_statistics
 from ..configuration import Config, DomainConfig
 from ..coordination import SharedPrefix
+from ..data.bad_images import BadImages, name_of, read_replacing, readable
 from ..errors import UserError
 from ..models.origin import is_pretrained
 from ..tables import write_table
@@ -105,6 +106,8 @@ class Task:
         validator: Name of the validator that selects checkpoints by default; None where there are none.
         statistics: What batch normalisation does in the run.
         target_losses: Further terms of the task loss, on target images.
+        bad_images: The images that could not be read and were skipped.
+        drawn: By domain, the names of the images of the last micro-batches.
     """
 
     kind: ClassVar[TaskKind]
@@ -112,9 +115,29 @@ class Task:
     model: Any
 
     def __init__(self, config: Config, pair: DomainPair[Any], model: PreTrainedModel, processor: Any) -> None:
+        self.bad_images = BadImages()
+        self.drawn: dict[str, list[list[str]]] = {}
+        if config.data.on_bad_image == "skip":
+            pair = self._readable(pair)
         self.config, self.pair, self.model, self.processor = config, pair, model, processor
         self.statistics = batch_statistics(config.training.batch_norm, model, is_pretrained(model.config))
         self.target_losses: list[TargetLoss] = []
+
+    def _readable(self, pair: DomainPair[Any]) -> DomainPair[Any]:
+        """The pair without the test images that cannot be read."""
+        names = ("source_test", "target_test_images", "target_evaluation")
+        views = {name: getattr(pair, name) for name in names}
+        found = {name: readable(view, self.bad_images) for name, view in views.items() if view is not None}
+        return replace(pair, **found)
+
+    def read(self, images: Any, indices: Sequence[int]) -> list[Tensor]:
+        """Unlabelled training images; one that cannot be read stops the run, or is replaced where it may be skipped."""
+        if self.config.data.on_bad_image == "error":
+            return [images[index] for index in indices]
+        _, read, unreadable = read_replacing(images, indices)
+        for index, reason in unreadable:
+            self.bad_images.add(images.name, name_of(images, index), reason)
+        return read
 
     # Training
 
@@ -141,9 +164,16 @@ class Task:
             images: Any,
             seed: int,
             start_batch: int,
+            name: str,
             batch_size: int = training.batch_size,
             augmentation: str = data.augmentation,
         ) -> Iterator[Batch]:
+            def heard(drawn: list[str], unreadable: list[tuple[str, str, str]]) -> None:
+                # A step takes so many batches of each domain.
+                self.drawn[name] = [*self.drawn.get(name, []), drawn][-training.gradient_accumulation_steps :]
+                for image in unreadable:
+                    self.bad_images.add(*image)
+
             return self.stream(
                 images,
                 batch_size=batch_size,
@@ -154,15 +184,18 @@ class Task:
                 rank=rank,
                 world_size=world_size,
                 even=data.source_sampling == "even",
+                heard=heard,
+                **({"replace": True} if data.on_bad_image == "skip" else {}),
             )
 
-        source = stream(self.pair.source_train, 2 * training.seed, source_batch)
+        source = stream(self.pair.source_train, 2 * training.seed, source_batch, "source")
         if (few := self.pair.target_labeled) is not None:
             size = min(training.batch_size, max(1, len(few) // world_size))
-            labelled = stream(few, 2 * training.seed + 1_000_000, source_batch, size)
+            labelled = stream(few, 2 * training.seed + 1_000_000, source_batch, "labelled target", size)
             source = map(self.with_target_labels, source, labelled)
         weak = self.target_augmentation
-        return source, stream(self.pair.target_train, 2 * training.seed + 1, target_batch, augmentation=weak)
+        seed = 2 * training.seed + 1
+        return source, stream(self.pair.target_train, seed, target_batch, "target", augmentation=weak)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """The passes of one step.
@@ -250,7 +283,7 @@ class Task:
         order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
         size = min(training.evaluation_batch_size, len(view))
         for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
-            yield self.pixel_values([view[index] for index in order[start : start + size]])
+            yield self.pixel_values(self.read(view, order[start : start + size]))
 
     # Reports
 

@@ -26,7 +26,8 @@ def baseline_config(config: Config) -> Config:
         output_dir=str(Path(config.training.output_dir) / BASELINE_FOLDER),
         baseline=False,
         # An interrupted run may have left it anywhere.
-        resume=True,
+        resume="auto",
+        max_time=None,
         trackers=[],
         pseudo_label_weight=0.0,
         pseudo_label_threshold=TrainingConfig.pseudo_label_threshold,

@@ -1,5 +1,8 @@
 """Resumable checkpoints: tensors as safetensors, the rest as JSON, never a pickle.
 
+A checkpoint is written aside, flushed to the disk, and renamed when it is whole; `sha256.json` in it has the checksums
+of its files. So a kill or a power cut leaves it whole or not there, and what a disk or a copy damaged is noticed.
+
 `checkpoints/step-000500/` holds `model.safetensors` (and `average.safetensors`, where an average of the weights is
 kept, and what the mode of batch normalisation keeps), `optimizer.safetensors` and `state.json`. Under FSDP2 the files
 hold whole tensors, whatever the shards.
@@ -9,20 +12,37 @@ to save.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from ..disk import flush_to_disk
 from ..errors import UserError, one_line
 from ..run_folder import CHECKPOINTS_FOLDER
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint", "whole_tensors"]
+__all__ = [
+    "checkpoint_folder",
+    "checkpoints",
+    "damage",
+    "drop_after",
+    "load_checkpoint",
+    "read_state",
+    "save_checkpoint",
+    "step_of",
+    "whole_tensors",
+]
+
+_CHECKSUMS = "sha256.json"
+_NAME = re.compile(r"step-(\d+)")
 
 
 def save_checkpoint(
@@ -37,9 +57,6 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint after `step` steps and delete all but the newest `keep`; a collective call under FSDP2.
 
-    The folder appears under its final name only when it is complete, so that a killed run never leaves half a
-    checkpoint.
-
     Args:
         output_dir: The run's folder.
         step: Number of steps taken.
@@ -52,7 +69,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    folder = output_dir / CHECKPOINTS_FOLDER / f"step-{step:06d}"
+    folder = checkpoint_folder(output_dir, step)
     tensors, numbers = _split_optimizer_state(optimizer)
     files = {name: whole_tensors(module.state_dict()) for name, module in modules.items()}
     files["optimizer"] = whole_tensors(tensors)
@@ -60,21 +77,85 @@ def save_checkpoint(
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        save_file(content, partial / f"{name}.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, **state}, indent=2) + "\n")
+    try:
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            save_file(content, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, **state}, indent=2) + "\n")
+        sums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+        (partial / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+        for path in (*partial.iterdir(), partial):
+            flush_to_disk(path)
+    except (OSError, SafetensorError):
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk has other uses for the room
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    for old in _checkpoints(output_dir)[:-keep]:
+    flush_to_disk(folder.parent)
+    for old in checkpoints(output_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    found = _checkpoints(output_dir)
-    return found[-1] if found else None
+def checkpoint_folder(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return output_dir / CHECKPOINTS_FOLDER / f"step-{step:06d}"
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, the newest one last."""
+    found = (output_dir / CHECKPOINTS_FOLDER).glob("step-*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """How many steps had been taken at a checkpoint, by its name."""
+    found = _NAME.fullmatch(folder.name)
+    return int(found.group(1)) if found else 0
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written.
+
+    Of a checkpoint of an older release, which has no checksums, it is not known.
+
+    Args:
+        folder: As `checkpoints` gives it.
+    """
+    try:
+        sums = json.loads((folder / _CHECKSUMS).read_text())
+        for name, wanted in sums.items():
+            if _checksum(folder / name) != wanted:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        return None if missing == _CHECKSUMS and (folder / "state.json").is_file() else f"{missing} is missing"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return one_line(error)
+    return None
+
+
+def drop_after(output_dir: Path, step: int) -> None:
+    """Take away the checkpoints of later steps, which a run that goes on from here makes again; damaged ones go aside.
+
+    Args:
+        output_dir: The run's folder.
+        step: Steps taken.
+    """
+    for folder in checkpoints(output_dir):
+        if step_of(folder) <= step:
+            continue
+        if damage(folder) is None:
+            shutil.rmtree(folder)
+        else:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -84,8 +165,11 @@ def read_state(folder: Path) -> dict[str, Any]:
         UserError: If the file cannot be read.
     """
     try:
-        return json.loads((folder / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        state = json.loads((folder / "state.json").read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise ValueError("it has no step")
+        return state
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"checkpoint {folder}: state.json cannot be read ({error}); delete the folder") from error
 
 
@@ -93,7 +177,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
     """Put the tensors of a checkpoint into the modules and the optimiser.
 
     Args:
-        folder: As `latest_checkpoint` returns it.
+        folder: The checkpoint.
         modules: As for `save_checkpoint`.
         optimizer: An optimiser over the same parameters in the same order.
 
@@ -111,11 +195,6 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
             f"checkpoint {folder}: cannot be loaded ({one_line(error, first=True)}); delete the folder"
         ) from error
     _restore_optimizer_state(optimizer, tensors, read_state(folder)["optimizer"])
-
-
-def _checkpoints(output_dir: Path) -> list[Path]:
-    folder = output_dir / CHECKPOINTS_FOLDER
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""What a run says while it goes on: lines on the console, `metrics.jsonl` and trackers."""
+"""What a run says while it goes on: lines on the console and in `log.txt`, `metrics.jsonl` and trackers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from ..configuration import Config
-from ..run_folder import METRICS_FILE
+from ..errors import UserError, one_line
+from ..run_folder import LOG_FILE, METRICS_FILE
 
 __all__ = ["Journal"]
 
@@ -27,29 +30,66 @@ class Journal:
 
     def __init__(self, config: Config, accelerator: Accelerator, console: Console) -> None:
         self.config, self.accelerator, self.console = config, accelerator, console
+        self.trackers = bool(config.training.trackers)
+        self._early: list[str] | None = []
 
     def say(self, line: str) -> None:
-        """Print a line as it is."""
+        """Print a line as it is, and keep it in the log file."""
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        entry = f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n"
+        if self._early is not None:
+            self._early.append(entry)
+        else:
+            self._write(entry)
+
+    def open_log(self) -> None:
+        """From now on the run's folder may be written; what was said before is written first."""
+        early, self._early = self._early or [], None
+        self._write("".join(early))
+
+    def _write(self, text: str) -> None:
+        if self.accelerator.is_main_process and text:
+            with (Path(self.config.training.output_dir) / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(text)
 
     def start_trackers(self) -> None:
-        """Open the trackers, which are told the configuration."""
-        if self.config.training.trackers:
-            self.accelerator.init_trackers("metaalign", config=_flat_scalars(self.config))
+        """Open the trackers, which are told the configuration.
+
+        Raises:
+            UserError: If one cannot be opened.
+        """
+        if self.trackers:
+            try:
+                self.accelerator.init_trackers("metaalign", config=_flat_scalars(self.config))
+            except Exception as error:  # of whatever library
+                names = ", ".join(self.config.training.trackers)
+                raise UserError(f"training.trackers: {names} could not be started ({one_line(error)})") from error
 
     def end_trackers(self) -> None:
         """Close the trackers."""
-        if self.config.training.trackers:
-            self.accelerator.end_training()
+        self._tracked(self.accelerator.end_training)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append a line to the metrics, and send its numbers to the trackers."""
-        training = self.config.training
         if self.accelerator.is_main_process:
-            with (Path(training.output_dir) / METRICS_FILE).open("a") as file:
+            with (Path(self.config.training.output_dir) / METRICS_FILE).open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        if training.trackers:
-            self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        self._tracked(lambda: self.accelerator.log(numbers, step=step))
+
+    def _tracked(self, send: Callable[[], None]) -> None:
+        """Send something to the trackers. They are a convenience: one that fails never ends a run."""
+        if not self.trackers:
+            return
+        try:
+            send()
+        except Exception as error:  # of whatever library
+            self.trackers = False
+            names = ", ".join(self.config.training.trackers)
+            self.say(
+                f"Warning: the tracker failed ({one_line(error)}); nothing more is sent to {names}, the run goes on, "
+                f"and {METRICS_FILE} has every number."
+            )
 
 
 def _flat_scalars(config: Config) -> dict[str, int | float | str | bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,34 +15,39 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..batch_norm import check_batch_norm, require_batch_norm
 from ..configuration import Config
+from ..configuration.durations import seconds_of
 from ..configuration.hub import license_notes
 from ..coordination import StepReport
 from ..data import DomainPair
+from ..data.streams import told_dead_worker
 from ..disk import told_disk_errors
 from ..errors import UserError
 from ..hub import write_card
+from ..interruption import Interruption, told_interruption
 from ..progress import display, stage
 from ..reports.citations import citations_of_run
-from ..run_folder import CONFIG_FILE, SELECTED_FOLDER, SUMMARY_FILE
+from ..run_folder import BAD_IMAGES_FILE, CONFIG_FILE, SELECTED_FOLDER, SUMMARY_FILE
 from ..tasks.base import Task
 from ..tasks.building import build_task
+from .bad_steps import BadStep
 from .baseline import baseline_config, baseline_figures, read_summary
-from .checkpoints import load_checkpoint, read_state, save_checkpoint
+from .checkpoints import drop_after
 from .cosines import MeanCosines
 from .evaluating import Evaluator, check_validator
 from .given import recorded_config, with_domains_of
 from .journal import Journal
+from .keeping import Keeper
 from .longer import refuse_inexact, why_not_longer
-from .machine import build_accelerator, check_machine
+from .machine import Agreement, build_accelerator, check_machine
 from .optimizers import build_optimizer, parameter_groups
 from .publishing import Publisher
-from .run_folder import check_output_dir, truncate_metrics, write_config
+from .run_folder import skipped_checkpoints, take_folder, truncate_metrics, write_config
 from .schedules import evaluation_interval
+from .sessions import record_session
 from .stepper import Stepper
 from .summary import RunFacts, Summary, print_summary, write_summary
 from .validator_change import validator_changes
@@ -77,7 +83,8 @@ def adapt(
 
     Raises:
         UserError: If the configuration, the data or the output folder do not allow the run, or the loss diverges, or
-            the disk is full or cannot be written to.
+            the disk is full or cannot be written to, or an image cannot be read.
+        RunInterrupted: After a signal or `training.max_time`, when the run has been saved: a `SystemExit`.
         HubError: If the Hub refuses before the run, or the push at its end fails; the run's folder is then complete.
     """
     config = with_domains_of(config, pair)
@@ -89,12 +96,21 @@ def adapt(
 
     def advice() -> str:
         goes_on = (folder / CONFIG_FILE).exists() and not (folder / SUMMARY_FILE).exists()
-        return "; once that is put right, go on with --training.resume true" if goes_on else ""
+        return "; once that is put right, go on with --training.resume auto" if goes_on else ""
 
-    with told_disk_errors(folder, advice):
+    limit = config.training.max_time
+    stop = Interruption(None if limit is None else seconds_of(limit, "training.max_time"))
+    with (
+        told_interruption(),
+        stop.heard(),
+        told_disk_errors(folder, advice),
+        told_dead_worker(),
+        ExitStack() as cleanup,
+    ):
         # The model that was given is trained in place; the baseline starts from it as it was.
         untrained = deepcopy(model) if config.training.baseline else None
-        run = _Run(config, lambda: build_task(config, pair, model), recorded_config(config, pair, model))
+        recorded = recorded_config(config, pair, model)
+        run = _Run(config, lambda: build_task(config, pair, model), recorded, stop, cleanup)
 
         def baseline() -> dict[str, Any] | None:
             if not config.training.baseline:
@@ -104,7 +120,7 @@ def adapt(
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
                 recorded = recorded_config(alone, pair, untrained)
-                compared = _Run(alone, lambda: build_task(alone, pair, untrained), recorded).run()
+                compared = _Run(alone, lambda: build_task(alone, pair, untrained), recorded, stop, cleanup).run()
             return baseline_figures(compared, alone)
 
         return run.run(baseline)
@@ -116,7 +132,14 @@ class _Run:
     `step` counts optimiser steps over both phases.
     """
 
-    def __init__(self, config: Config, build_task: Callable[[], Task], recorded: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        build_task: Callable[[], Task],
+        recorded: dict[str, Any],
+        stop: Interruption,
+        cleanup: ExitStack,
+    ) -> None:
         training = config.training
         self.config = config
         self.output_dir = Path(training.output_dir)
@@ -125,7 +148,8 @@ class _Run:
         self.console = Console(stderr=False, quiet=not main)
         self.journal = Journal(config, self.accelerator, self.console)
         self.publisher = Publisher(config.hub, self.output_dir, self.journal, main)
-        checkpoint = check_output_dir(config, recorded)
+        self.stop = stop
+        checkpoint = take_folder(config, recorded, self.accelerator, cleanup)
         set_seed(training.seed)
         self.task = build_task()
         bare = self.task.model
@@ -142,20 +166,28 @@ class _Run:
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         model, self.optimizer = self.accelerator.prepare(bare, optimizer)
         self.weights = Weights(model, self.task.processor, self.accelerator, training.ema_decay)
-        self.stepper = Stepper(config, self.task, self.weights, self.optimizer)
+        self.stepper = Stepper(config, self.task, self.weights, self.optimizer, Agreement(self.accelerator))
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
         self.step, self.cosines = 0, MeanCosines(device)
+        self.keeper = Keeper(self.stepper, self.evaluator, self.publisher, self.cosines, stop, self.journal)
         self.step_seconds: list[float] = []
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self.step = self.keeper.restore(checkpoint)
         self.stepper.probe()
         self.stepper.open_streams(self.step)
         self.publisher.prepare()
         # Only now, when nothing about the run can be refused any more, is the folder touched.
         self.accelerator.wait_for_everyone()
         if main:
+            for line in skipped_checkpoints(self.output_dir, checkpoint):
+                self.journal.say(line)
+            drop_after(self.output_dir, self.step)
             write_config(self.output_dir, recorded)
             truncate_metrics(self.output_dir, self.step, training.source_steps + training.max_steps)
+            record_session(self.output_dir, config, self.accelerator, self.step)
+            self.journal.open_log()
+        self.accelerator.wait_for_everyone()
+        self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
         for note in [*self.task.notes, *license_notes(config.hub.license)]:
             self.journal.say(f"Note: {note}")
         self.journal.start_trackers()
@@ -174,13 +206,15 @@ class _Run:
             f"{source} -> {target}: {training.source_steps} steps on the source, then {training.max_steps} of "
             f"adaptation, on {self.accelerator.device}; each evaluation takes {self.task.evaluated_images} images"
         )
-        with display(self.console):
+        with self.stop.patient(), display(self.console):
             if self.step == 0 and training.source_steps == 0:
                 self._evaluate("before", adapting=False)
             for end in (training.source_steps, total):
                 if self.step < end:
                     self._run_phase(end)
-        self._save()
+            self._save()
+            if training.baseline:
+                self.keeper.save(self.step)  # that other run may take hours
         summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
         if self.accelerator.is_main_process:
             # A run that began with an older release kept no examples.
@@ -209,14 +243,14 @@ class _Run:
         with stage("adaptation" if adapting else "source phase", end - first, "steps", self.step - first) as shown:
             while self.step < end:
                 report = self._take_step(adapting)
-                shown.figures = partial(_losses, report)
+                if report is not None:
+                    shown.figures = partial(_losses, report)
                 shown.advance(1, domains * batch_images)
                 if self.step == end:
                     self._evaluate("after" if adapting else "before", adapting)
                 elif self._evaluation_is_due(interval if adapting else 0, self.step - first):
                     self._evaluate(f"step {self.step}", adapting)
-                if training.checkpoint_every and self.step % training.checkpoint_every == 0:
-                    self._checkpoint()
+                self.keeper.pause(self.step)
 
     def _evaluation_is_due(self, interval: int, local: int) -> bool:
         """Whether an evaluation was asked for here, or where nobody asked, the interval (0: none) has passed."""
@@ -232,11 +266,17 @@ class _Run:
             if put_back is not None:
                 put_back()
 
-    def _take_step(self, adapting: bool) -> StepReport:
-        report, figures = self.stepper.take(self.step, adapting)
+    def _take_step(self, adapting: bool) -> StepReport | None:
+        """A step; None where its numbers were not finite, so that it was undone."""
+        with self.keeper.guarded(self.step):
+            taken = self.stepper.take(self.step, adapting)
         self.step += 1
+        if isinstance(taken, BadStep):
+            self.keeper.skip(taken, self.step)
+            return None
+        self.keeper.took()
+        training, (report, figures) = self.config.training, taken
         self.cosines.add(report)
-        training = self.config.training
         ends_phase = self.step in (training.source_steps, training.source_steps + training.max_steps)
         if self.step % training.log_every == 0 or ends_phase or report.penalty_cosine is not None:
             phase = {"phase": "adaptation" if adapting else "source", "lr": figures.pop("lr")}
@@ -245,50 +285,6 @@ class _Run:
         if adapting:
             self.step_seconds.append(time.perf_counter() - self.stepper.started)
         return report
-
-    def _checkpoint(self) -> None:
-        training, scaler = self.config.training, self.accelerator.scaler
-        state = {
-            **self.evaluator.state_dict(),
-            **self.cosines.state_dict(),
-            "target_losses": {loss.name: loss.state_dict() for loss in self.task.target_losses},
-            "evaluation_count": self.publisher.evaluations,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "coordinator": self.stepper.coordinator.state_dict(),
-        }
-        keep, main = training.keep_checkpoints, self.accelerator.is_main_process
-        save_checkpoint(self.output_dir, self.step, self._modules(), self.optimizer, state, keep, write=main)
-        if self.evaluator.selection is not None:
-            self.evaluator.selection.prune()
-        self.accelerator.wait_for_everyone()
-
-    def _modules(self) -> dict[str, nn.Module]:
-        """The modules whose tensors a checkpoint holds."""
-        average = self.weights.average
-        modules = {
-            "model": self.weights.bare,
-            "average": None if average is None else average.module,
-            "coordination": self.stepper.coordinator.memory,
-            **self.task.statistics.modules(),
-        }
-        return {name: module for name, module in modules.items() if module is not None}
-
-    def _restore(self, folder: Path) -> None:
-        state = read_state(folder)
-        self.step = state["step"]
-        self.stepper.resume(self.step)
-        load_checkpoint(folder, self._modules(), self.optimizer)
-        self.cosines.load_state_dict(state)
-        self.evaluator.load_state_dict(state)
-        self.publisher.evaluations = state["evaluation_count"]
-        # Older releases had one such loss.
-        kept = state.get("target_losses") or {"mean_teacher": {"pseudo_boxes": state.get("pseudo_boxes", 0.0)}}
-        for loss in self.task.target_losses:
-            loss.load_state_dict(kept[loss.name])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.stepper.coordinator.load_state_dict(state["coordinator"])
-        self.journal.say(f"Resuming {self.output_dir} after step {self.step}.")
 
     def _save(self) -> None:
         """The last model into the run's folder and, where it is another one, the selected model into `selected/`."""
@@ -333,6 +329,12 @@ class _Run:
         notes = self.task.statistics.notes()
         told = (loss.note(self.config.training.max_steps) for loss in self.task.target_losses)
         notes += [note for note in told if note is not None]
+        if self.keeper.skipped:
+            notes.append(
+                f"Steps whose losses or gradients were not finite, and which were skipped: {self.keeper.skipped}."
+            )
+        if bad := len(self.task.bad_images.found):
+            notes.append(f"Images that could not be read, and were skipped: {bad}; {BAD_IMAGES_FILE} lists them.")
         if self.config.training.select_by is not None and self.evaluator.selection is None:
             notes.append(
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."

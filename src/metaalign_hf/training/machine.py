@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
@@ -13,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from ..configuration import TrainingConfig
 from ..errors import UserError
 
-__all__ = ["build_accelerator", "check_machine"]
+__all__ = ["Agreement", "build_accelerator", "check_machine"]
 
 
 def check_machine(training: TrainingConfig) -> None:
@@ -67,3 +69,26 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     ):
         raise UserError("FSDP was asked for at launch, and accelerate shards on GPUs only; launch without --use_fsdp")
     return accelerator
+
+
+class Agreement:
+    """Lets all processes of a run act alike on what one of them has seen, such as a signal.
+
+    It works on the CPU, over a group of its own where the run's communicates on GPUs: asking waits for no kernel.
+
+    Args:
+        accelerator: Knows the processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.alone = accelerator.num_processes == 1
+        on_gpus = not self.alone and dist.get_backend() != "gloo"
+        self._group: Any = dist.new_group(backend="gloo") if on_gpus else None
+
+    def highest(self, *values: int) -> list[int]:
+        """The highest of all processes' values, place by place; a collective call."""
+        if self.alone:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._group)
+        return found.tolist()

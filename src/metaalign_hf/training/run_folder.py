@@ -4,30 +4,103 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from ..configuration import Config, DataConfig, DomainConfig
 from ..disk import refuse_unwritable, write_whole
 from ..errors import UserError
-from ..run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
-from .checkpoints import latest_checkpoint
+from ..run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, LOCK_FILE, METRICS_FILE, SUMMARY_FILE
+from ..run_lock import RunLock, running
+from .checkpoints import checkpoints, damage, step_of
 
 __all__ = [
     "as_new_run",
     "check_output_dir",
+    "open_run_folder",
     "recorded_steps",
+    "skipped_checkpoints",
+    "take_folder",
     "truncate_metrics",
     "write_config",
 ]
 
 _STEPS = "training.max_steps"
+_MOST_KEYS = 5
 
 # A resumed run may differ in these: they do not change what is computed.
-_FREE = {"training.resume", "training.output_dir", "training.trackers", "training.keep_checkpoints", "data.num_workers"}
+_FREE = {
+    "data.num_workers",
+    "data.on_bad_image",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.max_bad_steps",
+    "training.max_time",
+    "training.output_dir",
+    "training.resume",
+    "training.trackers",
+}
+
+
+def open_run_folder(config: Config, recorded: dict[str, Any]) -> tuple[RunLock, Path | None]:
+    """Take the run's folder, for this process alone. Nothing but the lock is written.
+
+    Args:
+        config: The run's configuration.
+        recorded: What `training_config.yaml` will say of it.
+
+    Returns:
+        The lock, and the checkpoint to resume from, or None to start from the beginning.
+
+    Raises:
+        UserError: If another process writes there, or as `check_output_dir` raises it.
+    """
+    folder = Path(config.training.output_dir)
+    if (writer := running(folder)) is not None:
+        raise UserError(
+            f"training.output_dir: {folder} is being written by {writer}; wait for it, end it, or choose another folder"
+        )
+    check_output_dir(config, recorded)
+    lock = RunLock(folder, "training.output_dir")
+    try:
+        # Once more: another run may have come and gone meanwhile.
+        return lock, check_output_dir(config, recorded)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def take_folder(config: Config, recorded: dict[str, Any], accelerator: Accelerator, cleanup: ExitStack) -> Path | None:
+    """As `open_run_folder`, by the main process for all of them.
+
+    Args:
+        config: The run's configuration.
+        recorded: What `training_config.yaml` will say of it.
+        accelerator: Knows the processes.
+        cleanup: Lets go of the folder.
+
+    Returns:
+        The checkpoint to resume from, or None to start from the beginning.
+    """
+    found: list[tuple[str | None, Path | None]] = [(None, None)]
+    if accelerator.is_main_process:
+        try:
+            lock, checkpoint = open_run_folder(config, recorded)
+            cleanup.callback(lock.release)
+            found = [(None, checkpoint)]
+        except UserError as error:
+            found = [(str(error), None)]
+    broadcast_object_list(found)
+    refusal, checkpoint = found[0]
+    if refusal is not None:
+        raise UserError(refusal)
+    return checkpoint
 
 
 def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
@@ -45,25 +118,28 @@ def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
     """
     folder = Path(config.training.output_dir)
     refuse_unwritable(folder, "training.output_dir")
-    if not folder.exists() or not any(folder.iterdir()):
+    resume = config.training.resume
+    if not folder.exists() or all(path.name == LOCK_FILE for path in folder.iterdir()):
+        if resume not in ("auto", "never"):
+            raise UserError(f"training.resume: {folder} holds no run to go on with; use auto or never")
         return None
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"training.output_dir: {folder} is not empty and holds no run; choose another folder")
-    if not config.training.resume:
+    if resume == "never":
         raise UserError(
-            f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume true "
+            f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume auto "
             "to go on with it"
         )
     found = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
     before, now = _flat(_with_defaults(found, config)), _flat(recorded)
     longer = _is_longer(before, now)
-    for key in sorted({*before, *now} - _FREE - ({_STEPS} if longer else set())):
-        if before.get(key) != now.get(key) and not key.startswith("hub."):
-            raise UserError(
-                f"training.resume: {folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
-                "resume with the same configuration"
-            )
-    checkpoint = latest_checkpoint(folder)
+    keys = sorted({*before, *now} - _FREE - ({_STEPS} if longer else set()))
+    differing = [key for key in keys if before.get(key) != now.get(key) and not key.startswith("hub.")]
+    if differing:
+        told = ", ".join(f"{key} = {before.get(key)!r}, not {now.get(key)!r}" for key in differing[:_MOST_KEYS])
+        more = f", and {len(differing) - _MOST_KEYS} more keys differ" if len(differing) > _MOST_KEYS else ""
+        raise UserError(f"training.resume: {folder} holds a run with {told}{more}; resume with the same configuration")
+    checkpoint = _newest(folder) if resume == "auto" else _named(folder, str(resume))
     if (folder / SUMMARY_FILE).exists():
         if not longer:
             more = f"for more steps, raise {_STEPS} (where nothing depends on it); " if checkpoint is not None else ""
@@ -77,6 +153,37 @@ def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
                 f"(training.checkpoint_every); {as_new_run(config)}"
             )
     return checkpoint
+
+
+def _named(folder: Path, path: str) -> Path:
+    """The checkpoint of this run that a path names."""
+    found = {checkpoint.resolve(): checkpoint for checkpoint in checkpoints(folder)}
+    chosen = found.get(Path(path).resolve())
+    if chosen is None:
+        known = ", ".join(str(checkpoint) for checkpoint in found.values()) or "none"
+        raise UserError(f"training.resume: {path} is not a checkpoint of the run in {folder}; its checkpoints: {known}")
+    if (reason := damage(chosen)) is not None:
+        raise UserError(f"training.resume: checkpoint {chosen} is damaged ({reason}); name another, or use auto")
+    return chosen
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is not damaged; None where there is none at all."""
+    found = checkpoints(folder)
+    chosen = next((checkpoint for checkpoint in reversed(found) if damage(checkpoint) is None), None)
+    if found and chosen is None:
+        raise UserError(
+            f"training.resume: every checkpoint in {folder / CHECKPOINTS_FOLDER} is damaged ({found[-1].name}: "
+            f"{damage(found[-1])}); put back a copy, or delete that folder to start from the beginning"
+        )
+    return chosen
+
+
+def skipped_checkpoints(folder: Path, chosen: Path | None) -> list[str]:
+    """For each damaged checkpoint that is newer than the chosen one, a line that says so."""
+    newer = [c for c in checkpoints(folder) if chosen is not None and step_of(c) > step_of(chosen)]
+    found = [(c, damage(c)) for c in newer]
+    return [f"Warning: checkpoint {c} is damaged ({reason}), and skipped." for c, reason in found if reason is not None]
 
 
 def recorded_steps(config: Config) -> int | None:
@@ -109,7 +216,7 @@ def write_config(folder: Path, recorded: dict[str, Any]) -> None:
         recorded: The configuration, as `recorded_config` makes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    values = {**recorded, "training": {**recorded["training"], "resume": False}}
+    values = {**recorded, "training": {**recorded["training"], "resume": "never"}}
     # A finished run that becomes longer is not finished any more. First, so that a kill leaves nothing half said.
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
     write_whole(folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))

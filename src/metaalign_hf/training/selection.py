@@ -6,7 +6,6 @@ value of a label-free validator is selected. Target figures, where there are any
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..disk import flush_to_disk
 from ..errors import UserError
-from ..run_folder import CANDIDATES_FOLDER, CHECKPOINTS_FOLDER, SELECTED_FOLDER
+from ..run_folder import CANDIDATES_FOLDER, SELECTED_FOLDER
 from ..tasks.summary import CheckpointRow
-from .checkpoints import whole_tensors
+from .checkpoints import checkpoints, read_state, whole_tensors
 
 __all__ = ["Evaluation", "Selection", "choose", "still_selectable"]
 
@@ -79,7 +79,6 @@ class Selection:
 
     def __init__(self, output_dir: Path, validator: str, tolerance: float, writes: bool) -> None:
         self.folder = output_dir / CANDIDATES_FOLDER
-        self.checkpoints = output_dir / CHECKPOINTS_FOLDER
         self.validator = validator
         self.tolerance = tolerance
         self.writes = writes
@@ -94,6 +93,7 @@ class Selection:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 partial = self._file(evaluation.step).with_suffix(".partial")
                 save_file(tensors, partial)
+                flush_to_disk(partial)
                 partial.rename(self._file(evaluation.step))
         self.prune()
 
@@ -105,8 +105,11 @@ class Selection:
 
     def _prune(self, kept: set[int]) -> None:
         """Delete weights but those of the steps `kept` and those that a resumable checkpoint may select."""
-        for file in self.checkpoints.glob("step-*/state.json"):
-            history = [_from_json(values) for values in json.loads(file.read_text())["selection"]]
+        for folder in checkpoints(self.folder.parent):
+            try:
+                history = [_from_json(values) for values in read_state(folder)["selection"]]
+            except (UserError, KeyError, TypeError):
+                continue  # a damaged one refers to nothing
             kept |= {e.step for e in still_selectable(history, self.tolerance)}
         for file in self.folder.iterdir():
             if file not in {self._file(step) for step in kept}:
@@ -133,7 +136,7 @@ class Selection:
             shutil.rmtree(self.folder.with_name(SELECTED_FOLDER), ignore_errors=True)
         if may_become_longer and self.folder.exists():
             self._prune(set())
-        if not may_become_longer or not any(self.checkpoints.glob("step-*")):
+        if not may_become_longer or not checkpoints(self.folder.parent):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def rows(self) -> list[CheckpointRow]:

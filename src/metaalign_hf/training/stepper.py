@@ -15,6 +15,8 @@ from ..coordination import StepReport
 from ..errors import UserError
 from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Batch, StepClosures, Task
+from .bad_steps import BadStep, BufferCopies, not_finite
+from .machine import Agreement
 from .optimizers import set_learning_rate
 from .schedules import learning_rate_factor, progress
 from .steps import adaptation_step, build_coordinator, micro_batches, source_step
@@ -31,14 +33,19 @@ class Stepper:
         task: The task.
         weights: The model.
         optimizer: As accelerate wrapped it.
+        agreement: Makes all processes skip a step that one of them cannot take.
 
     Attributes:
         coordinator: Turns task and alignment into one gradient.
         started: When the last step had its images, by `time.perf_counter`.
     """
 
-    def __init__(self, config: Config, task: Task, weights: Weights, optimizer: Optimizer) -> None:
+    def __init__(
+        self, config: Config, task: Task, weights: Weights, optimizer: Optimizer, agreement: Agreement
+    ) -> None:
         self.config, self.task, self.weights, self.optimizer = config, task, weights, optimizer
+        self.agreement = agreement
+        self._buffers: BufferCopies | None = None
         self.model, self.accelerator = weights.model, weights.accelerator
         self.coordinator = build_coordinator(config.coordination, optimizer, self.model, self.accelerator)
         self.inner_lr = 0.0 if self.coordinator.inner is None else self.coordinator.inner.inner_lr
@@ -80,18 +87,16 @@ class Stepper:
         if step > self.config.training.source_steps and self.aligns:
             self.task.statistics.begin_adaptation()
 
-    def take(self, step: int, adapting: bool) -> tuple[StepReport, dict[str, Any]]:
-        """Take a step.
+    def take(self, step: int, adapting: bool) -> tuple[StepReport, dict[str, Any]] | BadStep:
+        """Take a step, or leave everything as it was before it.
 
         Args:
             step: Steps taken so far, over both phases.
             adapting: Whether in the adaptation phase.
 
         Returns:
-            The coordinator's report, and figures for the log, `lr` among them.
-
-        Raises:
-            UserError: If the loss or a gradient is not finite.
+            The coordinator's report, and figures for the log, `lr` among them; or where a loss or a gradient was not
+            finite, the step that was not taken.
         """
         training, settings = self.config.training, self.config.optimizer
         k, device = training.gradient_accumulation_steps, self.accelerator.device
@@ -109,19 +114,31 @@ class Stepper:
         if target and local == 0:
             self.task.statistics.begin_adaptation()
         self.task.statistics.train_mode(self.model)
-        done = progress(local, total)
-        closures, figures = self._closures(source, target, done)
+        if self._buffers is None or local == 0:
+            self._buffers = BufferCopies([self.weights.bare, *self.task.statistics.modules().values()])
+        self._buffers.take()
+        done, reason = progress(local, total), None
         try:
+            closures, figures = self._closures(source, target, done)
             if target:
                 self._warm_up(done)
                 report = adaptation_step(self.coordinator, closures, local)
             else:
                 report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
+            reason = None if self.accelerator.scaler is not None else not_finite(report)
         except FloatingPointError as error:
-            raise UserError(
-                f"training diverged: {error} in step {step + 1}; lower optimizer.lr or coordination.inner_lr, or set "
-                "training.max_grad_norm"
-            ) from error
+            reason = str(error)
+        except Exception:
+            self._buffers.put_back()  # what the run saves before it ends
+            raise
+        if self.agreement.highest(int(reason is not None))[0]:
+            self._buffers.put_back()
+            self.optimizer.zero_grad(set_to_none=True)
+            rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+            images = {name: [i for batch in batches for i in batch] for name, batches in self.task.drawn.items()}
+            if not target:
+                images.pop("target", None)
+            return BadStep(reason or "a loss of another process is not finite", rates, images)
         if training.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
             figures["gradient_norm"] = norm

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..configuration import CoordinationConfig
 from ..coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
+from ..coordination.gradients import norm, optimizer_parameters
 from ..errors import UserError
 from ..tasks.base import Batch, StepClosures
 
@@ -126,7 +127,7 @@ def source_step(
     """Leave the gradient of the task loss alone, averaged over the micro-batches, in `.grad`.
 
     Raises:
-        FloatingPointError: If the loss is not finite and its gradient is not scaled.
+        FloatingPointError: If the gradient is not finite and not scaled.
     """
     optimizer.zero_grad(set_to_none=True)
     losses = []
@@ -136,8 +137,11 @@ def source_step(
             accelerator.backward(loss / len(closures))
         losses.append(loss.detach())
     loss = torch.stack(losses).mean()
-    if accelerator.scaler is None and not torch.isfinite(loss):
-        raise FloatingPointError(f"the task loss is {float(loss)}")
+    # The gradient is the same on all processes, unlike the loss.
+    size = None if accelerator.scaler is not None else norm(p.grad for p in optimizer_parameters(optimizer))
+    if size is not None and not bool(torch.isfinite(size)):
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"the gradient of the task objective is {float(size)}")
     return StepReport("source", loss, None)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..coordination.gradients import average_over_processes
 from ..errors import UserError
 from ..progress import no_model_progress_bars
 
@@ -20,6 +22,8 @@ __all__ = ["WeightAverage", "Weights"]
 
 class WeightAverage(ModelEmaV3):
     """`average = d average + (1 - d) weights` after every step; running statistics are averaged likewise.
+
+    They are averaged over the processes as well, so that all of these have the same average.
 
     d rises to `decay` as timm's warm-up has it, `d = min(decay, 1 - step^(-2/3))`, so that the average follows a young
     model closely: after 1000 steps it spans the last 100 of them.
@@ -39,7 +43,7 @@ class WeightAverage(ModelEmaV3):
     @torch.no_grad()
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """One update with the given decay; tensors of whole numbers are copied."""
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        pairs = list(zip(_tensors(self.module), [*model.parameters(), *_buffers(model)], strict=True))
         moved = [pair for pair in pairs if pair[0].is_floating_point()]
         # One call for all: a detector has hundreds of small tensors.
         torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1.0 - decay)
@@ -50,6 +54,19 @@ class WeightAverage(ModelEmaV3):
 
 def _tensors(module: nn.Module) -> chain[Tensor]:
     return chain(module.parameters(), module.buffers())
+
+
+def _buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers; those that each process has moved by its own images, averaged over the processes."""
+    found = list(model.buffers())
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return found
+    places = [place for place, buffer in enumerate(found) if buffer.is_floating_point()]
+    averaged = [found[place].clone() for place in places]
+    average_over_processes(averaged)
+    for place, value in zip(places, averaged, strict=True):
+        found[place] = value
+    return found
 
 
 class Weights:

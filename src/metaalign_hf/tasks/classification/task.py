@@ -270,7 +270,7 @@ class ClassificationTask(Task):
         """Batches of the images as evaluated and, given a generator, as augmented."""
         size = self.config.training.evaluation_batch_size
         for start in range(0, len(view), size):
-            images = [view[i] for i in range(start, min(start + size, len(view)))]
+            images = self.read(view, range(start, min(start + size, len(view))))
             plain = preprocess(images, self.processor)
             if generator is None:
                 yield (plain,)

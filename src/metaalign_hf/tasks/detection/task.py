@@ -171,7 +171,7 @@ class DetectionTask(Task):
         found: tuple[list[Detections], list[Detections]] = ([], [])
         with stage("target images for validators", len(indices)) as shown:
             for start in range(0, len(indices), size):
-                plain = [self.pair.target_train[index] for index in indices[start : start + size]]
+                plain = self.read(self.pair.target_train, indices[start : start + size])
                 distorted = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(plain)]
                 for images, kept in zip((plain, distorted), found, strict=True):
                     batch = detection_batch(images, None, self.processor, relative)
