@@ -83,7 +83,7 @@ class Interruption:
             yield
         finally:
             for number in taken:
-                signal.signal(number, before[number])
+                signal.signal(number, before[number] or signal.SIG_DFL)
 
     @contextmanager
     def patient(self) -> Iterator[None]:

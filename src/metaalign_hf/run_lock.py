@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .paths import is_file
 from .run_folder import LOCK_FILE
 
 try:
@@ -56,8 +58,9 @@ class RunLock:
                 self._file = descriptor
             else:  # its holder has just removed it
                 os.close(descriptor)
-        os.ftruncate(self._file, 0)
-        os.write(self._file, json.dumps(_this_process()).encode())
+        with suppress(OSError):  # a full disk: the lock holds all the same, but does not say whose it is
+            os.ftruncate(self._file, 0)
+            os.write(self._file, json.dumps(_this_process()).encode())
 
     def release(self) -> None:
         """Let others write; may be called twice."""
@@ -66,10 +69,8 @@ class RunLock:
             os.close(self._file)
             self._file = None
         for folder in self._made:
-            try:
+            with suppress(OSError):  # it is used
                 folder.rmdir()
-            except OSError:
-                break
         self._made = []
 
 
@@ -79,7 +80,7 @@ _ADVICE = "wait for it, end it, or choose another folder"
 def running(folder: Path) -> str | None:
     """Who writes a run's folder now, in words; None where nobody does."""
     path = folder / LOCK_FILE
-    if fcntl is None or not path.is_file():
+    if fcntl is None or not is_file(path):
         return None
     try:
         with path.open("r+b") as file:

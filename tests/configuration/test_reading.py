@@ -98,7 +98,10 @@ def test_the_table_names_entries_that_exist():
         (["--data.target", "dataset:a/b", "--data.target.domain", "art"], "domain_column says which column holds it"),
         (["--training.pseudo_label_threshold", "0.9"], "with training.pseudo_label_weight 0.0 nothing reads it"),
         (["--training.select_by", "null", "--training.selection_images", "9"], "training.selection_images is 9"),
-        (["--training.keep_checkpoints", "9"], "with training.checkpoint_every 0 nothing reads it"),
+        (
+            ["--training.checkpoint_every", "0", "--training.keep_checkpoints", "9"],
+            "with training.checkpoint_every 0 nothing reads it",
+        ),
         (["--hub.private", "true"], "hub.private is true: with hub.repo_id null nothing reads it"),
         (
             ["--hub.repo_id", "a/b", "--hub.create_pr", "true", "--hub.push_every", "2"],

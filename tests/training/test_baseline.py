@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from metaalign_hf import load_config, load_domain_pair
 from metaalign_hf.cli import run
 from metaalign_hf.errors import UserError
-from metaalign_hf.training import loop
+from metaalign_hf.training import keeping, loop
 from tests.helpers.runs import TINY
 
 
@@ -32,16 +32,16 @@ def compared(tmp_path_factory):
 def interrupted(tmp_path_factory):
     """A run that is stopped after the baseline's second checkpoint."""
     output = tmp_path_factory.mktemp("runs") / "interrupted"
-    checkpoint = loop._Run._checkpoint
+    save = keeping.Keeper.save
 
-    def checkpoint_and_stop(self):
-        checkpoint(self)
-        if self.output_dir.name == "baseline" and self.step == 6:
+    def save_and_stop(self, step):
+        save(self, step)
+        if self.output_dir.name == "baseline" and step == 6:
             raise KeyboardInterrupt
 
     options = {"training.output_dir": str(output), "training.baseline": True, "training.checkpoint_every": 3}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Run, "_checkpoint", checkpoint_and_stop)
+        patch.setattr(keeping.Keeper, "save", save_and_stop)
         loop.adapt(load_config(TINY, options))
     return output
 

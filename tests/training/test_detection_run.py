@@ -77,7 +77,7 @@ def test_the_summary_is_what_the_loaded_checkpoint_measures(finished, pair):
 def test_the_folder_holds_a_picture_and_no_pickle(finished):
     output, _ = finished
     suffixes = {p.suffix for p in output.rglob("*") if p.is_file()}
-    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png"}
+    assert suffixes == {".json", ".jsonl", ".md", ".safetensors", ".yaml", ".png", ".txt"}
     with Image.open(output / "detections.png") as picture:
         assert picture.width > 6 * 240 and picture.height > 2 * 240
     steps = [line for line in lines(output) if "phase" in line]

@@ -58,7 +58,7 @@ def damaged(photos, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_an_unreadable_image_is_skipped_and_listed_or_ends_the_run_with_its_name(workers, damaged, tmp_path, capsys):
     options = [*of(damaged), "--training.max_steps", "20", "--data.num_workers", workers]
     error = refusal(capsys, *arguments(tmp_path / "error", *options))
@@ -74,7 +74,7 @@ def test_an_unreadable_image_is_skipped_and_listed_or_ends_the_run_with_its_name
         assert_same_run(output, tmp_path / "again")
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_data_that_disappear_are_named_and_the_run_goes_on_when_they_are_back(workers, photos, tmp_path, capsys):
     data, output = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photos, data)
@@ -142,15 +142,15 @@ def broken(begin: float, end: float, **more):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "loss_alone"),
     [
-        ["--coordination.direction", "fresh"],
-        ["--coordination.direction", "remembered", "--training.ema_decay", "0.9"],
-        ["--coordination.method", "joint", "--training.batch_norm", "per_domain"],
+        (["--coordination.direction", "fresh"], False),
+        (["--coordination.direction", "remembered", "--training.ema_decay", "0.9"], False),
+        (["--coordination.direction", "remembered", "--training.ema_decay", "0.9"], True),
+        (["--coordination.method", "joint", "--training.batch_norm", "per_domain"], False),
     ],
-    ids=["fresh", "remembered", "joint"],
+    ids=["fresh", "remembered", "remembered, the loss alone", "joint"],
 )
-@pytest.mark.parametrize("loss_alone", [False, True], ids=["gradient", "loss"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(options, loss_alone, tmp_path, capsys):
     """After four source steps the steps 5..10 have progress 0, 1/6 ..., so that two of them are bad."""
     bad = [*broken(0.3, 0.6, loss_alone=loss_alone), *options, "--training.checkpoint_every", "1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,17 @@ def runs(arguments: list[str]) -> None:
     for run in found:
         shares = ["" if x is None else f"{100 * x:.1f} %" for x in (run.target_before, run.target_after)]
         method = " + ".join([run.method, *run.alignment])
-        table.add_row(run.name, f"{run.source} -> {run.target}", method, run.state, run.measure, *shares, str(run.seed))
-    console = Console()
+        table.add_row(
+            str(Path(run.name).relative_to(options.folder)),
+            f"{run.source} -> {run.target}",
+            method,
+            run.state,
+            run.measure,
+            *shares,
+            str(run.seed),
+        )
     # In a file or a pipe a table is not cut to a terminal that is not there.
-    console.print(table, width=None if console.is_terminal else 200)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 @dataclass

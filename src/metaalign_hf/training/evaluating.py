@@ -71,7 +71,7 @@ class Evaluator:
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in measures}
         self.journal.log(step, {"evaluation": name, **figures, **values})
         words = ", ".join(f"{domain} {100 * scores[self.task.metric]:.1f} %" for domain, scores in found.items())
-        self.journal.console.print(f"{name:>12}: {self.task.title} {words}", highlight=False)
+        self.journal.say(f"{name:>12}: {self.task.title} {words}")
         self.seconds += time.perf_counter() - started
         return put_back
 

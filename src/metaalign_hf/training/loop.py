@@ -186,8 +186,10 @@ class _Run:
             truncate_metrics(self.output_dir, self.step, training.source_steps + training.max_steps)
             record_session(self.output_dir, config, self.accelerator, self.step)
             self.journal.open_log()
+            self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
         self.accelerator.wait_for_everyone()
-        self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
+        if not main:
+            self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
         for note in [*self.task.notes, *license_notes(config.hub.license)]:
             self.journal.say(f"Note: {note}")
         self.journal.start_trackers()
