@@ -69,3 +69,5 @@ def test_a_third_task_needs_no_line_elsewhere(tmp_path, capsys):
     assert capsys.readouterr().out == f"1 images measured: {tmp_path / 'table.csv'}\n"
     assert run([*command, "--top-k", "2"]) == 2
     assert "--top-k is for classifiers; " in capsys.readouterr().err
+    assert run(["evaluate", str(tmp_path / "whole"), "--data", "mnist", "--tile", "64"]) == 2
+    assert "--tile is for detectors; " in capsys.readouterr().err

@@ -292,7 +292,12 @@ def test_evaluate_and_predict_and_export(finished, tmp_path, capsys):
         left, top, width, height = entry["bbox"]
         found_box = [float(value) for value in row[3:]]
         assert found_box == pytest.approx([left, top, left + width, top + height], abs=0.01)
-    capsys.readouterr()
+    assert run([*command[:5], "--tile", "40", "--output", str(tmp_path / "tiled.csv")]) == 0
+    _, *tiled = csv.reader((tmp_path / "tiled.csv").read_text().splitlines())
+    assert {row[0] for row in tiled} == {row[0] for row in rows} and tiled != rows
+    command_evaluate = ["evaluate", str(output), "--data", f"coco:{tmp_path / 'found.json'}", "--split", "all"]
+    assert run(command_evaluate) == run([*command_evaluate, "--tile", "40"]) == 0
+    assert capsys.readouterr().out.count("on 3 images") == 2
     (photos / "broken.png").write_bytes(b"broken")
     for ending in ("jsonl", "parquet"):
         assert run([*command[:5], "--output", str(tmp_path / f"found.{ending}")]) == 0

@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 
 from ..tables import write_text
-from .options import Parser, at_least_one, default_batch_sizes, refuse_existing, split_off
+from ..tasks import known_tasks
+from .options import (
+    TAKES,
+    Parser,
+    at_least_one,
+    default_batch_sizes,
+    refuse_existing,
+    refuse_options_of_others,
+    split_off,
+)
 
 __all__ = ["evaluate"]
 
@@ -26,6 +35,9 @@ def evaluate(arguments: list[str]) -> None:
     )
     parser.add_argument("--split", choices=("test", "train", "all"), default="test", help="part of the domain")
     parser.add_argument("--batch-size", type=at_least_one, help=f"images in a batch; {default_batch_sizes()}")
+    special = [(kind, option) for kind in known_tasks() for option in kind.options if option.evaluates]
+    for kind, option in special:
+        parser.add_argument(option.flag, help=f"{kind.noun}s: {option.help}", **TAKES[option.takes])
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     parser.epilog = (
         "--data.KEY VALUE refines the domain, such as --data.test_fraction 0.5; see metaalign train --help all."
@@ -47,8 +59,11 @@ def evaluate(arguments: list[str]) -> None:
     with display(), stage(f"loading {options.checkpoint}"):
         model, processor = load_checkpoint(options.checkpoint)
     kind = task_of_model(model)
+    refuse_options_of_others(kind, options)
+    own = {option.name: value for _, option in special if (value := getattr(options, option.name)) is not None}
     with display():
-        found = kind.load().measure(model, processor, domain, options.split, options.batch_size or kind.batch_size)
+        size = options.batch_size or kind.batch_size
+        found = kind.load().measure(model, processor, domain, options.split, size, **own)
     print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:", *found.lines, sep="\n")
     if found.table is not None:
         Console().print(found.table)

@@ -6,13 +6,22 @@ import argparse
 import errno
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..disk import writing
 from ..errors import UserError, did_you_mean
-from ..tasks import known_tasks
+from ..tasks import TaskKind, known_tasks
 
-__all__ = ["Parser", "at_least_one", "default_batch_sizes", "refuse_existing", "share", "split_off"]
+__all__ = [
+    "TAKES",
+    "Parser",
+    "at_least_one",
+    "default_batch_sizes",
+    "refuse_existing",
+    "refuse_options_of_others",
+    "share",
+    "split_off",
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +80,27 @@ def share(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} was given: it must be a number from 0 to 1")
     return number
+
+
+TAKES: dict[str, dict[str, Any]] = {
+    "count": {"type": at_least_one, "metavar": "N"},
+    "share": {"type": share},
+    "folder": {"type": Path},
+    "nothing": {"action": "store_true", "default": None},
+}
+"""How argparse reads the options of tasks."""
+
+
+def refuse_options_of_others(own: TaskKind, options: argparse.Namespace) -> None:
+    """Refuse options that another task than the checkpoint's knows.
+
+    Raises:
+        UserError: If one was given.
+    """
+    for kind in known_tasks():
+        for option in kind.options:
+            if kind != own and getattr(options, option.name, None) is not None:
+                raise UserError(f"{option.flag} is for {kind.noun}s; {options.checkpoint} is a {own.noun}")
 
 
 def split_off(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:

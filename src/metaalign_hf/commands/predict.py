@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..paths import require_readable
 from ..tables import check_suffix
-from ..tasks import TaskKind, known_tasks, task_of_model
-from .options import Parser, at_least_one, default_batch_sizes, refuse_existing, share
+from ..tasks import known_tasks, task_of_model
+from .options import TAKES, Parser, at_least_one, default_batch_sizes, refuse_existing, refuse_options_of_others
 
 __all__ = ["predict"]
 
@@ -21,12 +20,6 @@ Without --output the answers are printed, one image (of detectors one object) a 
 An image that cannot be read is told on stderr and left out. The exit code is 0; 1 if no image could be read; 2 for
 wrong arguments.
 """
-_TAKES: dict[str, dict[str, Any]] = {
-    "count": {"type": at_least_one, "metavar": "N"},
-    "share": {"type": share},
-    "folder": {"type": Path},
-    "nothing": {"action": "store_true", "default": None},
-}
 
 
 def predict(arguments: list[str]) -> int:
@@ -59,7 +52,7 @@ def predict(arguments: list[str]) -> int:
     with display(), stage(f"loading {options.checkpoint}"):
         model, processor = load_checkpoint(options.checkpoint)
     kind = task_of_model(model)
-    _refuse_options_of_others(kind, options)
+    refuse_options_of_others(kind, options)
     options.batch_size = options.batch_size or kind.batch_size
     unreadable: list[int] = []
 
@@ -96,12 +89,5 @@ def _parser() -> Parser:
     parser.add_argument("--batch-size", type=at_least_one, help=f"images in a batch; {default_batch_sizes()}")
     for kind in known_tasks():
         for option in kind.options:
-            parser.add_argument(option.flag, help=f"{kind.noun}s: {option.help}", **_TAKES[option.takes])
+            parser.add_argument(option.flag, help=f"{kind.noun}s: {option.help}", **TAKES[option.takes])
     return parser
-
-
-def _refuse_options_of_others(own: TaskKind, options: argparse.Namespace) -> None:
-    for kind in known_tasks():
-        for option in kind.options:
-            if kind != own and getattr(options, option.name) is not None:
-                raise UserError(f"{option.flag} is for {kind.noun}s; {options.checkpoint} is a {own.noun}")

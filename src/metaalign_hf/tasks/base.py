@@ -363,6 +363,8 @@ class Task:
             split: `test`, `train` or `all`.
             batch_size: Images in a batch.
 
+        A task whose options say `evaluates` takes these too, by name.
+
         Raises:
             UserError: If the domain cannot be read, or the model does not know its classes.
         """

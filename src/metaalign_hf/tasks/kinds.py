@@ -49,11 +49,13 @@ class PredictOption:
         flag: Such as `--top-k`.
         takes: A whole number from 1 on, a number in 0..1, a new folder, or nothing.
         help: What it does.
+        evaluates: Whether `metaalign evaluate` knows it too.
     """
 
     flag: str
     takes: Literal["count", "share", "folder", "nothing"]
     help: str
+    evaluates: bool = False
 
     @property
     def name(self) -> str:

@@ -46,6 +46,7 @@ OBJECT_DETECTION = register_task(
         batch_size=8,
         options=(
             PredictOption("--draw", "folder", "new folder for pictures with boxes"),
+            PredictOption("--tile", "count", "also look in tiles of N pixels, for small objects in large images", True),
             PredictOption("--threshold", "share", "least score of an object; 0.5"),
         ),
         try_also=" --draw FOLDER",

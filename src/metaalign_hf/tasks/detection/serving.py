@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from ...configuration import DomainConfig
 from ...data import DetectionSet, ImageSet, detection_batches, load_detection_view
 from ...disk import writing
-from ...evaluation import Detections, evaluate_detector, predict_objects
+from ...evaluation import Detections, average_precision, evaluate_detector, predict_objects
+from ...evaluation.tiles import predict_in_tiles
 from ...models import MetaAlignForObjectDetection
 from ...models.detectors import DetectorAdapter, detector_adapter
 from ...paths import printable
@@ -29,13 +31,20 @@ __all__ = ["answers", "finish", "measure"]
 _COLUMNS = ("file", "label", "score", "x_min", "y_min", "x_max", "y_max")
 
 
-def measure(model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int) -> Measured:
-    """Average precision on a labelled domain; see `Task.measure`."""
+def measure(
+    model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int, tile: int | None = None
+) -> Measured:
+    """Average precision on a labelled domain, where a `tile` is given of sliced inference; see `Task.measure`."""
     labels, adapter = _labels(model), _adapter(model)
     view = load_detection_view(domain, labels, split)
-    batches = detection_batches(view, processor, adapter.uses_mask, batch_size)
-    batches = track(batches, "evaluating", len(view), count=lambda batch: len(batch["index"]))
-    found = evaluate_detector(model, adapter.probabilities, batches, len(labels))
+    if tile is None:
+        batches = detection_batches(view, processor, adapter.uses_mask, batch_size)
+        batches = track(batches, "evaluating", len(view), count=lambda batch: len(batch["index"]))
+        found = evaluate_detector(model, adapter.probabilities, batches, len(labels))
+    else:
+        tiled = predict_in_tiles(model, adapter.probabilities, view, processor, adapter.uses_mask, batch_size, tile)
+        pairs = [(seen, there) for _, seen, there in track(tiled, "evaluating", len(view)) if there is not None]
+        found = average_precision([seen for seen, _ in pairs], [there for _, there in pairs], len(labels))
     eleven, area = _percent(found.voc_11_point), _percent(found.voc_area)
     lines = [
         f"mAP@50 {_percent(found.map50)}, mAP {_percent(found.map)}, mAP@75 {_percent(found.map75)} (COCO)",
@@ -54,9 +63,16 @@ def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Names
     """The objects found in each image, which are drawn where the options say so; see `Task.answers`."""
     labels, adapter = _labels(model), _adapter(model)
     threshold = 0.5 if options.threshold is None else options.threshold
-    batches = detection_batches(DetectionSet(files), processor, adapter.uses_mask, options.batch_size, skip=skip)
+    view, size = DetectionSet(files), options.batch_size
+    given = (model, adapter.probabilities)
+    if options.tile is None:
+        batches = detection_batches(view, processor, adapter.uses_mask, size, skip=skip)
+        every = predict_objects(*given, batches, threshold=threshold)
+    else:
+        tiled = partial(predict_in_tiles, threshold=threshold, skip=skip)
+        every = tiled(*given, view, processor, adapter.uses_mask, size, options.tile)
     drawn: set[str] = set()
-    for index, found, _ in predict_objects(model, adapter.probabilities, batches, threshold=threshold):
+    for index, found, _ in every:
         path, image = files.paths[index], files[index]
         entries = _annotations(found, index)
         lines, rows = [], []
