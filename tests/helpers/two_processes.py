@@ -6,6 +6,8 @@ not.
 
 import copy
 import os
+import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,7 @@ from metaalign_hf.coordination import (
     SharedPrefix,
     find_stages,
 )
+from metaalign_hf.training.checkpoints import damage, load_checkpoint, save_checkpoint, whole_tensors
 from tests.helpers.networks import Classifier, conv_net, vit
 
 
@@ -133,6 +136,43 @@ def compare(name: str, found, expected, rtol: float, atol: float) -> None:
                 assert abs(report[key] - wanted[key]) <= atol + rtol * abs(wanted[key]), (name, number, key)
 
 
+def sharded_checkpoints(mesh, rank: int, folder: Path) -> None:
+    """A checkpoint of shards holds whole tensors, and training goes on from it in shards or in one piece alike."""
+
+    def momentum(model):
+        return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+
+    def take(model, optimizer):
+        model(torch.ones(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 0]), "task").backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def tensors(model):
+        return whole_tensors(model.state_dict())
+
+    for network in (conv_net, vit):
+        models = [shard(build(network), mesh=mesh), build(network)]
+        optimizers = [momentum(model) for model in models]
+        for model, optimizer in zip(models, optimizers, strict=True):
+            take(model, optimizer)
+        place = folder / network.__name__
+        saved = save_checkpoint(place, 1, {"model": models[0]}, optimizers[0], {}, 1, write=rank == 0)
+        dist.barrier()
+        assert damage(saved) is None
+        resumed = [shard(build(network), mesh=mesh), build(network)]
+        others = [momentum(model) for model in resumed]
+        for model, optimizer in zip(resumed, others, strict=True):
+            load_checkpoint(saved, {"model": model}, optimizer)
+        for model, optimizer in zip([*models, *resumed], [*optimizers, *others], strict=True):
+            take(model, optimizer)
+        expected = tensors(models[0])
+        for name, value in tensors(resumed[0]).items():
+            assert torch.equal(value, expected[name]), name
+        for model in (models[1], resumed[1]):
+            for name, value in tensors(model).items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -171,6 +211,7 @@ def main() -> None:
         assert "FSDP2" in str(error)
     else:
         raise AssertionError("order 2 under FSDP2 must be refused")
+    sharded_checkpoints(mesh, rank, Path(sys.argv[1]))
     dist.barrier()
     if rank == 0:
         print("every case holds", flush=True)

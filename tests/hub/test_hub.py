@@ -582,3 +582,27 @@ def test_adaptation_goes_on_from_a_pulled_checkpoint(hub, trained, tmp_path):
     card = ModelCard(hub.files("lab/further")["README.md"].decode())
     assert card.data.base_model == "lab/digits"
     assert json.loads((output / "summary.json").read_text())["target"] == "mnist_m"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/../../../../../../evil.safetensors",
+        "../../../../evil.json",
+        "model\\..\\evil.safetensors",
+        "model\n.safetensors",
+    ],
+)
+def test_a_repository_with_hostile_file_names_writes_nothing_outside_the_cache(name, hub, trained, tmp_path):
+    home, image = tmp_path / "a" / "b" / "c" / "home", tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(image)
+    ((code, _, errors),) = metaalign(hub, home, ["push", trained, "alice/odd"])
+    assert code == 0, errors
+    repo = hub.repos["alice/odd"]
+    head = repo.branches["main"]
+    repo.branches["main"] = repo.add(head, "more", {**repo.commits[head].files, name: (b"evil", False)})
+    ((code, _, errors),) = metaalign(hub, home, ["predict", "alice/odd", image])
+    assert code in (0, 2) and "Traceback" not in errors
+    outside = {path.name for path in tmp_path.rglob("*") if home not in path.parents and path.is_file()}
+    assert outside == {"image.png"} and not list(home.rglob("evil.safetensors"))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..data.streams import dead_worker, is_dead_worker
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..interruption import TIME_IS_UP, Interruption, RunInterrupted
 from ..run_folder import BAD_STEP_FILE
 from .bad_steps import BadStep, write_bad_step
@@ -143,19 +143,12 @@ class Keeper:
             step: Steps taken before.
 
         Raises:
-            UserError: That of the step, with what was saved; or that another process has ended.
+            UserError: That of the step, with what was saved.
         """
         try:
             yield
         except Exception as error:
-            if self.accelerator.num_processes > 1:
-                if _lost_a_process(error):
-                    raise UserError(
-                        f"another process of the run has ended, so this one cannot go on ({one_line(error, True)}); "
-                        "start all of them again with --training.resume auto"
-                    ) from error
-                raise
-            if step == 0:
+            if self.accelerator.num_processes > 1 or step == 0:
                 raise
             if is_dead_worker(error):
                 error = dead_worker(error)
@@ -215,9 +208,3 @@ class Keeper:
 
     def _goes_on(self) -> str:
         return f"{self.output_dir} has everything up to here, go on with --training.resume auto"
-
-
-def _lost_a_process(error: Exception) -> bool:
-    """Whether an error is that of talking to a process that is gone."""
-    words = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "socket")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -42,7 +42,7 @@ from .given import recorded_config, with_domains_of
 from .journal import Journal
 from .keeping import Keeper
 from .longer import refuse_inexact, why_not_longer
-from .machine import Agreement, build_accelerator, check_machine
+from .machine import Agreement, build_accelerator, check_machine, told_lost_process
 from .optimizers import build_optimizer, parameter_groups
 from .publishing import Publisher
 from .run_folder import skipped_checkpoints, take_folder, truncate_metrics, write_config
@@ -105,6 +105,7 @@ def adapt(
         stop.heard(),
         told_disk_errors(folder, advice),
         told_dead_worker(),
+        told_lost_process(),
         ExitStack() as cleanup,
     ):
         # The model that was given is trained in place; the baseline starts from it as it was.
@@ -215,7 +216,7 @@ class _Run:
                 if self.step < end:
                     self._run_phase(end)
             self._save()
-            if training.baseline:
+            if training.baseline and training.checkpoint_every != 0:
                 self.keeper.save(self.step)  # that other run may take hours
         summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
         if self.accelerator.is_main_process:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +15,9 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 
 from ..configuration import TrainingConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 
-__all__ = ["Agreement", "build_accelerator", "check_machine"]
+__all__ = ["Agreement", "build_accelerator", "check_machine", "told_lost_process"]
 
 
 def check_machine(training: TrainingConfig) -> None:
@@ -35,6 +37,29 @@ def check_machine(training: TrainingConfig) -> None:
         raise UserError("training.mixed_precision: fp16 needs a GPU; use bf16 or no")
     if training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
+
+
+@contextmanager
+def told_lost_process() -> Iterator[None]:
+    """Say in one line that another process of the run has ended, wherever this one waits for it.
+
+    Raises:
+        UserError: In place of the error of the library that connects them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            raise
+        if not any(word in str(error).lower() for word in _LOST):
+            raise
+        raise UserError(
+            f"another process of the run has ended, so this one cannot go on ({one_line(error, first=True)}); start "
+            "all of them again with --training.resume auto"
+        ) from error
+
+
+_LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "socket", "recvvalue failed")
 
 
 def build_accelerator(training: TrainingConfig) -> Accelerator:
