@@ -306,6 +306,10 @@ def _is_transparent(path: Path) -> bool:
 
 def _to_tensor(image: Image.Image) -> Tensor:
     """As `transformers.image_utils.load_image`: what is served elsewhere must be what is trained on."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        # Pillow itself refuses twice as many, and warns here: a file of a few bytes may unpack to gigabytes.
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {most}; make it smaller")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         raise ValueError(
             f"mode {image.mode} has more than 8 bits a channel, which transformers clips at 255; save it with 8 bits"

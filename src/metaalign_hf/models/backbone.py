@@ -139,7 +139,7 @@ def resolve_backbone(
         raise UserError(_unknown(name))
     require_in_reach(place, "backbone")
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{_unknown(name)} ({one_line(error, first=True)})") from error
     revision = getattr(config, "_commit_hash", None)
@@ -340,7 +340,7 @@ def _timm_statistics(config: PreTrainedConfig) -> tuple[tuple[float, ...], tuple
 def _described_images(place: str) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
     """Normalisation and size of a transformers checkpoint's images; ImageNet's and None without an image processor."""
     try:
-        processor = AutoImageProcessor.from_pretrained(place)
+        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         return IMAGENET_MEAN, IMAGENET_STD, None
     size = processor_image_size(processor)

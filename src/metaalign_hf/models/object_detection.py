@@ -300,7 +300,7 @@ def _resolve(
             raise UserError(f"detector: {name!r} is not a model type, a local folder or a Hub id; {hint}")
     require_in_reach(name, "detector")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"detector: {name!r} cannot be loaded: {one_line(error, first=True)}") from error
     return _changed(config, options), (weights or name) if pretrained else None

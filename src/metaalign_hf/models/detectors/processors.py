@@ -40,7 +40,7 @@ def build_detector_processor(model_type: str, place: str | None = None, size: in
         changed["size"] = dict(zip(keys, edges, strict=True))
     if place is not None and (Path(place).is_dir() or "/" in place):
         try:
-            return AutoImageProcessor.from_pretrained(place, **changed)
+            return AutoImageProcessor.from_pretrained(place, trust_remote_code=False, **changed)
         except (OSError, ValueError):
             pass  # a checkpoint without an image processor
     return kind(**changed)
