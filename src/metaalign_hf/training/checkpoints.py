@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _CHECKSUMS = "sha256.json"
+_DELETED = ".deleted"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -89,12 +90,23 @@ def save_checkpoint(
     except (OSError, SafetensorError):
         shutil.rmtree(partial, ignore_errors=True)  # a full disk has other uses for the room
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        _delete(folder)
     partial.rename(folder)
     flush_to_disk(folder.parent)
     for old in checkpoints(output_dir)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
+    for rest in folder.parent.glob(f"step-*{_DELETED}"):
+        shutil.rmtree(rest, ignore_errors=True)  # what a kill has left
     return folder
+
+
+def _delete(folder: Path) -> None:
+    """Take a checkpoint away. Under another name first: a kill in the middle leaves no half of one."""
+    aside = folder.with_name(f"{folder.name}{_DELETED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -146,7 +158,7 @@ def drop_after(output_dir: Path, step: int) -> None:
         if step_of(folder) <= step:
             continue
         if damage(folder) is None:
-            shutil.rmtree(folder)
+            _delete(folder)
         else:
             aside = folder.with_name(f"{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
