@@ -9,13 +9,15 @@ digits. Network: the pooled features of EfficientNet-Lite0 (ImageNet), turned to
 the pair, and a small network on them; see `frozen.py`. Score: mean over classes of the target's recall, on its test
 split, in points.
 
-Joint and remembered step get their own learning rate each from `RATES`, one for each objective and family of pairs:
-that with the largest mean nuclear norm of the predictions on unlabelled target images (BNM), among those whose source
-score is within 5 points of the best, over the family's pairs and the seeds `CHOICE_SEEDS`. No target label takes part.
+Joint and remembered step, and with DANN and CDAN also the forms of `OTHERS`, get their own learning rate each from
+`RATES`, one for each objective and family of pairs: that with the largest mean nuclear norm of the predictions on
+unlabelled target images (BNM), among those whose source score is within 5 points of the best, over the family's pairs
+and the seeds `CHOICE_SEEDS`. No target label takes part.
 Controls have the learning rate of the remembered step, other forms that of the joint step. Then ten other seeds: at
 `SHORT` steps joint and remembered step with every objective, and with DANN the forms of `frozen.FORMS`; at `LONG` steps
 joint and remembered step with `LONG_OBJECTIVES`. Differences are paired by pair and seed, with 95 % intervals
-(Student's t).
+(Student's t), at equal steps, and against as many joint steps as fit into the seconds that the form's steps take, which
+are measured once, in turns, and pinned in `seconds.json`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich import box
@@ -44,16 +47,19 @@ FAMILIES = {
 }
 PAIRS = tuple(pair for pairs in FAMILIES.values() for pair in pairs)
 PAIRS_SHORT = [" -> ".join(pair).replace("solar_", "").replace("_digits", "") for pair in PAIRS]
-OBJECTIVES = ("dann", "cdan", "mcc")
+OBJECTIVES = ("dann", "cdan", "gvb", "mcc")
 RATES = (0.003, 0.01, 0.03)
 CHOICE_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
 SHORT, LONG = 500, 1500
 FINALISTS = ("joint", "remembered")
-"""Forms that choose their own learning rate; the others borrow one."""
-LONG_OBJECTIVES = ("dann", "cdan")
+OTHERS = ("fresh, trust ratio 0.1", "extragradient", "extragradient, size 3", "joint, SDAT 0.02")
+"""Other forms with their own learning rate, with `OTHERS_OBJECTIVES`; what is in neither borrows one."""
+OTHERS_OBJECTIVES = ("dann", "cdan")
+LONG_OBJECTIVES = ("dann", "cdan", "gvb")
 COMPONENTS = 128
 FOLDER = RESULTS / "accuracy"
+SECONDS = FOLDER / "seconds.json"
 
 Pair = tuple[str, str]
 
@@ -81,7 +87,7 @@ class Runs:
 
     def rate(self, objective: str, form: str, family: str) -> float:
         """The learning rate that a form of the step gets, chosen without target labels."""
-        if form not in ("source only", *FINALISTS):
+        if form not in ("source only", *FINALISTS, *OTHERS):
             form = "remembered" if form.startswith(("control", "size")) else "joint"
         means = {}
         for rate in RATES:
@@ -91,6 +97,13 @@ class Runs:
             means[rate] = tuple(sum(run[key] for run in found) / len(found) for key in ("source_class_mean", "bnm"))
         least = max(source for source, _ in means.values()) - 0.05
         return max((rate for rate in RATES if means[rate][0] >= least), key=lambda rate: means[rate][1])
+
+    def equal_seconds(self, objective: str, form: str) -> int:
+        """How many joint steps take as long as `SHORT` steps of a form, to fifty steps."""
+        if not SECONDS.exists():
+            SECONDS.write_text(json.dumps(seconds(self.domains(PAIRS[2])), indent=1) + "\n")
+        found = json.loads(SECONDS.read_text())[objective]
+        return max(SHORT, 50 * round(SHORT * found[form] / found["joint"] / 50))
 
     def scores(self, objective: str, form: str, steps: int, family: str) -> list[float]:
         """Target scores by pair and seed, in points."""
@@ -114,41 +127,77 @@ def principal(features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return found
 
 
+def seconds(domains: list[Domain], rounds: int = 15, steps: int = 100) -> dict[str, dict[str, float]]:
+    """Seconds per step of every form with its own learning rate: the median of rounds in which they take turns."""
+    timed = [(objective, form) for objective in OBJECTIVES for form in choosing(objective)]
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+    for seed in range(rounds):
+        for objective, form in timed:
+            run = frozen.run(*domains, objective, FORMS[form], lr=RATES[0], steps=steps, seed=seed)
+            found[objective, form].append(run["seconds_per_step"])
+    return {
+        objective: {form: round(median(values), 6) for (own, form), values in found.items() if own == objective}
+        for objective in OBJECTIVES
+    }
+
+
 def shown(steps: int) -> Iterator[tuple[str, str]]:
     """Objective and form of every row of a table."""
     if steps == SHORT:
         yield "none", "source only"
         yield from (("dann", form) for form in FORMS)
-        yield from ((objective, form) for objective in OBJECTIVES[1:] for form in FINALISTS)
+        yield from (("cdan", form) for form in (*FINALISTS, *OTHERS))
+        yield from ((objective, form) for objective in OBJECTIVES[2:] for form in FINALISTS)
     else:
         yield from ((objective, form) for objective in LONG_OBJECTIVES for form in FINALISTS)
 
 
-def gains(runs: Runs, objective: str, form: str, steps: int, family: str) -> list[float]:
-    """Paired differences to the joint step, in points."""
-    own, joint = runs.scores(objective, form, steps, family), runs.scores(objective, "joint", steps, family)
+def choosing(objective: str) -> tuple[str, ...]:
+    """Forms that choose their own learning rate with an objective."""
+    if objective == "none":
+        return ("source only",)
+    return (*FINALISTS, *(OTHERS if objective in OTHERS_OBJECTIVES else ()))
+
+
+def gains(
+    runs: Runs, objective: str, form: str, steps: int, family: str, joint_steps: int | None = None
+) -> list[float]:
+    """Paired differences to the joint step, which may take more steps, in points."""
+    own = runs.scores(objective, form, steps, family)
+    joint = runs.scores(objective, "joint", steps if joint_steps is None else joint_steps, family)
     return [a - b for a, b in zip(own, joint, strict=True)]
 
 
 def table(runs: Runs, steps: int) -> Table:
     """Scores and paired differences at one budget."""
     title = f"{steps} steps, {len(SEEDS)} seeds: target class mean, and differences to joint at equal steps (points)"
+    short = steps == SHORT
     found = Table(box=box.MARKDOWN, title=title)
-    for column in ("objective", "step", *PAIRS_SHORT, "solar", "digits", "all pairs", "worst run"):
+    columns = ("objective", "step", *PAIRS_SHORT, "solar", "digits", "all pairs")
+    for column in (*columns, *(("all pairs, equal seconds",) if short else ()), "worst run"):
         found.add_column(column)
     pooled: list[float] = []
+    pooled_seconds: list[float] = []
     for objective, form in shown(steps):
         own = {family: runs.scores(objective, form, steps, family) for family in FAMILIES}
         every = list(chain(*own.values()))
         cells = [with_interval(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
-        differences = [""] * (len(FAMILIES) + 1)
+        differences = [""] * (len(FAMILIES) + 1 + short)
         if form not in ("source only", "joint"):
             apart = [gains(runs, objective, form, steps, family) for family in FAMILIES]
             all_pairs = list(chain(*apart))
             differences = [with_interval(gain, "+") for gain in (*apart, all_pairs)]
             pooled += all_pairs if form == "remembered" else []
+            if short:
+                timed: list[float] = []
+                if form in choosing(objective):
+                    joint_steps = runs.equal_seconds(objective, form)
+                    timed += chain(*(gains(runs, objective, form, steps, family, joint_steps) for family in FAMILIES))
+                differences.append(with_interval(timed, "+") if timed else "")
+                pooled_seconds += timed if form == "remembered" else []
         found.add_row(objective, form, *cells, *differences, f"{min(every):.0f}")
-    found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), with_interval(pooled, "+"), "")
+    every_pair = [with_interval(pooled, "+"), *([with_interval(pooled_seconds, "+")] if short else [])]
+    found.add_row("all", "remembered", *[""] * (len(PAIRS) + len(FAMILIES)), *every_pair, "")
     return found
 
 
@@ -173,7 +222,7 @@ def main() -> None:
         listed = [
             (objective, form, rate, SHORT, pair, seed)
             for objective in ("none", *OBJECTIVES)
-            for form in (("source only",) if objective == "none" else FINALISTS)
+            for form in choosing(objective)
             for rate in RATES
             for pair in PAIRS
             for seed in CHOICE_SEEDS
@@ -185,6 +234,14 @@ def main() -> None:
             (objective, form, runs.rate(objective, form, family), steps, pair, seed)
             for steps in (SHORT, LONG)
             for objective, form in shown(steps)
+            for family in FAMILIES
+            for pair in FAMILIES[family]
+            for seed in SEEDS
+        ]
+        listed += [
+            (objective, "joint", runs.rate(objective, "joint", family), steps, pair, seed)
+            for objective in OBJECTIVES
+            for steps in sorted({runs.equal_seconds(objective, form) for form in choosing(objective)} - {SHORT})
             for family in FAMILIES
             for pair in FAMILIES[family]
             for seed in SEEDS

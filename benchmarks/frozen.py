@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaalign_hf.alignment import AlignmentBatch, build_alignment
-from metaalign_hf.coordination import Joint, MetaAlign, RememberedMetaAlign
+from metaalign_hf.coordination import Game, Joint, MetaAlign, RememberedMetaAlign
 from metaalign_hf.evaluation import CachedOutputs, get_validator
 from metaalign_hf.training.schedules import learning_rate_factor
 
 WIDTH = 128
 BATCH = 32
-OPTIONS = {"dann": {"hidden": 128}, "cdan": {"hidden": 128}, "mcc": {}}
+OPTIONS = {"dann": {"hidden": 128}, "cdan": {"hidden": 128}, "gvb": {"hidden": 128}, "mcc": {}}
 FIGURES = tuple(f"{domain}_{name}" for domain in ("source", "target", "whole") for name in ("class_mean", "accuracy"))
 
 
@@ -227,10 +227,15 @@ FORMS: dict[str, Coordinate] = {
     "joint": lambda optimizer, network: Joint(optimizer),
     "remembered": remembered(),
     "fresh": lambda o, n: MetaAlign(o, 3.0, rule="update"),
+    "fresh, trust ratio 0.1": lambda o, n: MetaAlign(o, 0.1, rule="trust_ratio"),
+    "extragradient": lambda o, n: Game(o, 1.0),
+    "extragradient, size 3": lambda o, n: Game(o, 3.0, rule="update"),
+    "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
     "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
     "size: 1": remembered(1.0),
     "size: 10": remembered(10.0),
     "control: noise": lambda o, n: Noise(o, module=n),
     "control: reversed": lambda o, n: Reversed(o, module=n),
 }
-"""Forms of the step; where no rule is named, the inner step is three times as long as the optimiser's last step."""
+"""Forms of the step. Where no rule is named, the inner step is three times as long as the optimiser's last step, and
+that of extragradient is a step of the learning rate."""
