@@ -220,6 +220,8 @@ def figures(network: nn.Module, source: Any, target: Any, classes: int) -> dict[
         hits = [(predicted[labels[is_test] == c] == c).double().mean() for c in range(classes)]
         found[f"{name}_class_mean"] = float(torch.stack(hits).mean())
     probabilities = network(target[0][~target[2], 0]).softmax(1)
+    if not probabilities.isfinite().all():  # it diverged
+        return {"source_class_mean": 1 / classes, "target_class_mean": 1 / classes, "bnm": 0.0}
     found["bnm"] = float(torch.linalg.matrix_norm(probabilities, "nuc"))
     return found
 
