@@ -229,7 +229,6 @@ FORMS: dict[str, Coordinate] = {
     "fresh": lambda o, n: MetaAlign(o, 3.0, rule="update"),
     "fresh, trust ratio 0.1": lambda o, n: MetaAlign(o, 0.1, rule="trust_ratio"),
     "extragradient": lambda o, n: Game(o, 1.0),
-    "extragradient, size 3": lambda o, n: Game(o, 3.0, rule="update"),
     "joint, SDAT 0.02": lambda o, n: Joint(o, smoothing=0.02),
     "fresh, fixed 100, as published": lambda o, n: MetaAlign(o, 100.0),
     "size: 1": remembered(1.0),
