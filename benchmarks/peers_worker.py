@@ -186,7 +186,12 @@ def run_skada(job: Job, network: Network, classes: int, source: Any, target: Any
     inputs = torch.cat([images.flatten(0, 1), others.flatten(0, 1)])
     unknown = torch.full((others.shape[0] * views,), -1)
     known = torch.cat([labels.repeat_interleave(views), unknown])
-    net.fit(inputs, known, torch.cat([torch.ones(len(labels) * views), torch.full((len(unknown),), -2.0)]).long())
+    domains = torch.cat([torch.ones(len(labels) * views), torch.full((len(unknown),), -2.0)]).long()
+    try:
+        net.fit(inputs, known, domains)
+    except RuntimeError as error:
+        if "between 0 and 1" not in str(error):  # what its cross entropy says of a network that diverged
+            raise
     trained = net.module_.base_module_
     network.load_state_dict(trained.state_dict())
     times = next(callback for name, callback in net.callbacks_ if name == "stop").times
