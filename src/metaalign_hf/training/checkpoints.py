@@ -202,11 +202,13 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
             like = module.state_dict()
             module.load_state_dict({key: _sharded(value, like.get(key)) for key, value in state.items()}, strict=True)
         tensors = load_file(folder / "optimizer.safetensors")
+        _restore_optimizer_state(optimizer, tensors, read_state(folder)["optimizer"])
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"checkpoint {folder}: cannot be loaded ({one_line(error, first=True)}); delete the folder"
         ) from error
-    _restore_optimizer_state(optimizer, tensors, read_state(folder)["optimizer"])
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..data.streams import dead_worker, is_dead_worker
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..interruption import TIME_IS_UP, Interruption, RunInterrupted
 from ..run_folder import BAD_STEP_FILE
 from .bad_steps import BadStep, write_bad_step
@@ -86,7 +86,20 @@ class Keeper:
 
     def restore(self, folder: Path) -> int:
         """Go on from a checkpoint; returns how many steps had been taken."""
-        state = read_state(folder)
+        try:
+            step = self._restore(folder, read_state(folder))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"checkpoint {folder}: state.json is not of this run ({type(error).__name__}: {one_line(error)}); "
+                "delete the folder"
+            ) from error
+        self._saved_step = step
+        self.journal.say(f"Resuming {self.output_dir} after step {step}.")
+        return step
+
+    def _restore(self, folder: Path, state: dict[str, Any]) -> int:
         step: int = state["step"]
         self.stepper.resume(step)
         load_checkpoint(folder, self._modules(), self.stepper.optimizer)
@@ -101,8 +114,6 @@ class Keeper:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.stepper.coordinator.load_state_dict(state["coordinator"])
-        self._saved_step = step
-        self.journal.say(f"Resuming {self.output_dir} after step {step}.")
         return step
 
     def _modules(self) -> dict[str, nn.Module]:
