@@ -146,11 +146,11 @@ class Peers:
         least = max(source for source, _ in means.values()) - 0.05
         return max((rate for rate in RATES if means[rate][0] >= least), key=lambda rate: means[rate][1])
 
-    def scores(self, library: str, objective: str) -> list[float]:
+    def scores(self, library: str, objective: str, family: str) -> list[float]:
         """Target scores by pair and seed, in points."""
+        rate = self.rate(library, objective, family)
         return [
-            100 * self(library, objective, self.rate(library, objective, family), pair, seed)["target_class_mean"]
-            for family in FAMILIES
+            100 * self(library, objective, rate, pair, seed)["target_class_mean"]
             for pair in FAMILIES[family]
             for seed in SEEDS
         ]
@@ -206,36 +206,48 @@ class Peers:
         return found
 
 
-def complete(peers: Peers, library: str) -> bool:
-    """Whether all runs of a library are pinned."""
-    count = len(OBJECTIVES) * len(PAIRS) * (len(RATES) * len(CHOICE_SEEDS) + len(SEEDS))
-    return sum(key[0] == library for key in peers.rows.found) == count
+def complete(peers: Peers, library: str, objective: str, family: str) -> bool:
+    """Whether all runs on a family of pairs are pinned."""
+    pairs = {" -> ".join(pair) for pair in FAMILIES[family]}
+    found = [key for key in peers.rows.found if key[:2] == (library, objective) and key[3] in pairs]
+    return len(found) == len(pairs) * (len(RATES) * len(CHOICE_SEEDS) + len(SEEDS))
 
 
 def table(peers: Peers) -> Table:
     """Scores, times on this small network, and paired differences of our default to every other row.
 
-    A library shows when all its runs are pinned.
+    A library shows where all its runs on a family of pairs are pinned, and has a mean and a time where all are.
     """
     runs = accuracy.Runs("1", peers.features)
 
-    def ours(objective: str, form: str) -> list[float]:
-        return list(chain(*(runs.scores(objective, form, SHORT, family) for family in FAMILIES)))
+    def ours(objective: str, form: str, family: str) -> list[float]:
+        return runs.scores(objective, form, SHORT, family)
 
-    default = ours("cdan", "remembered")
-    others = [library for library in REQUIREMENTS if complete(peers, library)]
+    def theirs(library: str, objective: str, family: str) -> list[float]:
+        return peers.scores(library, objective, family) if complete(peers, library, objective, family) else []
+
     seconds = json.loads(accuracy.SECONDS.read_text())
     found = Table(box=box.MARKDOWN, title=f"{SHORT} steps, {len(SEEDS)} seeds: target class mean (points)")
     for column in ("objective", "library", *PAIRS_SHORT, "mean", "our default less this", "ms a step"):
         found.add_column(column)
     for objective in OBJECTIVES:
-        rows = [(name, peers.scores(name, objective), peers.seconds(name, objective)) for name in others]
-        rows += [(f"metaalign_hf, {form}", ours(objective, form), seconds[objective][form]) for form in OURS]
-        for name, own, step in rows:
-            cells = [with_interval(own[i : i + len(SEEDS)]) for i in range(0, len(own), len(SEEDS))]
-            less = [a - b for a, b in zip(default, own, strict=True)]
-            difference = "" if own == default else with_interval(less, "+")
-            found.add_row(objective, name, *cells, f"{sum(own) / len(own):.1f}", difference, f"{1000 * step:.1f}")
+        rows = [(name, {family: theirs(name, objective, family) for family in FAMILIES}) for name in REQUIREMENTS]
+        rows += [(f"metaalign_hf, {form}", {f: ours(objective, form, f) for f in FAMILIES}) for form in OURS]
+        for name, own in rows:
+            if not any(own.values()):
+                continue
+            cells, less = [], []
+            for family, scores in own.items():
+                apart = [scores[i : i + len(SEEDS)] for i in range(0, len(scores), len(SEEDS))]
+                cells += [with_interval(of_pair) for of_pair in apart] or [""] * len(FAMILIES[family])
+                if scores:
+                    less += [a - b for a, b in zip(ours("cdan", "remembered", family), scores, strict=True)]
+            every = list(chain(*own.values()))
+            mean = f"{sum(every) / len(every):.1f}" if all(own.values()) else ""
+            difference = with_interval(less, "+") if any(less) else ""
+            step = seconds[objective][name.split(", ")[1]] if ", " in name else peers.seconds(name, objective)
+            milliseconds = f"{1000 * step:.1f}" if mean else ""
+            found.add_row(objective, name, *cells, mean, difference, milliseconds)
     return found
 
 
@@ -257,8 +269,9 @@ def main() -> None:
         peers.costs()
         return
     for library in REQUIREMENTS if options.only is None else (options.only,):
-        for objective in OBJECTIVES:
-            peers.scores(library, objective)
+        for family in FAMILIES:
+            for objective in OBJECTIVES:
+                peers.scores(library, objective, family)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "machine.json").write_text(json.dumps({**machine(), "environments": peers.versions()}, indent=1) + "\n")
     if not options.only:
