@@ -227,7 +227,7 @@ def figures(network: nn.Module, source: Any, target: Any, classes: int) -> dict[
     probabilities = network(target[0][~target[2], 0]).softmax(1)
     if not probabilities.isfinite().all():  # it diverged
         return {"source_class_mean": 1 / classes, "target_class_mean": 1 / classes, "bnm": 0.0}
-    found["bnm"] = float(torch.linalg.matrix_norm(probabilities, "nuc"))
+    found["bnm"] = float(torch.linalg.matrix_norm(probabilities, "nuc")) / (len(probabilities) * classes) ** 0.5
     return found
 
 
