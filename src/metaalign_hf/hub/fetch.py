@@ -47,7 +47,14 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             *(f"{FIGURES_FOLDER}/{name}" for name in FIGURE_FILES),
         ]
         with explained(f"{what} {checkpoint}"):
-            folder = Path(snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns))
+            try:
+                found = snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns)
+            except ValueError as error:
+                if type(error) is not ValueError or "Invalid" not in str(error):
+                    raise
+                # The name of a file would lead out of the cache.
+                raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
+            folder = Path(found)
     if not (folder / MODEL_CONFIG_FILE).is_file():
         raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is not a transformers model")
     if not any(WEIGHT_FILES.fullmatch(path.name) for path in folder.iterdir()):
