@@ -83,7 +83,7 @@ def test_weights_that_a_resumable_checkpoint_refers_to_stay(tmp_path):
     selection.offer(Evaluation(1, 0.9, 1.0), model)
     folder = tmp_path / "checkpoints" / "step-000001"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"selection": selection.state()}))
+    (folder / "state.json").write_text(json.dumps({"step": 1, "selection": selection.state()}))
     selection.offer(Evaluation(2, 0.9, 2.0), model)
     assert files() == {"step-000001.safetensors", "step-000002.safetensors"}
     (folder / "state.json").unlink()
