@@ -135,6 +135,47 @@ def test_reversal_turns_the_features_against_the_discriminator(name):
         torch.testing.assert_close(weak, ratio * strong)
 
 
+@pytest.mark.parametrize("name", ["dann", "cdan", "gvb"])
+def test_smoothed_domain_labels_are_their_formula(name):
+    """BCE with 1 - s and s for 1 and 0: that of the true domain and s times the other's, weighted."""
+    b = batch()
+    options = {
+        "hidden": 7,
+        **({"trade_off": 1.0, "generator_penalty": 0.0, "discriminator_penalty": 0.0} if name == "gvb" else {}),
+    }
+    swapped = AlignmentBatch(b.features, b.logits, 1 - b.domain_labels, b.progress)
+    right, wrong = (build({"name": name, **options})(x).loss for x in (b, swapped))
+    found = build({"name": name, **options, "label_smoothing": 0.2})(b).loss
+    torch.testing.assert_close(found, 0.8 * right + 0.2 * wrong)
+
+
+def test_daln_is_its_formula_and_turns_the_features_against_the_classifier():
+    b = batch(requires_grad=True)
+    weight = torch.randn(K, D, dtype=torch.double, requires_grad=True)
+    bias = torch.randn(K, dtype=torch.double, requires_grad=True)
+    p = softmax((b.features @ weight.T + bias).detach().numpy())
+    singular = [np.sqrt(np.linalg.eigvalsh(rows.T @ rows).clip(0)).sum() / 5 for rows in (p[:5], p[5:])]
+    found = {}
+    for strength in (0.6, None):
+        # Without reversal: the same loss by plain autograd.
+        features = b.features.detach().requires_grad_()
+        logits = features @ weight.T + bias
+        if strength is None:
+            parts = [torch.linalg.svdvals(rows.softmax(1)).sum() / 5 for rows in (logits[:5], logits[5:])]
+            loss = parts[1] - parts[0]
+        else:
+            given = AlignmentBatch(features, logits, b.domain_labels, strength, classifier_weight=weight)
+            loss = build("daln")(given).loss
+        assert loss.item() == pytest.approx(singular[1] - singular[0], rel=1e-9)
+        found[strength] = torch.autograd.grad(loss, [features, weight, bias])
+    turned, plain = found.values()
+    torch.testing.assert_close(turned[0], -reversal_strength(0.6) * plain[0])
+    for a, c in zip(turned[1:], plain[1:], strict=True):
+        torch.testing.assert_close(a, c)
+    with pytest.raises(UserError, match="daln: it needs the weight of a linear classifier"):
+        build("daln")(batch())
+
+
 def test_gradient_reversal_twice():
     x = torch.tensor([2.0], dtype=torch.double, requires_grad=True)
     (first,) = torch.autograd.grad((reverse_gradient(x, 0.5) ** 3).sum(), x, create_graph=True)
@@ -288,6 +329,7 @@ def test_specs_are_spelled_out():
         ({"name": "coral", "on": "predictions"}, "features or logits"),
         ({"name": "mcc", "temperature": 0.0}, "temperature"),
         ({"name": "mdd", "gamma": -1.0}, "gamma"),
+        ({"name": "cdan", "label_smoothing": 0.5}, "cdan: label_smoothing is 0.5; it must be a number from 0 to 0.5"),
         ({"name": "mdd", "dropout": 2.0}, "mdd: dropout"),
         (7, "must be a name"),
     ],

@@ -10,7 +10,7 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from metaalign_hf import UserError, load_config, load_detection_pair
 from metaalign_hf.coordination import Joint, MetaAlign
-from metaalign_hf.target_losses import MeanTeacher, TargetLoss, TargetStep, with_target_losses
+from metaalign_hf.target_losses import MeanTeacher, TargetContext, TargetLoss, TargetStep, with_target_losses
 from metaalign_hf.target_losses.pseudo_labels import strong_view
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weights import WeightAverage
@@ -48,7 +48,7 @@ FOUND = Says(
     ],
 )
 def test_boxes_count_from_the_threshold_of_their_class_on(threshold, expected):
-    teacher = MeanTeacher(1.0, threshold, LABELS, torch.sigmoid, RTDetrImageProcessor())
+    teacher = MeanTeacher(TargetContext(LABELS, RTDetrImageProcessor(), torch.sigmoid), threshold=threshold)
     (batch,), figures = teacher.label(FOUND, [{"pixel_values": torch.rand(2, 3, 16, 16)}])
     counts = [0 if entry is None else len(entry[0]) for entry in expected]
     assert figures == {"pseudo_boxes": sum(counts) / 2, "pseudo_images": sum(c > 0 for c in counts) / 2}
@@ -65,7 +65,7 @@ def test_boxes_count_from_the_threshold_of_their_class_on(threshold, expected):
 )
 def test_thresholds_are_those_of_the_classes(threshold, words):
     with pytest.raises(UserError, match=words):
-        MeanTeacher(1.0, threshold, LABELS, torch.sigmoid, RTDetrImageProcessor())
+        MeanTeacher(TargetContext(LABELS, RTDetrImageProcessor(), torch.sigmoid), threshold=threshold)
 
 
 def test_the_strong_view_changes_colours_alone():

@@ -3,6 +3,7 @@
 from .base import IGNORED_LABEL, AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .cdan import CDAN
 from .coral import CORAL
+from .daln import DALN
 from .dann import DANN
 from .discriminator import DomainDiscriminator
 from .gvb import GVB
@@ -25,6 +26,7 @@ from .toalign import task_oriented
 __all__ = [
     "CDAN",
     "CORAL",
+    "DALN",
     "DANN",
     "GVB",
     "IGNORED_LABEL",

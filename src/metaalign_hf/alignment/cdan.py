@@ -10,6 +10,7 @@ from torch import Tensor
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
+from .label_smoothing import check_smoothing
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
 from .toalign import task_oriented
@@ -48,6 +49,7 @@ class CDAN(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        label_smoothing: Smoothing of the domain labels (ELS), 0..0.5, such as 0.1.
         toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
     """
 
@@ -65,11 +67,13 @@ class CDAN(AlignmentObjective):
         dropout: float = 0.5,
         ceiling: float = 1.0,
         toalign: bool = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         self.entropy_weights = entropy_weights
         self.ceiling = ceiling
         self.toalign = toalign
+        self.label_smoothing = check_smoothing(label_smoothing, "cdan")
         width = feature_dim * num_labels
         self.register_buffer("project_features", None)
         self.register_buffer("project_predictions", None)
@@ -90,7 +94,7 @@ class CDAN(AlignmentObjective):
         joint = self._joint(batch.features, predictions.detach())
         logits, _ = self.discriminator(reverse_gradient(joint, strength))
         weights = entropy_weights(predictions, strength, offset=1.0) if self.entropy_weights else None
-        return AlignmentOutput(*domain_loss(logits, batch, "cdan", weights))
+        return AlignmentOutput(*domain_loss(logits, batch, "cdan", weights, self.label_smoothing))
 
     def _joint(self, features: Tensor, predictions: Tensor) -> Tensor:
         if self.project_features is None or self.project_predictions is None:

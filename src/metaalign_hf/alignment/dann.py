@@ -8,6 +8,7 @@ from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
+from .label_smoothing import check_smoothing
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
 from .toalign import task_oriented
@@ -45,6 +46,7 @@ class DANN(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        label_smoothing: Smoothing of the domain labels (ELS), 0..0.5, such as 0.1.
         toalign: Align the source's task-oriented features and their predictions (ToAlign) instead of the plain ones.
 
     Raises:
@@ -62,6 +64,7 @@ class DANN(AlignmentObjective):
         dropout: float = 0.5,
         ceiling: float = 1.0,
         toalign: bool = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         if on not in ("features", "predictions"):
@@ -70,6 +73,7 @@ class DANN(AlignmentObjective):
         self.entropy_weights = entropy_weights
         self.ceiling = ceiling
         self.toalign = toalign
+        self.label_smoothing = check_smoothing(label_smoothing, "dann")
         self.discriminator = DomainDiscriminator(feature_dim if on == "features" else num_labels, hidden, dropout)
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
@@ -80,4 +84,4 @@ class DANN(AlignmentObjective):
         aligned = batch.features if self.on == "features" else predictions
         logits, _ = self.discriminator(reverse_gradient(aligned, strength))
         weights = entropy_weights(predictions, strength, offset=1.0) if self.entropy_weights else None
-        return AlignmentOutput(*domain_loss(logits, batch, "dann", weights))
+        return AlignmentOutput(*domain_loss(logits, batch, "dann", weights, self.label_smoothing))

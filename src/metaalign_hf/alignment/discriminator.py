@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import AlignmentBatch
+from .label_smoothing import smoothed_domains
 
 __all__ = ["DomainDiscriminator", "domain_loss"]
 
@@ -55,7 +56,11 @@ class DomainDiscriminator(nn.Module):
 
 
 def domain_loss(
-    logits: Tensor, batch: AlignmentBatch, objective: str, weights: Tensor | None = None
+    logits: Tensor,
+    batch: AlignmentBatch,
+    objective: str,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross entropy of the domain, source 1 and target 0, each domain counting half.
 
@@ -66,6 +71,7 @@ def domain_loss(
         batch: The batch, for its domain labels.
         objective: Name of the objective, for errors.
         weights: Weights `(B,)`; all 1 by default.
+        smoothing: Smoothing of the domain labels; see `smoothed_domains`.
 
     Returns:
         The loss, and as parts the loss itself and the discriminator's accuracy.
@@ -74,7 +80,7 @@ def domain_loss(
         UserError: If a domain has no rows.
     """
     is_source = (batch.domain_labels == 0).to(logits.dtype)
-    errors = F.binary_cross_entropy_with_logits(logits, is_source, reduction="none")
+    errors = F.binary_cross_entropy_with_logits(logits, smoothed_domains(is_source, smoothing), reduction="none")
     losses = []
     for rows, share in zip(
         batch.split(errors, objective),

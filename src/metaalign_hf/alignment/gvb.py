@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .discriminator import DomainDiscriminator, domain_loss
 from .entropy import entropy_weights
+from .label_smoothing import check_smoothing
 from .registry import register_alignment
 from .reversal import reversal_strength, reverse_gradient
 from .toalign import task_oriented
@@ -52,6 +53,7 @@ class GVB(AlignmentObjective):
         hidden: Width of the discriminator.
         dropout: Dropout of the discriminator.
         ceiling: Reversal strength at the end of training.
+        label_smoothing: Smoothing of the domain labels (ELS), 0..0.5, such as 0.1.
         toalign: Align the predictions of the source's task-oriented features (ToAlign) instead of the plain ones; the
             penalty of z stays on the plain features.
     """
@@ -68,6 +70,7 @@ class GVB(AlignmentObjective):
         dropout: float = 0.5,
         ceiling: float = 1.0,
         toalign: bool = False,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(feature_dim, num_labels)
         self.trade_off = trade_off
@@ -75,6 +78,7 @@ class GVB(AlignmentObjective):
         self.discriminator_penalty = discriminator_penalty
         self.ceiling = ceiling
         self.toalign = toalign
+        self.label_smoothing = check_smoothing(label_smoothing, "gvb")
         self.bridge = nn.Linear(feature_dim, num_labels)
         nn.init.xavier_normal_(self.bridge.weight)
         nn.init.zeros_(self.bridge.bias)
@@ -86,7 +90,9 @@ class GVB(AlignmentObjective):
         aligned = task_oriented(batch, "gvb") if self.toalign else batch
         predictions = aligned.logits.softmax(1)
         logits, share = self.discriminator(reverse_gradient(predictions, strength))
-        adversarial, parts = domain_loss(logits, batch, "gvb", entropy_weights(predictions, strength))
+        adversarial, parts = domain_loss(
+            logits, batch, "gvb", entropy_weights(predictions, strength), self.label_smoothing
+        )
         generator, discriminator = self.bridge(batch.features).abs().mean(), share.abs().mean()
         loss = (
             self.trade_off * adversarial

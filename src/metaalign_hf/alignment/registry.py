@@ -91,6 +91,7 @@ def normalise_specs(
     names: Callable[[], list[str]],
     options_of: Callable[[str], dict[str, Any]],
     common: Sequence[str] = _COMMON,
+    what: str = "alignment",
 ) -> list[dict[str, Any]]:
     """As `normalise_alignment`, for any family of objectives.
 
@@ -99,6 +100,7 @@ def normalise_specs(
         names: Lists the known names.
         options_of: Options of a name with their defaults; raises `UserError` where there is no such name.
         common: Keys that every entry may have.
+        what: What the errors begin with.
     """
     if spec is None:
         return []
@@ -108,13 +110,13 @@ def normalise_specs(
         given = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             listed = ", ".join(names())
-            raise UserError(f"alignment: {entry!r} must be a name or a mapping with a name; names: {listed}")
+            raise UserError(f"{what}: {entry!r} must be a name or a mapping with a name; names: {listed}")
         name, weight = given["name"], given.get("weight", 1.0)
         if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-            raise UserError(f"alignment {name}: weight is {weight!r}; it must be a finite number, 0 or more")
+            raise UserError(f"{what} {name}: weight is {weight!r}; it must be a finite number, 0 or more")
         if any(other["name"] == name for other in found):
-            raise UserError(f"alignment: {name} is named twice; name each objective once")
-        sources = given.get("sources", 1)
+            raise UserError(f"{what}: {name} is named twice; name each once")
+        sources = given.get("sources", 1) if "sources" in common else 1
         if not isinstance(sources, int) or isinstance(sources, bool) or sources < 1:
             raise UserError(f"alignment {name}: sources is {sources!r}; it must be the number of sources, 1 or more")
         known = options_of(name)
@@ -122,11 +124,11 @@ def normalise_specs(
         for key in options:
             if key not in known:
                 hint = did_you_mean(key, known, f"it has {', '.join(known) or 'no options'}")
-                raise UserError(f"alignment {name}: unknown option {key!r}; {hint}")
+                raise UserError(f"{what} {name}: unknown option {key!r}; {hint}")
         try:
             json.dumps(options)
         except TypeError as error:
-            raise UserError(f"alignment {name}: options must be plain values ({error})") from error
+            raise UserError(f"{what} {name}: options must be plain values ({error})") from error
         several = {"sources": sources} if sources > 1 else {}
         found.append({"name": name, "weight": float(weight), **several, **options})
     return found

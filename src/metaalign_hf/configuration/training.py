@@ -223,10 +223,16 @@ class TrainingConfig:
         gradient_checkpointing: Recompute activations of the backbone in the backward pass to save memory.
         compile: Compile the model with torch.compile.
         ema_decay: Decay of an exponential moving average of the weights, such as 0.999; the average is then what is
-            evaluated and saved. null keeps none.
-        pseudo_label_weight: For detectors: weight of the detection loss on a strong view (colours, blur) of the target
-            images with the boxes that the average of the weights (ema_decay) finds in them: a mean teacher. It is part
-            of the task loss. 0 is off.
+            evaluated and saved. null keeps none, unless a target loss has the average for a teacher: then 0.999.
+        target_losses: Further loss terms on target images: a name, a mapping with name, weight and options, a list of
+            those, or null. For classifiers self_training (labels of the average of the weights, threshold 0.9, learned
+            on a strong view), masked_consistency (the same on a view with patches left out) and
+            information_maximization (sure and diverse predictions); for detectors mean_teacher. burn_in and ramp_up
+            are the shares of the adaptation in which a weight is 0 yet, and then rises. They are part of the task loss;
+            with model.alignment null they take the place of alignment.
+        pseudo_label_weight: For detectors, the weight of mean_teacher in target_losses in other words: the detection
+            loss on a strong view (colours, blur) of the target images with the boxes that the average of the weights
+            (ema_decay) finds in them. 0 is off.
         pseudo_label_threshold: Least score of such a box: one number, or one for each class name.
         seed: Seed of everything random.
         evaluate_every: Steps between evaluations; 0 evaluates only at the end of each phase, null also within the
@@ -273,6 +279,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     ema_decay: float | None = None
+    target_losses: Any = None
     pseudo_label_weight: float = 0.0
     pseudo_label_threshold: float | dict[str, float] = 0.5
     seed: int = 0
@@ -313,6 +320,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.check()
+
+    @property
+    def target_loss_specs(self) -> list[Any]:
+        """The target losses as a list, those that `pseudo_label_weight` stands for among them."""
+        given = self.target_losses
+        listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+        if self.pseudo_label_weight == 0:
+            return listed
+        weight, threshold = self.pseudo_label_weight, self.pseudo_label_threshold
+        return [{"name": "mean_teacher", "weight": weight, "threshold": threshold}, *listed]
 
     def check(self) -> None:
         """Refuse values that no run can use.
@@ -369,10 +386,10 @@ class Config:
         for section in (self.data, self.model, self.coordination, self.optimizer, self.training, self.hub):
             section.check()
         method, training = self.coordination.method, self.training
-        if training.pseudo_label_weight > 0 and method == "source_only":
+        if training.target_loss_specs and method == "source_only":
+            key = "pseudo_label_weight" if training.pseudo_label_weight > 0 else "target_losses"
             raise UserError(
-                "training.pseudo_label_weight: source_only reads no target; set coordination.method to joint or "
-                "metaalign"
+                f"training.{key}: source_only reads no target; set coordination.method to joint or metaalign"
             )
         if training.baseline and method == "source_only":
             raise UserError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["citations_of_run", "cited_by", "methods_of"]
+__all__ = ["citations_of_run", "cited_by", "methods_of", "target_losses_of"]
 
 
 def cited_by(record: RunRecord) -> list[str]:
@@ -42,6 +42,12 @@ def citations_of_run(
     return citations_of(methods_of(RunRecord(described, config, known)))
 
 
+def target_losses_of(training: dict[str, Any]) -> list[Any]:
+    """The target losses in the `training` section of a run's configuration, each a name or a mapping with one."""
+    given = training.get("target_losses")
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
 def methods_of(record: RunRecord) -> list[str]:
     """Kind and name of every method that a run used, as `metaalign_hf.citations` knows them."""
     coordination, training = record.training.get("coordination", {}), record.training.get("training", {})
@@ -57,6 +63,8 @@ def methods_of(record: RunRecord) -> list[str]:
     found += [f"alignment/{option}" for entry in alignment for option, value in entry.items() if value]
     if training.get("pseudo_label_weight"):
         found.append("target_loss/mean_teacher")
+    losses = target_losses_of(training)
+    found += [f"target_loss/{entry['name'] if isinstance(entry, dict) else entry}" for entry in losses]
     found.append(f"batch_norm/{record.summary.get('batch_norm') or training.get('batch_norm')}")
     if training.get("recalibrate_bn") == "target":
         found.append("batch_norm/recalibrate_bn")

@@ -19,7 +19,7 @@ from ..configuration import CoordinationConfig, OptimizerConfig
 from ..configuration.reading import defaults_of, read_entries
 from ..errors import UserError, one_line
 from ..tasks import Measure
-from .citations import cited_by
+from .citations import cited_by, target_losses_of
 from .record import RunRecord
 
 __all__ = ["card_is_generated", "model_card"]
@@ -156,6 +156,7 @@ class _Facts:
             "index": index,
             "method": {"words": words, "equation": equation} if words else None,
             "alignment": [f"{name}{_options(self.config['alignment'], name)}" for name in used],
+            "target_losses": [f"{entry['name']}{_options([entry], entry['name'])}" for entry in self._target_losses()],
             "settings": self._settings(),
             "unrecorded": self._unrecorded(),
             "revision": (self.config.get("origin") or {}).get("revision") if base_model else None,
@@ -342,6 +343,8 @@ class _Facts:
         if course.get("pseudo_label_weight"):
             teacher = ("ema_decay", "pseudo_label_weight", "pseudo_label_threshold")
             shown += [(f"training.{name}", course[name]) for name in teacher]
+        elif self._target_losses() and course.get("ema_decay") is not None:
+            shown.append(("training.ema_decay", course["ema_decay"]))
         if self.summary.get("batch_norm"):
             shown.append(("batch normalisation", self.summary["batch_norm"]))
         cosine = self.summary.get("gradient_cosine")
@@ -352,6 +355,11 @@ class _Facts:
             shown.append((f"{name} (in both losses, left out above)", f"{self.summary['penalty_cosine']:+.3f}"))
         shown += [(f"version of {name}", value) for name, value in (self.summary.get("versions") or {}).items()]
         return shown
+
+    def _target_losses(self) -> list[dict[str, Any]]:
+        """The target losses by name and options."""
+        found = target_losses_of(self.training.get("training", {}))
+        return [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in found]
 
     def _limits(self) -> list[str]:
         limits = []

@@ -15,7 +15,7 @@ score); Zhao et al., "Masked Retraining Teacher-Student Framework for Domain Ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 from torchvision.transforms import v2
 
-from ..citations import cite
 from ..errors import UserError
 from ..tasks.base import Batch
-from .base import Pass, TargetLoss, TargetStep
+from .base import Pass, TargetContext, TargetLoss, TargetStep
+from .registry import register_target_loss
+from .views import normalisation
 
 __all__ = ["MeanTeacher", "strong_view"]
 
@@ -48,33 +49,25 @@ CITATION = """\
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2017}
 }"""
-cite("target_loss/mean_teacher", CITATION)
 
 
+@register_target_loss("mean_teacher", task="object-detection", citation=CITATION)
 class MeanTeacher(TargetLoss):
     """The detection loss on a strong view of target images, with pseudo-labels of the teacher on the weak view.
 
     Args:
-        weight: Weight of the loss on them.
+        context: The classes, the detector's image processor, and what makes class probabilities `(B, Q, K)` of logits.
         threshold: Least score of a pseudo-label: one number, or one for each class name.
-        labels: Class names in the order of the class indices.
-        probabilities: Makes class probabilities `(B, Q, K)` of logits.
-        processor: The detector's image processor, which knows how pixel values were normalised.
 
     Raises:
         UserError: If the thresholds are not those of the classes.
     """
 
-    name = "mean_teacher"
+    needs_teacher = True
 
-    def __init__(
-        self,
-        weight: float,
-        threshold: float | dict[str, float],
-        labels: Sequence[str],
-        probabilities: Callable[[Tensor], Tensor],
-        processor: Any,
-    ) -> None:
+    def __init__(self, context: TargetContext, *, threshold: float | dict[str, float] = 0.5) -> None:
+        super().__init__()
+        labels = context.labels
         if isinstance(threshold, dict) and set(threshold) != set(labels):
             unknown, missing = sorted(set(threshold) - set(labels)), sorted(set(labels) - set(threshold))
             wrong = f"{', '.join(unknown)} is not a class" if unknown else f"{', '.join(missing)} has none"
@@ -82,13 +75,14 @@ class MeanTeacher(TargetLoss):
                 f"training.pseudo_label_threshold: {wrong}; give one number, or one for each of {', '.join(labels)}"
             )
         values = [threshold[name] for name in labels] if isinstance(threshold, dict) else [threshold] * len(labels)
-        super().__init__(weight)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"training.target_losses mean_teacher: threshold is {value!r}: it must lie in 0..1")
+        assert context.probabilities is not None, "a detector's probabilities are needed"
         self.boxes = 0.0
         self.thresholds = torch.tensor(values)
-        self.probabilities = probabilities
-        normalised = bool(processor.do_normalize)
-        self.mean = tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0)
-        self.std = tuple(processor.image_std) if normalised else (1.0, 1.0, 1.0)
+        self.probabilities = context.probabilities
+        self.mean, self.std = normalisation(context.processor)
 
     def passes(self, step: TargetStep) -> tuple[list[Pass], dict[str, float]]:
         """The task loss on the strong views."""

@@ -105,7 +105,7 @@ class Task:
         kind: What is known of the task without torch.
         validator: Name of the validator that selects checkpoints by default; None where there are none.
         statistics: What batch normalisation does in the run.
-        target_losses: Further terms of the task loss, on target images.
+        target_losses: Further terms of the loss, on target images.
         bad_images: The images that could not be read and were skipped.
         drawn: By domain, the names of the images of the last micro-batches.
     """
@@ -215,6 +215,19 @@ class Task:
             model: The wrapped model.
             source: The source's micro-batch of the step.
             view: A view of the target's micro-batch, with labels that something else than a human gave.
+        """
+        raise NotImplementedError
+
+    def logits_pass(
+        self, model: nn.Module, source: Batch, view: Batch, loss: Callable[[Tensor], Tensor]
+    ) -> Callable[[], Tensor]:
+        """As `target_pass`, for a loss of the class logits `(B, K)` of the view.
+
+        Args:
+            model: The wrapped model.
+            source: The source's micro-batch of the step.
+            view: A view of the target's micro-batch.
+            loss: Makes a scalar of the logits.
         """
         raise NotImplementedError
 

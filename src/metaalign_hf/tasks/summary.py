@@ -41,6 +41,7 @@ class RunFacts:
         target: Name of the target domain.
         method: How task and alignment shared a step.
         alignment: Names of the alignment objectives.
+        target_losses: Names of the target losses.
         backbone: The backbone's or detector's name.
         seed: Seed of the run.
         source_steps: Steps of the source phase.
@@ -81,6 +82,7 @@ class RunFacts:
     seconds_in_evaluation: float | None = None
     baseline: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    target_losses: list[str] = field(default_factory=list)
     penalty: str | None = None
     penalty_cosine: float | None = None
     checkpoints: list[CheckpointRow] = field(default_factory=list)

@@ -29,6 +29,7 @@ def baseline_config(config: Config) -> Config:
         resume="auto",
         max_time=None,
         trackers=[],
+        target_losses=None,
         pseudo_label_weight=0.0,
         pseudo_label_threshold=TrainingConfig.pseudo_label_threshold,
         recalibrate_bn="none",

@@ -69,7 +69,12 @@ class Evaluator:
         values = self._offer(step, found, kept) if adapting or name == "before" else {}
         measures = [measure.name for measure in self.task.kind.measures]
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in measures}
-        self.journal.log(step, {"evaluation": name, **figures, **values})
+        logged = {
+            f"{domain}_{name}": value
+            for domain, scores in found.items()
+            for name, value in scores.get("logged", {}).items()
+        }
+        self.journal.log(step, {"evaluation": name, **figures, **logged, **values})
         words = ", ".join(f"{domain} {100 * scores[self.task.metric]:.1f} %" for domain, scores in found.items())
         self.journal.say(f"{name:>12}: {self.task.title} {words}")
         self.seconds += time.perf_counter() - started

@@ -10,6 +10,7 @@ from ..alignment import AlignmentObjective
 from ..alignment.detection.base import AlignmentLevel
 from ..configuration import Config
 from ..errors import UserError
+from ..target_losses import normalise_target_losses
 from .run_folder import as_new_run, recorded_steps
 
 __all__ = ["refuse_inexact", "why_not_longer"]
@@ -32,6 +33,9 @@ def why_not_longer(config: Config, model: nn.Module) -> str | None:
         return None
     if config.coordination.method == "metaalign" and config.coordination.inner_warmup > 0:
         return "coordination.inner_warmup depends on the number of steps"
+    for loss in normalise_target_losses(config.training.target_loss_specs):
+        if loss.get("burn_in") or loss.get("ramp_up"):
+            return f"burn_in and ramp_up of the target loss {loss['name']} depend on the number of steps"
     for module in model.modules():
         if isinstance(module, AlignmentObjective | AlignmentLevel) and module.uses_progress:
             return (

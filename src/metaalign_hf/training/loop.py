@@ -55,6 +55,9 @@ from .weights import Weights
 
 __all__ = ["adapt"]
 
+_TEACHER_DECAY = 0.999
+"""Decay of the average of the weights where a target loss needs it and nothing else is said."""
+
 
 def adapt(
     config: Config,
@@ -155,10 +158,11 @@ class _Run:
         self.task = build_task()
         bare = self.task.model
         refuse_inexact(config, bare, checkpoint)
-        if config.coordination.method != "source_only" and not bare.config.alignment:
+        losses = self.task.target_losses
+        if config.coordination.method != "source_only" and not bare.config.alignment and not losses:
             raise UserError(
-                f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or use "
-                "coordination.method: source_only"
+                f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or a target "
+                "loss (training.target_losses), or use coordination.method: source_only"
             )
         if training.gradient_checkpointing:
             bare.gradient_checkpointing_enable()
@@ -166,7 +170,9 @@ class _Run:
             require_batch_norm(bare)
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         model, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        self.weights = Weights(model, self.task.processor, self.accelerator, training.ema_decay)
+        taught = any(loss.needs_teacher for loss in losses)
+        ema_decay = _TEACHER_DECAY if training.ema_decay is None and taught else training.ema_decay
+        self.weights = Weights(model, self.task.processor, self.accelerator, ema_decay)
         self.stepper = Stepper(config, self.task, self.weights, self.optimizer, Agreement(self.accelerator))
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
         self.step, self.cosines = 0, MeanCosines(device)
@@ -308,6 +314,7 @@ class _Run:
             target=self.task.names[1],
             method=self.config.coordination.method,
             alignment=[entry["name"] for entry in bare.config.alignment],
+            target_losses=[loss.name for loss in self.task.target_losses],
             backbone=self.task.model_name,
             seed=training.seed,
             source_steps=training.source_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,8 @@ class Stepper:
         source, target = (micro_batches(stream, 1, self.accelerator.device) for stream in self._streams(0, 0))
         self.task.statistics.train_mode(self.model)
         closures = self.task.closures(self.model, source, target, 0.5)
+        if not closures.alignment:
+            closures = replace(closures, alignment=closures.task)
         try:
             self.coordinator.probe(closures.task, closures.alignment)
         except RuntimeError as error:
@@ -152,7 +155,8 @@ class Stepper:
         if not target or not self.task.target_losses:
             return closures, {}
         task_pass = partial(self.task.target_pass, self.model)
-        seen = TargetStep(self.model, self.weights.evaluated, source, target, done, task_pass)
+        logits_pass = partial(self.task.logits_pass, self.model)
+        seen = TargetStep(self.model, self.weights.evaluated, source, target, done, task_pass, logits_pass)
         return with_target_losses(closures, self.task.target_losses, seen)
 
     def _warm_up(self, done: float) -> None:

@@ -33,8 +33,8 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
         console: Where to.
         files: Names of further files in the run's folder.
     """
-    alignment = [] if summary.method == "source_only" else summary.alignment
-    title = f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(alignment) or 'no alignment'}"
+    terms = [] if summary.method == "source_only" else [*summary.alignment, *summary.target_losses]
+    title = f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(terms) or 'no alignment'}"
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
     compared = ["source only"] if summary.baseline else []

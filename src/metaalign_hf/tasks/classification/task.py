@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -40,6 +40,7 @@ from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
+from ...target_losses import SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes
 from ..starting_point import check_labels, starting_model
@@ -93,6 +94,9 @@ class ClassificationTask(Task):
         model.set_image_sizes(data.image_size, data.resize_size)
         super().__init__(config, pair, model, model.image_processor())
         _try_one_image(model, self.processor)
+        self.target_losses = build_target_losses(
+            config.training.target_loss_specs, TargetContext(pair.labels, self.processor)
+        )
 
     def stream(self, images: ImageSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""
@@ -109,7 +113,16 @@ class ClassificationTask(Task):
         if mixed and (entry := self._shared_entry()) is not None:
             together = statistics.task_needs_target(model, "domain_labels" in source[0])
             return self._shared_closures(model, entry, source, mixed, progress, together)
-        return full_passes(model, statistics, source, mixed, progress, _task_pass, penalty=bool(self._penalties))
+        return full_passes(
+            model,
+            statistics,
+            source,
+            mixed,
+            progress,
+            _task_pass,
+            penalty=bool(self._penalties),
+            aligns=self.model.alignment is not None,
+        )
 
     def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
         """A pass that returns the loss on target images, on both domains where batch statistics need it."""
@@ -119,6 +132,22 @@ class ClassificationTask(Task):
             view = {**mix(source, view), "labels": labels}
             rows = rows_of(source, view)
         return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
+
+    def logits_pass(
+        self, model: nn.Module, source: Batch, view: Batch, loss: Callable[[Tensor], Tensor]
+    ) -> Callable[[], Tensor]:
+        """A pass that returns a loss of the logits of target images, on both domains where batch statistics need it."""
+        pixels, rows, first = view["pixel_values"], None, 0
+        if self.statistics.task_needs_target(model):
+            mixed, first = mix(source, view), len(source["labels"])
+            pixels, rows = mixed["pixel_values"], rows_of(source, mixed)
+
+        def run() -> Tensor:
+            with self.statistics.task_pass(model, rows):
+                logits: Tensor = model(pixels).logits
+            return loss(logits[first:])
+
+        return run
 
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
@@ -193,19 +222,25 @@ class ClassificationTask(Task):
         """Figures on the test images of a domain."""
         size, source = self.config.training.evaluation_batch_size, domain == "source"
         outputs: list[tuple[Tensor, Tensor]] = []
+        judged = None if source else _Judged(self.target_losses)
 
         def keep(output: Any) -> None:
+            if judged is not None:
+                judged.judge(output.logits)
             if kept is not None and world_size == 1 and source:
                 outputs.append((output.features.float(), output.logits.float()))
 
         batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
         batches = track(batches, f"evaluating on {domain}", len(view), count=_images(world_size))
+        if judged is not None:
+            batches = judged.watch(batches)
         with self.statistics.as_source(model) if source else nullcontext():
             found = evaluate_classifier(model, batches, len(self.pair.labels), keep)
+        logged = {} if judged is None else judged.finish(world_size, next(model.parameters()).device)
         if kept is not None and outputs:
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
         unknown = math.isnan(found.average_precision)
-        return {**asdict(found), **({"average_precision": None} if unknown else {})}
+        return {**asdict(found), **({"average_precision": None} if unknown else {}), **logged}
 
     def examples(self, model: nn.Module) -> Scores:
         """Predictions for a random choice of the target test images, for the picture; their labels are not read."""
@@ -297,6 +332,40 @@ class ClassificationTask(Task):
     def penalty(self) -> str | None:
         """Name of the penalty that stands in both losses, such as that of GVB's bridge."""
         return " and ".join(self._penalties) or None
+
+
+class _Judged:
+    """For the report alone: how many of the labels that self-training accepts on labelled test images are right.
+
+    Args:
+        losses: The target losses of a run.
+    """
+
+    def __init__(self, losses: Sequence[Any]) -> None:
+        self.loss = next((loss for loss in losses if isinstance(loss, SelfTraining)), None)
+        self.labels = torch.empty(0)
+        self.counts = [0, 0, 0]
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; their labels are kept until `judge`."""
+        for batch in batches:
+            self.labels = batch["labels"]
+            yield batch
+
+    def judge(self, logits: Tensor) -> None:
+        """Count what is said of the batch that was handed out last."""
+        if self.loss is not None:
+            found = self.loss.judge(logits, self.labels.to(logits.device))
+            self.counts = [a + b for a, b in zip(self.counts, found, strict=True)]
+
+    def finish(self, world_size: int, device: torch.device) -> dict[str, Any]:
+        """The counts of all processes, told to the loss and, as shares, to the log."""
+        if self.loss is None:
+            return {}
+        count, accepted, right = gather_rows(torch.tensor([self.counts], device=device), world_size).sum(0).tolist()
+        self.loss.judged = (count, accepted, right)
+        agreement = {"self_training_agreement": right / accepted} if accepted else {}
+        return {"logged": {"self_training_accepted": accepted / max(count, 1), **agreement}}
 
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:

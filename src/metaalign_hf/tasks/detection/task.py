@@ -33,7 +33,7 @@ from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
 from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
-from ...target_losses import MeanTeacher
+from ...target_losses import TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes
 from ..starting_point import check_labels, fetch_starting_point, starting_model
@@ -85,9 +85,8 @@ class DetectionTask(Task):
         place = model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = model.config.detector_config.model_type
         super().__init__(config, pair, model, build_detector_processor(model_type, place, data.detector_size))
-        if (weight := config.training.pseudo_label_weight) > 0:
-            threshold, probabilities = config.training.pseudo_label_threshold, self.model.adapter.probabilities
-            self.target_losses = [MeanTeacher(weight, threshold, pair.labels, probabilities, self.processor)]
+        context = TargetContext(pair.labels, self.processor, self.model.adapter.probabilities)
+        self.target_losses = build_target_losses(config.training.target_loss_specs, context, "object-detection")
 
     def stream(self, images: DetectionSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""

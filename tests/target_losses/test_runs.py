@@ -1,0 +1,136 @@
+"""Runs with target losses: from image folders to the label that a pipeline gives, and never stopped = resumed."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from metaalign_hf.cli import run
+from metaalign_hf.reports.model_card import model_card
+from metaalign_hf.reports.record import read_record
+from metaalign_hf.training import loop
+from tests.helpers.runs import TINY, assert_same_run, lines
+
+SHAPES = ("left", "right")
+
+
+def picture(shape: str, bright: int, noise: torch.Tensor) -> Image.Image:
+    """A square on the left or on the right of a ground."""
+    values = noise.clone()
+    values[4:12, slice(1, 7) if shape == "left" else slice(9, 15)] += bright
+    return Image.fromarray(values.clamp(0, 255).byte().numpy()).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Bright squares on black with labels, paler ones on grey without; the target's tests have labels."""
+    root = tmp_path_factory.mktemp("domains")
+    torch.manual_seed(0)
+    for domain, bright, ground in (("source", 220, 10), ("target", 120, 90), ("tests", 120, 90)):
+        for number in range(24):
+            shape = SHAPES[number % 2]
+            folder = root / domain / ("" if domain == "target" else shape)
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(shape, bright, ground + 15 * torch.randn(16, 16)).save(folder / f"{number}.png")
+    return root
+
+
+def command(folders, output, *options: str) -> list[str]:
+    return [
+        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}",
+        "--data.target", f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}",
+        "--training.output_dir", str(output), "--model.alignment", "null", *options,
+    ]  # fmt: skip
+
+
+LOSSES = """[{name: self_training, threshold: 0.5, thresholds: adaptive, ramp_up: 0.5},
+{name: masked_consistency, weight: 0.3}, {name: information_maximization, weight: 0.1, burn_in: 0.2}]"""
+
+
+def test_from_an_image_folder_to_the_label_of_a_pipeline(folders, tmp_path, capsys, monkeypatch):
+    """And a run that was killed after a checkpoint is the run that never stopped, its teacher and thresholds too."""
+    options = ["--training.source_steps", "30", "--training.max_steps", "12", "--training.checkpoint_every", "38"]
+    options += ["--training.target_losses", LOSSES, "--coordination.direction", "remembered", "--optimizer.lr", "0.03"]
+    output = tmp_path / "run"
+    assert run(command(folders, output, *options)) == 0
+    said = capsys.readouterr().out
+    assert "metaalign with self_training + masked_consistency + information_maximization" in said
+    assert "Note: Self-training: " in said and "% of these are right (for this report alone)." in said
+    steps = [line for line in lines(output) if line.get("phase") == "adaptation"]
+    assert all(0 <= line["self_training_accepted"] <= 1 for line in steps[1:])
+    assert "self_training_accepted" not in steps[0], "a ramp starts at 0"
+    assert all(1 / 2 <= line["masked_consistency_confidence"] <= 1 for line in steps)
+    after = next(line for line in lines(output) if line.get("evaluation") == "after")
+    assert 0 <= after["target_self_training_agreement"] <= 1 and 0 < after["target_self_training_accepted"] <= 1
+    classify = pipeline("image-classification", model=str(output))
+    files = sorted((folders / "tests").glob("*/*.png"))
+    found = [classify(str(file), top_k=1)[0]["label"] for file in files]
+    right = sum(label == file.parent.name for label, file in zip(found, files, strict=True)) / len(files)
+    assert right == json.loads((output / "summary.json").read_text())["target_accuracy_after"] and right > 0.7
+    card = model_card(read_record(output))
+    assert "Target loss: self_training (threshold 0.5, thresholds adaptive, ramp_up 0.5), in the place of" in card
+    assert all(name in card for name in ("sohn2020fixmatch", "hoyer2023mic", "liang2020we"))
+
+    save = loop.save_checkpoint
+
+    def save_and_stop(*args, **keywords):
+        save(*args, **keywords)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", save_and_stop)
+        assert run(command(folders, tmp_path / "killed", *options)) == 130
+    kept = load_file(tmp_path / "killed/checkpoints/step-000038/average.safetensors")
+    assert run(command(folders, tmp_path / "killed", *options, "--training.resume", "true")) == 0
+    assert_same_run(output, tmp_path / "killed")
+    before = load_file(output / "checkpoints/step-000038/average.safetensors")
+    assert all(torch.equal(before[name], value) for name, value in kept.items())
+    assert (
+        json.loads((output / "summary.json").read_text())["notes"]
+        == json.loads((tmp_path / "killed/summary.json").read_text())["notes"]
+    )
+    # A ramp depends on the number of steps.
+    assert run(command(folders, output, *options, "--training.resume", "true", "--training.max_steps", "20")) == 2
+    assert "ramp_up of the target loss self_training" in capsys.readouterr().err
+
+
+def test_target_labels_change_nothing_but_the_report(folders, tmp_path, capsys):
+    """Law 9 with a teacher: without labels the same weights, and no figure that needs them."""
+    spec = ["--training.target_losses", "self_training", "--coordination.method", "joint", "--coordination.direction"]
+    for name, more in (("with", []), ("without", ["--data.target", f"imagefolder:{folders / 'target'}"])):
+        options = [*spec, "remembered", "--training.max_steps", "2", "--training.select_by", "null"]
+        arguments = command(folders, tmp_path / name, *options)
+        if more:
+            place = arguments.index("--data.target")
+            arguments[place + 1] = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'target'}}}"
+        assert run(arguments) == 0
+    assert "self_training" in capsys.readouterr().out
+    assert_equal_weights(tmp_path / "with", tmp_path / "without")
+    keys = set().union(*lines(tmp_path / "without"))
+    assert "self_training_accepted" in keys and "target_self_training_agreement" not in keys
+
+
+def assert_equal_weights(first, second) -> None:
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--training.target_losses", "{name: self_training, threshold: 1.1}"], "threshold is 1.1: it must lie in"),
+        (
+            ["--training.target_losses", "{name: masked_consistency, mask_size: 17}"],
+            "mask_size is 17: a patch",
+        ),
+        (["--training.target_losses", "self_training", "--coordination.method", "source_only"], "reads no target"),
+        ([], "model.alignment: metaalign needs an alignment objective; name one, or a target loss"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(folders, tmp_path, capsys, options, words):
+    assert run(command(folders, tmp_path / "run", *options)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
