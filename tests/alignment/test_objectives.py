@@ -194,6 +194,7 @@ def test_reversal_strength_is_a_function_of_progress():
 TOY = {
     "coral": ({"weight": 20.0}, 200, "spread"),
     "mcc": ({"weight": 0.3}, 200, "confusion"),
+    "daln": ({}, 200, "confusion"),
     "mdd": ({"gamma": 1.0, "hidden": 64}, 600, "mean"),
     "toalign dann": ({"toalign": True, "hidden": 64}, 200, "positive"),
     "toalign cdan": ({"toalign": True, "hidden": 64}, 200, "positive"),

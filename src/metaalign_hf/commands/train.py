@@ -26,7 +26,10 @@ def train(arguments: list[str]) -> None:
             print(short_help())
         return
     if not arguments:
-        raise UserError("train: name --config FILE, or --data.source and --data.target; see metaalign train --help")
+        raise UserError(
+            "train: name --config FILE, or --data.source (or --model.checkpoint) and --data.target; see metaalign "
+            "train --help"
+        )
     config = parse_config(arguments)
 
     from ..training import adapt

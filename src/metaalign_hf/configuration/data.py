@@ -157,7 +157,8 @@ class DataConfig:
     """A domain pair and its preprocessing.
 
     Args:
-        source: The labelled domain, or a list of several.
+        source: The labelled domain, or a list of several; none adapts model.checkpoint to the target without its
+            source.
         target: The domain to adapt to; its labels, if any, are used for evaluation only.
         target_labeled: A few labelled images of the target, all of which the task loss uses beside the source's
             (semi-supervised); they take no part in alignment or selection. Keep them out of the target's test images.
@@ -179,7 +180,7 @@ class DataConfig:
             images are read once before the run. bad_images.jsonl in training.output_dir lists them.
     """
 
-    source: DomainConfig | list[DomainConfig]
+    source: DomainConfig | list[DomainConfig] | None
     target: DomainConfig
     target_labeled: DomainConfig | None = None
     source_sampling: Literal["even", "size"] = "even"
@@ -219,5 +220,5 @@ class DataConfig:
 
     @property
     def sources(self) -> list[DomainConfig]:
-        """The source, or all of them, as a list."""
-        return self.source if isinstance(self.source, list) else [self.source]
+        """The source, or all of them, as a list; empty without a source."""
+        return self.source if isinstance(self.source, list) else [] if self.source is None else [self.source]

@@ -24,6 +24,11 @@ from .training import Config
 __all__ = ["build_parser", "load_config", "parse_config", "parse_domain"]
 
 DOMAINS = ("source", "target", "target_labeled")
+SOURCE_FREE_LOSSES = [
+    {"name": "information_maximization"},
+    {"name": "self_training", "weight": 0.3, "threshold": 0.9, "thresholds": "class_balanced"},
+]
+"""What a model learns from a target alone where nothing is said: SHOT's two terms, at SHOT's weights."""
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -45,6 +50,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     for key, value in (overrides or {}).items():
         _check_dotted(key)
         _assign(values, key, value)
+    _without_source(before, values)
     _set_aside(before, values, overrides or {})
     return _to_config(values)
 
@@ -75,6 +81,7 @@ def parse_config(arguments: list[str]) -> Config:
             _check_dotted(key)
             given[key] = _parse_value(key, text)
             _assign(values, key, deepcopy(given[key]))
+    _without_source(files, values)
     _set_aside(files, values, given)
     return _to_config(values)
 
@@ -121,22 +128,59 @@ def _to_config(values: dict[str, Any]) -> Config:
         if not isinstance(entries, dict):
             raise UserError(f"{section} must be a section with keys, not {entries!r}")
     data = values.setdefault("data", {})
+    source_free = False
     for name in DOMAINS:
         given = data.get(name)
-        if given in (None, {}, [], "") and name != "target_labeled":
+        if name == "source" and _names_no_source(values):
+            source_free = True
+        elif given in (None, {}, [], "") and name != "target_labeled":
             raise UserError(
                 f"data.{name} is missing: name a domain, e.g. --data.{name} imagefolder:FOLDER, or --config FILE"
+                + ("; or a finished model to adapt without one, with --model.checkpoint" if name == "source" else "")
             )
-        if name == "source" and isinstance(given, list):
+        elif name == "source" and isinstance(given, list):
             data[name] = [_spell_out(domain, f"data.{name}") for domain in given]
         elif given is not None:
             data[name] = _spell_out(given, f"data.{name}")
+    if source_free:
+        # The parser takes null for a missing value; what stands in here is taken out again below.
+        data["source"] = data["target"]
     parser = build_parser()
     try:
         namespace = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
         raise UserError(_one_line(str(error), _fields(Config))) from error
+    if source_free:
+        namespace["data"] = dataclasses.replace(namespace["data"], source=None)
     return Config(**{section: namespace[section] for section in _fields(Config)})
+
+
+def _names_no_source(values: dict[str, Any]) -> bool:
+    """Whether a configuration adapts a checkpoint without a source: it says none, or names a checkpoint alone."""
+    data, model = (values.get(section) for section in ("data", "model"))
+    source = data.get("source") if isinstance(data, dict) else None
+    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
+    return source == "none" or (source in (None, {}, [], "") and checkpoint is not None)
+
+
+def _without_source(files: dict[str, Any], values: dict[str, Any]) -> None:
+    """Fill in how a checkpoint is adapted without a source, where that is not said.
+
+    Args:
+        files: What the files say; a method that they name for a source of theirs does not count.
+        values: What files and overrides say together, in which it is filled in.
+    """
+    if not _names_no_source(values):
+        return
+    for section, key, value in (
+        ("coordination", "method", "target_only"),
+        ("training", "target_losses", deepcopy(SOURCE_FREE_LOSSES)),
+    ):
+        entries = values.get(section)
+        entries = values[section] = entries if isinstance(entries, dict) else {}
+        of_file = (files.get(section) or {}).get(key) if not _names_no_source(files) else None
+        if entries.get(key) is None or (key == "method" and entries[key] == of_file):
+            entries[key] = value
 
 
 def _set_aside(files: dict[str, Any], values: dict[str, Any], given: Mapping[str, Any]) -> None:

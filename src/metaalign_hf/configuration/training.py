@@ -69,7 +69,8 @@ class CoordinationConfig:
     Args:
         method: metaalign (the two play meta-train and meta-test), joint (their plain sum), extragradient or heun (two
             joint passes, the second after a trial step), pga (each objective's gradient after a step up its own and
-            down the other's) or source_only (no alignment).
+            down the other's), source_only (no alignment) or target_only (the target losses alone; what data.source none
+            stands for).
         direction: For metaalign, what the inner step follows: remembered, a gradient that an earlier step has left, so
             that a step costs little more than a joint one; fresh, the gradient of the meta-train objective in this
             step, in a pass of its own, as published.
@@ -98,7 +99,7 @@ class CoordinationConfig:
             costs one more task pass a step. 0 takes the plain gradient.
     """
 
-    method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only"] = "metaalign"
+    method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only", "target_only"] = "metaalign"
     direction: Literal["remembered", "fresh"] = "remembered"
     remember: Literal["total", "role"] = "total"
     refresh_every: int = 4
@@ -386,6 +387,7 @@ class Config:
         for section in (self.data, self.model, self.coordination, self.optimizer, self.training, self.hub):
             section.check()
         method, training = self.coordination.method, self.training
+        self._check_source()
         if training.target_loss_specs and method == "source_only":
             key = "pseudo_label_weight" if training.pseudo_label_weight > 0 else "target_losses"
             raise UserError(
@@ -398,3 +400,36 @@ class Config:
             )
         if self.coordination.order == 2 and training.gradient_checkpointing:
             raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
+
+    def _check_source(self) -> None:
+        """Refuse what does not work without a source."""
+        method, training = self.coordination.method, self.training
+        if self.data.source is not None:
+            if method == "target_only":
+                raise UserError(
+                    "coordination.method: target_only is for adapting without a source; set data.source: none"
+                )
+            return
+        if self.model.checkpoint is None:
+            raise UserError(
+                "data.source is none: without a source a finished model is adapted; name it with model.checkpoint"
+            )
+        if method != "target_only":
+            raise UserError(
+                f"coordination.method is {method}: without a source (data.source none) the target losses are all there "
+                "is; leave it out, or set it to target_only"
+            )
+        if not training.target_loss_specs:
+            raise UserError(
+                "training.target_losses: without a source (data.source none) there is nothing else to learn from; name "
+                "one, such as information_maximization"
+            )
+        needing = {
+            "training.source_steps": training.source_steps > 0,
+            "training.baseline": training.baseline,
+            "data.target_labeled": self.data.target_labeled is not None,
+            "training.batch_norm: per_domain": training.batch_norm == "per_domain",
+            "training.select_by: source_accuracy": training.select_by == "source_accuracy",
+        }
+        for key in (key for key, wrong in needing.items() if wrong):
+            raise UserError(f"{key}: it needs a source, and data.source is none; leave it out")

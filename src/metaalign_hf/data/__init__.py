@@ -5,7 +5,7 @@ from .detection_batches import augment_objects, detection_batch, detection_batch
 from .detection_pair import DetectionPair, load_detection_pair, load_detection_view
 from .digit_scenes import load_digit_scenes
 from .digits import load_digits_images
-from .domain_pair import DomainPair, load_domain, load_domain_pair, load_labelled_view
+from .domain_pair import DomainPair, load_domain, load_domain_pair, load_labelled_view, load_target
 from .domains import AnnotatedImages, Domain
 from .images import ImageSet, image_files, read_image
 from .objects import DetectionSet, Objects
@@ -40,6 +40,7 @@ __all__ = [
     "load_domain",
     "load_domain_pair",
     "load_labelled_view",
+    "load_target",
     "preprocess",
     "read_image",
     "training_stream",

@@ -24,6 +24,7 @@ __all__ = [
     "load_domain_pair",
     "load_labelled_view",
     "load_pair",
+    "load_target",
     "load_view",
 ]
 
@@ -61,6 +62,11 @@ class DomainPair(Generic[S]):
     target_labeled: S | None = None
     notes: list[str] = field(default_factory=list)
     domains: PairDomains | None = None
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there are source images; without, both source views are empty."""
+        return len(self.source_train) > 0
 
     def in_order(self, labels: Sequence[str]) -> DomainPair[S]:
         """The same pair with its classes numbered as in `labels`.
@@ -161,6 +167,48 @@ def load_domain_pair(
         UserError: If a domain cannot be read, a source has no labels, or the class names do not agree.
     """
     return load_pair(LABELS, source, target, label_policy, target_labeled)
+
+
+def load_target(
+    target: Given, labels: Sequence[str], model: str, label_policy: Policy = "strict"
+) -> DomainPair[ImageSet]:
+    """Load a target alone, for a model that is adapted without its source.
+
+    Args:
+        target: The target, or its short form.
+        labels: Class names of the model.
+        model: What the model is called, which takes the source's place in names.
+        label_policy: `strict`: a target with labels has the model's classes. `shared`: its images of other classes are
+            left out of the evaluation.
+
+    Returns:
+        A pair whose source views are empty.
+
+    Raises:
+        UserError: If the target cannot be read, or its class names are not the model's.
+    """
+    config = _parsed(target)
+    domain = _load(LABELS, config)
+    known = Domain(model, list(labels), domain.train.subset([]), domain.test.subset([]))
+    agreed, notes = _agree(LABELS, replace(known, name=f"model {model}"), domain, label_policy)
+    evaluation = None
+    if domain.labels is not None:
+        evaluation = domain.test.relabelled(domain.labels, labels)
+        if evaluation.annotations == 0:
+            raise UserError(f"target {domain.name}: no test image has one of the classes {some(agreed)}")
+        notes = notes[1:] if len(agreed) < len(labels) else notes
+    return DomainPair(
+        source_name=model,
+        target_name=domain.name,
+        labels=list(labels),
+        source_train=known.train.without_annotations(),
+        source_test=known.test.without_annotations(),
+        target_train=domain.train.without_annotations(),
+        target_test_images=domain.test.without_annotations(),
+        target_evaluation=evaluation,
+        notes=[*domain.notes, *notes],
+        domains=PairDomains((), config),
+    )
 
 
 def load_labelled_view(config: Given, labels: Sequence[str], split: Split = "test") -> ImageSet:

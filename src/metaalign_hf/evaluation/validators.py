@@ -36,7 +36,7 @@ FEWEST_IMAGES = 4
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """What a model says about N_s source and N_t target images, all in one order per domain.
+    """What a model says about N_s source and N_t target images, all in one order per domain; N_s may be 0.
 
     Attributes:
         source_features: `(N_s, D)`.
@@ -76,7 +76,7 @@ class CachedOutputs:
         for domain, rows in sizes.items():
             if len(set(rows)) > 1:
                 raise ValueError(f"the {domain} rows do not match: {', '.join(map(str, rows))}")
-            if rows[0] < FEWEST_IMAGES:
+            if rows[0] < FEWEST_IMAGES and (domain == "target" or rows[0] > 0):
                 raise UserError(
                     f"validators need {FEWEST_IMAGES} images of each domain; there are {rows[0]} {domain} images"
                 )
@@ -90,12 +90,14 @@ class Validator:
         name: Its name.
         higher_is_better: Whether the best model has the highest value, or the lowest.
         needs_augmented: Whether it needs an augmented view of the target.
+        needs_source: Whether it needs source images.
         function: Its value.
     """
 
     name: str
     higher_is_better: bool
     needs_augmented: bool
+    needs_source: bool
     function: Callable[[CachedOutputs], float]
 
     def __call__(self, outputs: CachedOutputs) -> float:
@@ -104,6 +106,8 @@ class Validator:
         Raises:
             UserError: If the outputs lack the augmented view that it needs.
         """
+        if self.needs_source and len(outputs.source_logits) == 0:
+            raise UserError(f"validator {self.name} needs source images")
         if self.needs_augmented and outputs.target_logits_augmented is None:
             raise UserError(f"validator {self.name} needs an augmented view of the target images")
         return float(self.function(_in_double(outputs)))
@@ -119,7 +123,12 @@ _VALIDATORS: Registry[Validator] = Registry("validator", "validator {!r} is unkn
 
 
 def register_validator(
-    name: str, *, higher_is_better: bool, needs_augmented: bool = False, citation: str | None = None
+    name: str,
+    *,
+    higher_is_better: bool,
+    needs_augmented: bool = False,
+    needs_source: bool = False,
+    citation: str | None = None,
 ) -> Callable[[Callable[[CachedOutputs], float]], Callable[[CachedOutputs], float]]:
     """Make a function of `CachedOutputs` known by name: a decorator.
 
@@ -127,6 +136,7 @@ def register_validator(
         name: The name; it must be free.
         higher_is_better: Whether the best model has the highest value, or the lowest.
         needs_augmented: Whether it reads `target_logits_augmented`.
+        needs_source: Whether it reads what the model says of the source.
         citation: BibTeX of the publication, which model cards of runs that select by it then cite.
 
     Raises:
@@ -134,7 +144,7 @@ def register_validator(
     """
 
     def make(function: Callable[[CachedOutputs], float]) -> Validator:
-        return Validator(name, higher_is_better, needs_augmented, function)
+        return Validator(name, higher_is_better, needs_augmented, needs_source, function)
 
     return _VALIDATORS.register(name, make, citation=citation)
 
@@ -169,13 +179,15 @@ def compute_validators(outputs: CachedOutputs, names: Iterable[str] | None = Non
     if names is None:
         augmented = outputs.target_logits_augmented is not None
         names = [name for name in validator_names() if augmented or not get_validator(name).needs_augmented]
+        if len(outputs.source_logits) == 0:
+            names = [name for name in names if not get_validator(name).needs_source]
     names = list(names)
     if not outputs.are_finite():
         return dict.fromkeys(names, math.nan)  # a model that diverged; decompositions would fail
     return {name: get_validator(name)(outputs) for name in track(names, "validators", len(names), "validators")}
 
 
-@register_validator("source_accuracy", higher_is_better=True)
+@register_validator("source_accuracy", higher_is_better=True, needs_source=True)
 def source_accuracy(outputs: CachedOutputs) -> float:
     """Share of source images classified correctly, in 0..1. Higher is better.
 
@@ -252,7 +264,7 @@ def batch_nuclear_norm(outputs: CachedOutputs) -> float:
     return float(torch.linalg.matrix_norm(p, "nuc") / math.sqrt(len(p) * min(p.shape)))
 
 
-@register_validator("dev", higher_is_better=False, citation=DEV)
+@register_validator("dev", higher_is_better=False, needs_source=True, citation=DEV)
 def deep_embedded_validation(outputs: CachedOutputs) -> float:
     """Deep embedded validation: the source loss, weighted towards images that look like the target. Lower is better.
 
@@ -279,7 +291,7 @@ def deep_embedded_validation(outputs: CachedOutputs) -> float:
     return float(weighted.mean() + eta * weights.mean() - eta)
 
 
-@register_validator("a_distance", higher_is_better=True, citation=A_DISTANCE)
+@register_validator("a_distance", higher_is_better=True, needs_source=True, citation=A_DISTANCE)
 def distance_corrected_accuracy(outputs: CachedOutputs) -> float:
     """Source accuracy less half the proxy A-distance of the features, in -1..1. Higher is better.
 

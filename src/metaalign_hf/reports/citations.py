@@ -57,7 +57,7 @@ def methods_of(record: RunRecord) -> list[str]:
         found.append("coordination/remembered")
     if coordination.get("smoothing"):
         found.append("coordination/smoothing")
-    alignment = (record.model.get("alignment") or []) if method != "source_only" else []
+    alignment = (record.model.get("alignment") or []) if method not in ("source_only", "target_only") else []
     kind, validator = record.task.cited_as
     found += [f"{kind}/{entry['name']}" for entry in alignment]
     found += [f"alignment/{option}" for entry in alignment for option, value in entry.items() if value]

@@ -130,7 +130,7 @@ class _Facts:
         alignment = [entry["name"] for entry in self.config.get("alignment") or []]
         method = self.training.get("coordination", {}).get("method") or self.summary.get("method")
         words, equation = _method(str(method), self.training.get("coordination", {}))
-        used = alignment if method != "source_only" else []
+        used = alignment if method not in ("source_only", "target_only") else []
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}
         results, index = self._results()
@@ -147,6 +147,7 @@ class _Facts:
             "target": domains["target"],
             "labels": self.record.labels,
             "adapted": method != "source_only",
+            "source_free": method == "target_only",
             "few_labels": bool(self.training.get("data", {}).get("target_labeled")),
             "intermediate": self._intermediate(),
             "results": results,
@@ -163,7 +164,7 @@ class _Facts:
             "domains": [
                 self._describe(name, config)
                 for name in ("source", "target")
-                if domains[name]
+                if domains[name] and not (name == "source" and method == "target_only")
                 for config in self._domain_configs(name) or [{}]
             ],
             "limits": self._limits(),
@@ -242,7 +243,7 @@ class _Facts:
     def _unrecorded(self) -> list[str]:
         """What was given from Python, so that `training_config.yaml` does not hold it."""
         data, model = self.training.get("data", {}), self.training.get("model", {})
-        found = ["data"] if "source" in data and data["source"] is None else []
+        found = ["data"] if "target" in data and data["target"] is None else []
         return [*found, *(["model"] if model and not any(model.values()) else [])]
 
     def _intermediate(self) -> dict[str, int] | None:
@@ -326,7 +327,7 @@ class _Facts:
             [
                 row["checkpoint"],
                 str(row["step"]),
-                _percent(row["source"]),
+                "not used" if row["source"] is None else _percent(row["source"]),
                 "no labels" if row["target"] is None else _percent(row["target"]),
             ]
             for row in self.summary.get("checkpoints") or []
@@ -397,6 +398,12 @@ def _method(name: str, settings: dict[str, Any]) -> tuple[str, str]:
         return "Joint training: the plain sum of task and alignment loss.", _JOINT
     if name == "source_only":
         return "Training on the source alone: a baseline, not an adaptation.", "gradient = grad L_task(theta)"
+    if name == "target_only":
+        words = (
+            "Adaptation without the source (SHOT, Liang et al., ICML 2020): the model that the run started from learns "
+            "from unlabelled images of the target alone. Its classifier stays as it was, and the features move to it."
+        )
+        return words, "gradient = grad L_target(theta), theta: all weights but the classifier's"
     if name in ("extragradient", "heun"):
         words = (
             "Task and alignment as a game (Acuna et al., ICLR 2022): the joint gradient is taken a second time after a "

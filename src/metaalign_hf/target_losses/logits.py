@@ -40,6 +40,11 @@ class LogitsLoss(TargetLoss):
     `losses([teacher_logits])`.
     """
 
+    @property
+    def plain(self) -> bool:
+        """Whether the student sees just what the teacher sees."""
+        return type(self).view is LogitsLoss.view
+
     def view(self, pixel_values: Tensor) -> Tensor:
         """What the student sees of images `(B, 3, H, W)`; by default just what the teacher sees."""
         return pixel_values
@@ -60,6 +65,6 @@ class LogitsLoss(TargetLoss):
         losses, figures = self.losses(taught)
         runs = []
         for source, batch, of_logits in zip(step.source, step.target, losses, strict=True):
-            view = {**batch, "pixel_values": self.view(batch["pixel_values"])}
+            view = {**batch, "pixel_values": self.view(batch["pixel_values"]), "plain": self.plain}
             runs.append(step.logits_pass(source, view, of_logits))
         return runs, figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,7 +158,7 @@ class Task:
     def streams(
         self, source_batch: int, target_batch: int, rank: int, world_size: int
     ) -> tuple[Iterator[Batch], Iterator[Batch]]:
-        """Endless micro-batches of the source and of the target, from the given numbers on."""
+        """Endless micro-batches of the source and of the target, from the given numbers on; empty without a source."""
         training, data = self.config.training, self.config.data
 
         def stream(
@@ -188,14 +189,16 @@ class Task:
                 **({"replace": True} if data.on_bad_image == "skip" else {}),
             )
 
+        weak, seed = self.target_augmentation, 2 * training.seed + 1
+        target = stream(self.pair.target_train, seed, target_batch, "target", augmentation=weak)
+        if not self.pair.has_source:
+            return itertools.repeat({}), target
         source = stream(self.pair.source_train, 2 * training.seed, source_batch, "source")
         if (few := self.pair.target_labeled) is not None:
             size = min(training.batch_size, max(1, len(few) // world_size))
             labelled = stream(few, 2 * training.seed + 1_000_000, source_batch, "labelled target", size)
             source = map(self.with_target_labels, source, labelled)
-        weak = self.target_augmentation
-        seed = 2 * training.seed + 1
-        return source, stream(self.pair.target_train, seed, target_batch, "target", augmentation=weak)
+        return source, target
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """The passes of one step.
@@ -268,7 +271,7 @@ class Task:
         return {
             domain: self.scores(model, domain, view, rank, world_size, kept)
             for domain, view in views.items()
-            if view is not None
+            if view is not None and len(view) > 0
         }
 
     def scores(self, model: nn.Module, domain: str, view: Any, rank: int, world_size: int, kept: Kept | None) -> Scores:
@@ -320,7 +323,8 @@ class Task:
         """Plain statements about the data."""
         few = self.pair.target_labeled
         used = [] if few is None else [f"The task loss also used {len(few)} labelled target images, in both phases."]
-        return [*self.pair.notes, *used]
+        without = [] if self.pair.has_source else ["No image and no label of the model's source was used."]
+        return [*without, *self.pair.notes, *used]
 
     def examples(self, model: nn.Module) -> Scores:
         """What the model says of some target test images, as JSON values, for `write_files`; no label is read.
@@ -358,7 +362,7 @@ class Task:
             task=self.kind.pipeline_tag,
             metric=self.metric,
             figures=figures | self.further_figures(after),
-            source_test_images=after["source"]["n"],
+            source_test_images=after["source"]["n"] if "source" in after else 0,
             target_test_images=after["target"]["n"] if measured else 0,
             evaluate_command=evaluate_command(facts.output_dir, self.pair.domains) if measured else None,
         )

@@ -16,9 +16,17 @@ from ..hub.fetch import fetch
 from ..models.backbone import use_attention
 from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
+from ..reports.record import record_folder
+from ..run_folder import SUMMARY_FILE
 from .kinds import TaskKind, task_of_architecture
 
-__all__ = ["check_labels", "fetch_starting_point", "starting_architecture", "starting_model"]
+__all__ = [
+    "check_labels",
+    "fetch_starting_point",
+    "recorded_batch_norm",
+    "starting_architecture",
+    "starting_model",
+]
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -80,6 +88,21 @@ def _checkpoint(place: str, task: TaskKind, kind: type[M]) -> M:
         repository, commit = place.partition("@")[0], folder.name
         model.config.origin = checkpoint_origin(repository, commit, model.config.origin)
     return model
+
+
+def recorded_batch_norm(place: str | None) -> str | None:
+    """What batch normalisation did in the run that a checkpoint comes from; None where that is not on record.
+
+    Args:
+        place: As `model.checkpoint` takes it.
+    """
+    if place is None:
+        return None
+    try:
+        found = json.loads((record_folder(fetch_starting_point(place)) / SUMMARY_FILE).read_text()).get("batch_norm")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def check_labels(known: list[str], found: list[str]) -> None:

@@ -21,13 +21,13 @@ class CheckpointRow:
     Attributes:
         checkpoint: `last`, `selected (label-free, NAME)` or `oracle (target labels)`.
         step: Steps taken, over both phases.
-        source: The task's figure on the source test images.
+        source: The task's figure on the source test images; None without a source.
         target: The same on the target; None without labels.
     """
 
     checkpoint: str
     step: int
-    source: float
+    source: float | None
     target: float | None
 
 
@@ -37,7 +37,7 @@ class RunFacts:
 
     Attributes:
         output_dir: The run's folder.
-        source: Name of the source domain.
+        source: Name of the source domain; without a source that of the model.
         target: Name of the target domain.
         method: How task and alignment shared a step.
         alignment: Names of the alignment objectives.
@@ -133,8 +133,9 @@ class Summary(RunFacts):
         return f"test {self.kind.measure(self.metric).heading}"
 
     def rows(self) -> list[Row]:
-        """Rows of the table, source and target: name, figure before and after (0..1, None without labels), images."""
-        return [self._row(domain, self.metric, f"{domain} {getattr(self, domain)}") for domain in ("source", "target")]
+        """Rows of the table, source (where one was used) and target: name, figure before and after (0..1), images."""
+        domains = ("target",) if self.method == "target_only" else ("source", "target")
+        return [self._row(domain, self.metric, f"{domain} {getattr(self, domain)}") for domain in domains]
 
     def further_rows(self) -> list[Row]:
         """Rows below them: the other figures on the target, where they are known."""

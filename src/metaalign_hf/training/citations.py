@@ -14,6 +14,15 @@ METAALIGN = """\
   year      = {2021}
 }"""
 
+SHOT = """\
+@inproceedings{liang2020we,
+  title     = {Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
+               Adaptation},
+  author    = {Liang, Jian and Hu, Dapeng and Feng, Jiashi},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}"""
+
 OPTIMISM = """\
 @inproceedings{daskalakis2018training,
   title     = {Training {GANs} with Optimism},
@@ -51,4 +60,5 @@ cite("coordination/remembered", OPTIMISM)
 cite("coordination/extragradient", GAME)
 cite("coordination/heun", GAME)
 cite("coordination/pga", PGA)
+cite("coordination/target_only", SHOT)
 cite("coordination/smoothing", SDAT)

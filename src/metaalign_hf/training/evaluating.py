@@ -91,7 +91,8 @@ class Evaluator:
         validator, metric = get_validator(self.selection.validator), self.task.metric
         target = found["target"][metric] if "target" in found else None
         score = validator.score(values[validator.name])
-        self.selection.offer(Evaluation(step, found["source"][metric], score, target), self.weights.kept)
+        source = found["source"][metric] if "source" in found else None
+        self.selection.offer(Evaluation(step, source, score, target), self.weights.kept)
         return {f"validator_{name}": value for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:

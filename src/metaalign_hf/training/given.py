@@ -23,7 +23,7 @@ def with_domains_of(config: Config, pair: Any) -> Config:
     domains = getattr(pair, "domains", None)
     if domains is None:
         return config
-    source = domains.source[0] if len(domains.source) == 1 else list(domains.source)
+    source = domains.source[0] if len(domains.source) == 1 else list(domains.source) or None
     data = replace(config.data, source=source, target=domains.target, target_labeled=domains.target_labeled)
     return replace(config, data=data)
 

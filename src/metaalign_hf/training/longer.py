@@ -36,6 +36,8 @@ def why_not_longer(config: Config, model: nn.Module) -> str | None:
     for loss in normalise_target_losses(config.training.target_loss_specs):
         if loss.get("burn_in") or loss.get("ramp_up"):
             return f"burn_in and ramp_up of the target loss {loss['name']} depend on the number of steps"
+    if config.coordination.method == "target_only":
+        return None
     for module in model.modules():
         if isinstance(module, AlignmentObjective | AlignmentLevel) and module.uses_progress:
             return (

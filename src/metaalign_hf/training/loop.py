@@ -159,7 +159,11 @@ class _Run:
         bare = self.task.model
         refuse_inexact(config, bare, checkpoint)
         losses = self.task.target_losses
-        if config.coordination.method != "source_only" and not bare.config.alignment and not losses:
+        if (
+            config.coordination.method not in ("source_only", "target_only")
+            and not bare.config.alignment
+            and not losses
+        ):
             raise UserError(
                 f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or a target "
                 "loss (training.target_losses), or use coordination.method: source_only"
@@ -211,9 +215,12 @@ class _Run:
         started = time.perf_counter()
         total = training.source_steps + training.max_steps
         source, target = self.task.names
+        steps = f"{training.source_steps} steps on the source, then {training.max_steps} of adaptation"
+        if not self.task.pair.has_source:
+            steps = f"{training.max_steps} steps on the target alone"
         self.journal.say(
-            f"{source} -> {target}: {training.source_steps} steps on the source, then {training.max_steps} of "
-            f"adaptation, on {self.accelerator.device}; each evaluation takes {self.task.evaluated_images} images"
+            f"{source} -> {target}: {steps}, on {self.accelerator.device}; each evaluation takes "
+            f"{self.task.evaluated_images} images"
         )
         with self.stop.patient(), display(self.console):
             if self.step == 0 and training.source_steps == 0:
@@ -244,7 +251,7 @@ class _Run:
         training = self.config.training
         adapting = self.step >= training.source_steps
         first = training.source_steps if adapting else 0
-        domains = 2 if adapting and self.stepper.aligns else 1
+        domains = 2 if adapting and self.stepper.aligns and self.task.pair.has_source else 1
         batch_images = training.batch_size * training.gradient_accumulation_steps * self.accelerator.num_processes
         interval = evaluation_interval(
             training.source_steps, training.max_steps, batch_images, self.task.evaluated_images
@@ -313,7 +320,7 @@ class _Run:
             source=self.task.names[0],
             target=self.task.names[1],
             method=self.config.coordination.method,
-            alignment=[entry["name"] for entry in bare.config.alignment],
+            alignment=[entry["name"] for entry in bare.config.alignment] if self.task.pair.has_source else [],
             target_losses=[loss.name for loss in self.task.target_losses],
             backbone=self.task.model_name,
             seed=training.seed,

@@ -251,7 +251,7 @@ def truncate_metrics(folder: Path, step: int, total: int) -> None:
 
 def _with_defaults(recorded: dict[str, Any], config: Config) -> dict[str, Any]:
     """A recorded configuration, in which keys that did not exist yet when it was written have their defaults."""
-    defaults = asdict(Config(data=DataConfig(config.data.source, config.data.target)))
+    defaults = asdict(Config(data=DataConfig(config.data.target, config.data.target)))
     known = {**recorded, **{name: {**values, **(recorded.get(name) or {})} for name, values in defaults.items()}}
     domain = asdict(DomainConfig())
     for name, value in known["data"].items():

@@ -30,21 +30,26 @@ class Evaluation:
 
     Attributes:
         step: Steps taken, over both phases.
-        source: The task's figure on the source test images, 0..1.
+        source: The task's figure on the source test images, 0..1; None without a source.
         score: The validator's value, turned so that higher is better; minus infinity where it is not a number.
         target: The task's figure on the labelled target test images; None without labels. For the report alone.
     """
 
     step: int
-    source: float
+    source: float | None
     score: float
     target: float | None = None
+
+    @property
+    def guard(self) -> float:
+        """The source figure; the same for all where there is no source."""
+        return 0.0 if self.source is None else self.source
 
 
 def choose(evaluations: Sequence[Evaluation], tolerance: float) -> Evaluation:
     """The best score among those within `tolerance` of the best source figure; ties go to the source, then the last."""
-    best = max(e.source for e in evaluations)
-    return max((e for e in evaluations if e.source >= best - tolerance), key=lambda e: (e.score, e.source, e.step))
+    best = max(e.guard for e in evaluations)
+    return max((e for e in evaluations if e.guard >= best - tolerance), key=lambda e: (e.score, e.guard, e.step))
 
 
 def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> list[Evaluation]:
@@ -53,15 +58,15 @@ def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> lis
     The best source figure only rises, so what has fallen behind it never returns; and what another one equals or beats
     in score and source is never preferred to it.
     """
-    best = max((e.source for e in evaluations), default=0.0)
+    best = max((e.guard for e in evaluations), default=0.0)
 
     def beaten(e: Evaluation) -> bool:
         return any(
-            o.score >= e.score and o.source >= e.source and (o.score, o.source, o.step) > (e.score, e.source, e.step)
+            o.score >= e.score and o.guard >= e.guard and (o.score, o.guard, o.step) > (e.score, e.guard, e.step)
             for o in evaluations
         )
 
-    return [e for e in evaluations if e.source >= best - tolerance and not beaten(e)]
+    return [e for e in evaluations if e.guard >= best - tolerance and not beaten(e)]
 
 
 class Selection:

@@ -123,7 +123,10 @@ class Stepper:
         done, reason = progress(local, total), None
         try:
             closures, figures = self._closures(source, target, done)
-            if target:
+            if target and not self.task.pair.has_source:
+                alone = closures.alignment
+                report = source_step(self.optimizer, self.model, self.accelerator, alone, "target")
+            elif target:
                 self._warm_up(done)
                 report = adaptation_step(self.coordinator, closures, local)
             else:

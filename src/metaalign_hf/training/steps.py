@@ -114,6 +114,7 @@ def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> tuple[floa
 _COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Joint]] = {
     "joint": _joint,
     "source_only": _joint,
+    "target_only": _joint,
     "metaalign": _metaalign,
     "extragradient": _game,
     "heun": _game,
@@ -122,15 +123,26 @@ _COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]
 
 
 def source_step(
-    optimizer: Optimizer, model: nn.Module, accelerator: Accelerator, closures: list[Callable[[], Tensor]]
+    optimizer: Optimizer,
+    model: nn.Module,
+    accelerator: Accelerator,
+    closures: list[Callable[[], Tensor]],
+    first: str = "source",
 ) -> StepReport:
-    """Leave the gradient of the task loss alone, averaged over the micro-batches, in `.grad`.
+    """Leave the gradient of one loss alone, averaged over the micro-batches, in `.grad`.
+
+    Args:
+        optimizer: Whose gradients are set.
+        model: The wrapped model.
+        accelerator: Wrapped it.
+        closures: The passes, one for each micro-batch; without any there is no gradient, and the loss is 0.
+        first: What the report calls the loss.
 
     Raises:
         FloatingPointError: If the gradient is not finite and not scaled.
     """
     optimizer.zero_grad(set_to_none=True)
-    losses = []
+    losses = [] if closures else [torch.zeros((), device=accelerator.device)]
     for index, closure in enumerate(closures):
         with nullcontext() if index == len(closures) - 1 else accelerator.no_sync(model):
             loss = closure()
@@ -142,7 +154,7 @@ def source_step(
     if size is not None and not bool(torch.isfinite(size)):
         optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(f"the gradient of the task objective is {float(size)}")
-    return StepReport("source", loss, None)
+    return StepReport(first, loss, None)
 
 
 def adaptation_step(coordinator: Joint, closures: StepClosures, step: int) -> StepReport:

@@ -33,7 +33,8 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
         console: Where to.
         files: Names of further files in the run's folder.
     """
-    terms = [] if summary.method == "source_only" else [*summary.alignment, *summary.target_losses]
+    one = summary.method in ("source_only", "target_only")
+    terms = [*([] if one else summary.alignment), *([] if summary.method == "source_only" else summary.target_losses)]
     title = f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(terms) or 'no alignment'}"
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
@@ -75,7 +76,8 @@ def _checkpoint_table(summary: Summary) -> Table:
         table.add_column(column, justify="right")
     for row in summary.checkpoints:
         target = "no labels" if row.target is None else f"{100 * row.target:.1f} %"
-        table.add_row(row.checkpoint, str(row.step), f"{100 * row.source:.1f} %", target)
+        source = "not used" if row.source is None else f"{100 * row.source:.1f} %"
+        table.add_row(row.checkpoint, str(row.step), source, target)
     return table
 
 
@@ -97,7 +99,7 @@ def _in_words(summary: Summary) -> list[str]:
     words = [
         f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s{_evaluating(summary)}. After is the last checkpoint."
     ]
-    _, before, after, _ = summary.rows()[1]
+    _, before, after, _ = summary.rows()[-1]
     if before is not None and after is not None and summary.baseline is not None:
         gain = 100 * (after - summary.baseline["target"])
         words.append(f"Gain on the target over the same steps on the source alone: {gain:+.1f} points.")
@@ -108,10 +110,11 @@ def _in_words(summary: Summary) -> list[str]:
             f"Gain on the target over the source phase: {100 * (after - before):+.1f} points of {summary.title}."
         )
     else:
-        words.append(
-            f"Change on the target since the start: {100 * (after - before):+.1f} points of {summary.title}, with what "
-            "was learnt from the source's labels."
+        change = f"{100 * (after - before):+.1f} points of {summary.title}"
+        how = (
+            "without its source" if summary.method == "target_only" else "with what was learnt from the source's labels"
         )
+        words.append(f"Change on the target since the start: {change}, {how}.")
     if summary.gradient_cosine is not None:
         words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
         if summary.penalty_cosine is not None:

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...batch_norm import batch_statistics
 from ...configuration import Config, ModelConfig
-from ...coordination import SharedPrefix
+from ...coordination import SharedPrefix, has_live_statistics
 from ...data import (
     DomainPair,
     ImageSet,
     augment,
     evaluation_batches,
     load_domain_pair,
+    load_target,
     preprocess,
     training_stream,
 )
@@ -37,13 +39,14 @@ from ...evaluation import (
     predict_probabilities,
 )
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
+from ...models.origin import is_pretrained
 from ...progress import track
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
-from ...target_losses import SelfTraining, TargetContext, build_target_losses
+from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes
-from ..starting_point import check_labels, starting_model
+from ..starting_point import check_labels, recorded_batch_norm, starting_model
 from . import IMAGE_CLASSIFICATION, serving
 
 __all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
@@ -83,7 +86,13 @@ class ClassificationTask(Task):
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )
-        pair = pair or load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
+        if pair is None and data.source is None:
+            model = model or build_model(config.model, [])
+            name = (config.model.checkpoint or model.config.backbone_name or "model").rstrip("/").split("/")[-1]
+            pair = load_target(data.target, model.config.labels, name, data.label_policy)
+        elif pair is None:
+            assert data.source is not None
+            pair = load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
         model = model or build_model(config.model, pair.labels)
         check_labels(model.config.labels, pair.labels)
         pair = pair.in_order(model.config.labels)
@@ -93,10 +102,26 @@ class ClassificationTask(Task):
             raise UserError(f"model: what is trained could not be exported: {reason}")
         model.set_image_sizes(data.image_size, data.resize_size)
         super().__init__(config, pair, model, model.image_processor())
+        if not pair.has_source:
+            self._let_the_target_lead()
         _try_one_image(model, self.processor)
         self.target_losses = build_target_losses(
             config.training.target_loss_specs, TargetContext(pair.labels, self.processor)
         )
+
+    def _let_the_target_lead(self) -> None:
+        """Without a source the head stays as it learnt from labels, and statistics become the target's.
+
+        Source: Liang et al., SHOT, ICML 2020, section 3: the classifier is frozen, the features move to it. Layers
+        whose statistics were frozen when the model was trained stay so: its weights know no others.
+        """
+        for module in (self.model.classifier, self.model.alignment):
+            if module is not None:
+                module.requires_grad_(False)
+        if self.config.training.batch_norm == "auto":
+            recorded = recorded_batch_norm(self.config.model.checkpoint)
+            frozen = is_pretrained(self.model.config) if recorded is None else recorded == "frozen"
+            self.statistics = batch_statistics("frozen" if frozen else "mixed", self.model, frozen)
 
     def stream(self, images: ImageSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""
@@ -109,6 +134,9 @@ class ClassificationTask(Task):
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step."""
         statistics = self.statistics
+        if not self.pair.has_source:
+            self._move_statistics(model, target)
+            return StepClosures()
         mixed = [mix(s, t) for s, t in zip(source, target, strict=True)] if target else []
         if mixed and (entry := self._shared_entry()) is not None:
             together = statistics.task_needs_target(model, "domain_labels" in source[0])
@@ -138,6 +166,8 @@ class ClassificationTask(Task):
     ) -> Callable[[], Tensor]:
         """A pass that returns a loss of the logits of target images, on both domains where batch statistics need it."""
         pixels, rows, first = view["pixel_values"], None, 0
+        if not self.pair.has_source:
+            return self._target_alone(model, view, loss)
         if self.statistics.task_needs_target(model):
             mixed, first = mix(source, view), len(source["labels"])
             pixels, rows = mixed["pixel_values"], rows_of(source, mixed)
@@ -148,6 +178,25 @@ class ClassificationTask(Task):
             return loss(logits[first:])
 
         return run
+
+    def _target_alone(self, model: nn.Module, view: Batch, loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        """A pass on the target alone; running statistics are moved by plain views and by no augmented one."""
+        around = nullcontext if view["plain"] else partial(self.statistics.task_pass, model)
+
+        def run() -> Tensor:
+            with around():
+                logits: Tensor = model(view["pixel_values"]).logits
+            return loss(logits)
+
+        return run
+
+    def _move_statistics(self, model: nn.Module, target: Sequence[Batch]) -> None:
+        """Let running statistics follow the target's plain views, where no target loss passes these."""
+        plain = any(isinstance(loss, LogitsLoss) and loss.plain for loss in self.target_losses)
+        if not plain and self.statistics.one_pass_moves and has_live_statistics(model):
+            with torch.no_grad():
+                for batch in target:
+                    model(batch["pixel_values"])
 
     def _shared_entry(self) -> nn.Module | None:
         """The submodule before which both passes of a step can share one run, or None for full passes."""
@@ -260,11 +309,13 @@ class ClassificationTask(Task):
         """Every validator, on held-out source images and on target training images without labels."""
         source = self._selection_share(self.pair.source_test, 2, rank, world_size)
         target = self._selection_share(self.pair.target_train, 3, rank, world_size)
-        if min(len(source), len(target)) * world_size < FEWEST_IMAGES:
+        sizes = [len(target), *([len(source)] if self.pair.has_source else [])]
+        if min(sizes) * world_size < FEWEST_IMAGES:
             return {}
-        assert source.labels is not None
-        labels = torch.tensor(source.labels, device=next(model.parameters()).device)
-        if kept and "source" in kept:
+        labels = torch.tensor(source.labels or [], dtype=torch.long, device=next(model.parameters()).device)
+        if not self.pair.has_source:
+            source_features = source_logits = labels.new_empty(0, len(self.pair.labels), dtype=torch.float)
+        elif kept and "source" in kept:
             # The test images have been through the model already.
             order = self._selection_order(self.pair.source_test, 2, rank, world_size)
             source_features, source_logits = (rows[order] for rows in kept["source"])
@@ -395,7 +446,7 @@ def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
         return
     views = {pair.source_name: pair.source_test, pair.target_name: pair.target_evaluation}
     for name, view in views.items():
-        if view is not None and 1 not in (view.labels or ()):
+        if view is not None and len(view) > 0 and 1 not in (view.labels or ()):
             raise UserError(
                 f"training.metric: average_precision is that of the class {pair.labels[1]}, and {name} has no "
                 "test image of it; use accuracy"
@@ -404,6 +455,8 @@ def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
 
 def _check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignForImageClassification) -> None:
     """Check that the sources of each objective exist and are in every micro-batch."""
+    if not pair.has_source:
+        return
     found = max(1, len(pair.source_train.parts))
     for entry in model.config.alignment:
         wanted = entry.get("sources", 1)

@@ -77,7 +77,10 @@ class DetectionTask(Task):
             raise UserError(
                 f"training.select_by: {select_by} is for classifiers; for detectors: {', '.join(DETECTION_VALIDATORS)}"
             )
-        pair = pair or load_detection_pair(data.source, data.target, data.label_policy, data.target_labeled)
+        if pair is None:
+            if data.source is None:
+                raise UserError("data.source is none: adapting without a source is for classifiers; name a source")
+            pair = load_detection_pair(data.source, data.target, data.label_policy, data.target_labeled)
         given, model = model, model or build_detector(config.model, pair.labels)
         check_labels(model.config.labels, pair.labels)
         pair = pair.in_order(model.config.labels)
