@@ -198,7 +198,8 @@ def test_every_method_is_cited():
     methods = set(get_args(get_type_hints(CoordinationConfig)["method"])) - {"joint", "source_only"}
     wanted |= {f"coordination/{name}" for name in methods}
     wanted |= {"coordination/remembered", "coordination/smoothing", "alignment/toalign", "alignment/sources"}
-    wanted |= {"batch_norm/per_domain", "batch_norm/recalibrate_bn", "target_loss/mean_teacher"}
+    wanted |= {"batch_norm/per_domain", "batch_norm/recalibrate_bn"}
+    wanted |= {f"target_loss/{name}" for name in target_loss_names()} | {"alignment/label_smoothing"}
     assert wanted <= known_citations()
 
 
