@@ -22,6 +22,7 @@ from metaalign_hf.reports import (
     read_record,
     without_local_paths,
 )
+from metaalign_hf.target_losses import target_loss_names
 
 CONFIG = {
     "architectures": ["MetaAlignForImageClassification"],

@@ -11,7 +11,7 @@ from metaalign_hf.cli import run
 from metaalign_hf.reports.model_card import model_card
 from metaalign_hf.reports.record import read_record
 from metaalign_hf.training import keeping
-from tests.helpers.runs import TINY, assert_same_run, lines
+from tests.helpers.runs import TINY, assert_same_run, launch, lines
 from tests.helpers.squares import write_squares
 
 
@@ -116,3 +116,12 @@ def test_bad_input_is_told_in_one_line(folders, tmp_path, capsys, options, words
     assert run(command(folders, tmp_path / "run", *options)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_under_accumulation(tmp_path):
+    """Thresholds that learn are of all processes; the target losses play alignment's role in the published step."""
+    options = ["--training.target_losses", LOSSES, "--model.alignment", "null"]
+    done = launch(tmp_path / "run", *options, "--training.gradient_accumulation_steps", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("self_training_accepted" in line for line in lines(tmp_path / "run"))
