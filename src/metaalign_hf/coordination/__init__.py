@@ -24,6 +24,8 @@ Source: Wei, Lan, Zeng, Chen, "MetaAlign: Coordinating Domain Alignment and Clas
 Adaptation", CVPR 2021, section 3.
 """
 
+from .closures import StepClosures
+from .coordinator import Coordinator
 from .game import SOLVERS, DoublyPerturbed, Game
 from .gradient_memory import GradientMemory
 from .group_weights import GroupWeights
@@ -44,6 +46,7 @@ __all__ = [
     "SCHEDULES",
     "SCOPES",
     "SOLVERS",
+    "Coordinator",
     "DoublyPerturbed",
     "Game",
     "GradientMemory",
@@ -55,6 +58,7 @@ __all__ = [
     "Roles",
     "SharedPrefix",
     "Stage",
+    "StepClosures",
     "StepGuard",
     "StepReport",
     "find_stages",

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from .closures import Closure, StepClosures
+from .coordinator import Coordinator
 from .gradients import add_gradients, local, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name, require_number
-from .joint import Closure, Joint, JointClosure, require_closures
+from .joint import Joint
 from .penalty import SharedPenalty
 from .report import ROLES, StepReport
-from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
 
 __all__ = ["SOLVERS", "DoublyPerturbed", "Game"]
@@ -48,10 +49,10 @@ class Game(Joint):
         rule: How `inner_lr` is meant; see `step_sizes`. `fixed` with `inner_lr` 1 is a step of the learning rate.
         relative: See `step_sizes`, rule `fixed`.
         scope: Parameters that take the trial step; see `InnerStep`.
-        module: As in `Joint`; its running statistics stay in the second pass.
-        scaler: As in `Joint`.
-        backward: As in `Joint`.
-        no_sync: As in `Joint`.
+        module: As in `Coordinator`; its running statistics stay in the second pass.
+        scaler: As in `Coordinator`.
+        backward: As in `Coordinator`.
+        no_sync: As in `Coordinator`.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -78,54 +79,24 @@ class Game(Joint):
         self.solver = solver
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
 
-    def backward(
-        self,
-        task: Sequence[Closure] = (),
-        alignment: Sequence[Closure] = (),
-        *,
-        both: Sequence[JointClosure] = (),
-        shared: Sequence[SharedPrefix] = (),
-        penalty: Sequence[Closure] = (),
-        step: int | None = None,
-    ) -> StepReport:
-        """Leave the gradient of the step, of the whole accumulated batch, in `.grad`.
-
-        Args:
-            task: As in `Joint`.
-            alignment: As in `Joint`.
-            both: As in `Joint`.
-            shared: Not used.
-            penalty: As in `Joint`, for the pass at theta.
-            step: Not used.
-
-        Returns:
-            The report of the pass at theta, with the length of the trial step.
-
-        Raises:
-            ValueError: If an objective has no closures.
-            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
-        """
+    def _take(self, passes: StepClosures, step: int) -> StepReport:
         parameters = optimizer_parameters(self.optimizer)
-        try:
-            report = super().backward(task, alignment, both=both, penalty=penalty)
-            if report.skipped:
-                return report
-            field = take_gradients(parameters)
-            with (
-                self.inner.taken(field, self.inner.sizes(field, self._scale()), self._scale()) as displacement,
-                frozen_running_statistics(self.module or nn.Module()),
-            ):
-                skipped = super().backward(task, alignment, both=both).skipped
-            if self.solver == "heun":
-                add_gradients(parameters, field)
-                torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], 0.5)
-        except BaseException:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise
+        report = super()._take(passes, step)
+        if report.skipped:
+            return report
+        field = take_gradients(parameters)
+        with (
+            self.inner.taken(field, self.inner.sizes(field, self._scale()), self._scale()) as displacement,
+            frozen_running_statistics(self.module or nn.Module()),
+        ):
+            skipped = super()._take(replace(passes, penalty=()), step).skipped
+        if self.solver == "heun":
+            add_gradients(parameters, field)
+            torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], 0.5)
         return replace(report, first="game", displacement=displacement, skipped=skipped)
 
 
-class DoublyPerturbed(Joint):
+class DoublyPerturbed(Coordinator):
     """Each objective's gradient where its own loss is higher and the other's is lower.
 
     With the lengths of the steps by a rule (`normalised`: `rho g / |g|`, as published)::
@@ -146,10 +117,10 @@ class DoublyPerturbed(Joint):
         rule: `normalised` or another of `step_sizes`.
         relative: See `step_sizes`, rule `fixed`.
         scope: Parameters that move; see `InnerStep`.
-        module: As in `Joint`; its running statistics stay in the moved passes.
-        scaler: As in `Joint`.
-        backward: As in `Joint`.
-        no_sync: As in `Joint`.
+        module: As in `Coordinator`; its running statistics stay in the moved passes.
+        scaler: As in `Coordinator`.
+        backward: As in `Coordinator`.
+        no_sync: As in `Coordinator`.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -176,57 +147,27 @@ class DoublyPerturbed(Joint):
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
         self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module, updates=self.inner.updates)
 
-    def backward(
-        self,
-        task: Sequence[Closure] = (),
-        alignment: Sequence[Closure] = (),
-        *,
-        both: Sequence[JointClosure] = (),
-        shared: Sequence[SharedPrefix] = (),
-        penalty: Sequence[Closure] = (),
-        step: int | None = None,
-    ) -> StepReport:
-        """Leave the sum of the two perturbed gradients, of the whole accumulated batch, in `.grad`.
-
-        Args:
-            task: Closures that each run a forward pass and return the task loss of one micro-batch.
-            alignment: The same for the alignment loss.
-            both: Not used: each objective has passes of its own.
-            shared: Not used.
-            penalty: As in `Joint`, for the pass at theta.
-            step: Not used.
-
-        Returns:
-            The report of the passes at theta, with the longer of the two displacements.
-
-        Raises:
-            ValueError: If an objective has no closures.
-            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
-        """
-        require_closures(task, alignment)
+    def _take(self, passes: StepClosures, step: int) -> StepReport:
+        passes.require_each()
         parameters = optimizer_parameters(self.optimizer)
-        try:
-            self.optimizer.zero_grad(set_to_none=True)
-            task_loss = self._run(task)
-            task_gradients = take_gradients(parameters)
-            part = SharedPenalty(penalty, parameters, self._run, self.module)
-            with part.beside():
-                alignment_loss = self._run(alignment)
-            alignment_gradients = take_gradients(parameters)
-            measures = self._measure(task_gradients, alignment_gradients, part.gradients)[0]
-            report = StepReport("both", task_loss, alignment_loss, **measures)
-            if any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES]):
-                found, displacement = [task_gradients, alignment_gradients], task_loss.new_zeros(())
-            else:
-                first, moved = self._run_perturbed(task, task_gradients, alignment_gradients)
-                second, moved_too = self._run_perturbed(alignment, alignment_gradients, task_gradients)
-                found, displacement = [first, second], torch.maximum(moved, moved_too)
-            skipped = any([self._overflowed("joint", norm(each)) for each in found])
-            for each in found:
-                add_gradients(parameters, each)
-        except BaseException:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise
+        self.optimizer.zero_grad(set_to_none=True)
+        task_loss = self._run(passes.task)
+        task_gradients = take_gradients(parameters)
+        part = SharedPenalty(passes.penalty, parameters, self._run, self.module)
+        with part.beside():
+            alignment_loss = self._run(passes.alignment)
+        alignment_gradients = take_gradients(parameters)
+        measures = self._measure(task_gradients, alignment_gradients, part.gradients)[0]
+        report = StepReport("both", task_loss, alignment_loss, **measures)
+        if any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES]):
+            found, displacement = [task_gradients, alignment_gradients], task_loss.new_zeros(())
+        else:
+            first, moved = self._run_perturbed(passes.task, task_gradients, alignment_gradients)
+            second, moved_too = self._run_perturbed(passes.alignment, alignment_gradients, task_gradients)
+            found, displacement = [first, second], torch.maximum(moved, moved_too)
+        skipped = any([self._overflowed("joint", norm(each)) for each in found])
+        for each in found:
+            add_gradients(parameters, each)
         return replace(report, displacement=displacement, skipped=skipped)
 
     def _run_perturbed(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from .closures import Closure, StepClosures
+from .coordinator import Coordinator
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .group_weights import Groups, GroupWeights
 from .inner_step import InnerStep, Scope, StepGuard, require_number
-from .joint import Closure, Joint, JointClosure, require_closures
 from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
@@ -26,7 +27,7 @@ from .wrapping import averaging_of, is_fsdp
 __all__ = ["MetaAlign"]
 
 
-class MetaAlign(Joint):
+class MetaAlign(Coordinator):
     """The MetaAlign step, by perturb and restore.
 
     With `alpha_p` the inner step size of parameter p and `w_g` the weight of its group (1 without groups)::
@@ -61,12 +62,12 @@ class MetaAlign(Joint):
         rule: `fixed`, as published, or `trust_ratio` or `normalised`, which scale themselves; see `step_sizes`.
         guard: Shorten steps that leave the region in which the first order holds; see `StepGuard`.
         weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
-        smoothing: As in `Joint`; the task's pass is smoothed about the parameters at which it stands, theta or theta'.
-        module: The model as it is called, wrapped or not: for names, for running statistics (order 2), and for what its
-            wrapper needs. Needed under DistributedDataParallel for order 2 and shared prefixes.
-        scaler: As in `Joint`.
-        backward: As in `Joint`.
-        no_sync: As in `Joint`.
+        smoothing: As in `Coordinator`; the task's pass is smoothed about the parameters at which it stands, theta or
+            theta'.
+        module: As in `Coordinator`; needed under DistributedDataParallel for order 2 and shared prefixes.
+        scaler: As in `Coordinator`.
+        backward: As in `Coordinator`.
+        no_sync: As in `Coordinator`.
 
     Raises:
         ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2 or smoothing.
@@ -115,7 +116,6 @@ class MetaAlign(Joint):
         self.order = order
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, unnoticed=order == 2)
         self.guard = StepGuard() if guard else None
-        self.step = 0
         parameters = optimizer_parameters(optimizer)
         self._average = averaging_of(module)
         self.group_weights: GroupWeights | None = None
@@ -135,82 +135,47 @@ class MetaAlign(Joint):
         """The objective that is meta-train in the given step, a pure function of the step number."""
         return self.roles.meta_train(step)
 
-    def backward(
-        self,
-        task: Sequence[Closure] = (),
-        alignment: Sequence[Closure] = (),
-        *,
-        both: Sequence[JointClosure] = (),
-        shared: Sequence[SharedPrefix] = (),
-        penalty: Sequence[Closure] = (),
-        step: int | None = None,
-    ) -> StepReport:
-        """Leave the MetaAlign gradient of the whole accumulated batch in `.grad` (which is overwritten).
-
-        Args:
-            task: Closures that each run a forward pass and return the task loss of one micro-batch.
-            alignment: The same for the alignment loss.
-            both: Not used: the two passes of MetaAlign run at different parameters.
-            shared: The prefix of each micro-batch inside whose `run` the closures run their passes, if they do.
-            penalty: As in `Joint`; it is taken where the alignment gradient is, at theta or theta'.
-            step: Number of the step, which decides the roles; by default the calls are counted from 0.
-
-        Returns:
-            The report of this step.
-
-        Raises:
-            ValueError: If an objective has no closures, or shared prefixes meet order 2 or smoothing.
-            RuntimeError: If something takes a way around a shared prefix, or (order 2) a kernel has no double backward.
-            FloatingPointError: If a gradient is not finite; it names the objective. With a scaler the report says
-                `skipped` instead, and the optimiser's step through the scaler does nothing.
-        """
-        require_closures(task, alignment)
+    def _take(self, passes: StepClosures, step: int) -> StepReport:
+        passes.require_each()
+        shared = passes.shared
         if shared and self.order == 2:
             raise ValueError("a shared prefix is for order 1: order 2 runs the meta-train pass once more")
         if shared and self.smoothing > 0:
             raise ValueError("a shared prefix cannot be smoothed: the task's passes run at other parameters")
-        step = self.step if step is None else step
-        self.step = step + 1
         first = self.role(step)
         second = ROLES[1 - ROLES.index(first)]
         parameters = optimizer_parameters(self.optimizer)
-        train, test = (task, alignment) if first == "task" else (alignment, task)
+        train, test = (getattr(passes, role) for role in (first, second))
         losses: dict[str, Tensor | None] = {first: None, second: None}
-        part = SharedPenalty(penalty, parameters, self._run, self.module, shared)
-        try:
-            self.optimizer.zero_grad(set_to_none=True)
-            kept: GradientGraph | RandomState | None = None
-            with part.beside(first):
-                if self.order == 2 and len(train) == 1:
-                    losses[first], kept = self._run_keeping_graph(train[0], parameters)
-                else:
-                    if self.order == 2:
-                        kept = RandomState([p.device for p in parameters[:1]])
-                    losses[first] = self._run_objective(first, train)
-            train_gradients = take_gradients(parameters)
-            if self._overflowed(first, norm(train_gradients)):
-                add_gradients(parameters, train_gradients)
-                return StepReport(first, losses["task"], losses["alignment"], skipped=True)
-            alphas = self.inner_step_sizes(train_gradients)
-            factors = self._weighted(alphas)
-            moved = self.inner.taken(train_gradients, factors, self._scale())
-            with moved as displacement, part.beside(second):
-                losses[second] = self._run_objective(second, test)
-            test_gradients = [p.grad for p in parameters]
-            ordered = (train_gradients, test_gradients)
-            task_first = ordered if first == "task" else ordered[::-1]
-            measures, indices, products = self._measure(*task_first, part.gradients)
-            skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
-            if kept is not None and not skipped:
-                self._subtract_second_order(train, parameters, factors, test_gradients, kept)
+        part = SharedPenalty(passes.penalty, parameters, self._run, self.module, shared)
+        self.optimizer.zero_grad(set_to_none=True)
+        kept: GradientGraph | RandomState | None = None
+        with part.beside(first):
+            if self.order == 2 and len(train) == 1:
+                losses[first], kept = self._run_keeping_graph(train[0], parameters)
+            else:
+                if self.order == 2:
+                    kept = RandomState([p.device for p in parameters[:1]])
+                losses[first] = self._run_objective(first, train)
+        train_gradients = take_gradients(parameters)
+        if self._overflowed(first, norm(train_gradients)):
             add_gradients(parameters, train_gradients)
-            if shared:
-                self._finish_shared(shared, parameters, factors)
-        except BaseException:
-            self.optimizer.zero_grad(set_to_none=True)
-            for prefix in shared:
-                prefix.forget()
-            raise
+            return StepReport(first, losses["task"], losses["alignment"], skipped=True)
+        alphas = self.inner_step_sizes(train_gradients)
+        factors = self._weighted(alphas)
+        moved = self.inner.taken(train_gradients, factors, self._scale())
+        with moved as displacement, part.beside(second):
+            losses[second] = self._run_objective(second, test)
+        test_gradients = [p.grad for p in parameters]
+        ordered = (train_gradients, test_gradients)
+        task_first = ordered if first == "task" else ordered[::-1]
+        measures, indices, products = self._measure(*task_first, part.gradients)
+        skipped = self._overflowed(second, measures[f"{second}_gradient_norm"])
+        if kept is not None and not skipped:
+            self._subtract_second_order(train, parameters, factors, test_gradients, kept)
+        add_gradients(parameters, train_gradients)
+        if shared:
+            self._finish_shared(shared, parameters, factors)
         if self.group_weights is not None:
             measures["group_weights"] = self.group_weights.weights()
         if products is not None and not skipped:

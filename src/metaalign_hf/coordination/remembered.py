@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from .closures import StepClosures
+from .coordinator import Coordinator
 from .gradient_memory import GradientMemory
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name
-from .joint import Closure, Joint, JointClosure, require_closures
 from .last_update import preconditioned
 from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
-from .shared_prefix import SharedPrefix
 
 __all__ = ["REMEMBERED", "RememberedMetaAlign"]
 
 REMEMBERED = ("total", "role")
 
 
-class RememberedMetaAlign(Joint):
+class RememberedMetaAlign(Coordinator):
     """MetaAlign whose inner step follows a remembered gradient, so that one joint pass serves both losses.
 
     With m the gradient that an earlier step has left, at the parameters where it was taken::
@@ -73,10 +73,10 @@ class RememberedMetaAlign(Joint):
         first: See `Roles` (`role`).
         swap_every: See `Roles` (`role`).
         scope: Parameters that take the inner step; see `InnerStep`.
-        module: As in `Joint`.
-        scaler: As in `Joint`.
-        backward: As in `Joint`.
-        no_sync: As in `Joint`.
+        module: As in `Coordinator`.
+        scaler: As in `Coordinator`.
+        backward: As in `Coordinator`.
+        no_sync: As in `Coordinator`.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -110,7 +110,6 @@ class RememberedMetaAlign(Joint):
         self.refresh_every = refresh_every
         self.roles = Roles(roles, first, swap_every)
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
-        self.step = 0
         parameters = optimizer_parameters(optimizer)
         names = ("total",) if remember == "total" else ROLES
         self._memory = {name: GradientMemory(parameters, self.inner.in_scope) for name in names}
@@ -120,39 +119,10 @@ class RememberedMetaAlign(Joint):
         """The remembered gradients: `total`, or `task` and `alignment`."""
         return nn.ModuleDict(self._memory)
 
-    def backward(
-        self,
-        task: Sequence[Closure] = (),
-        alignment: Sequence[Closure] = (),
-        *,
-        both: Sequence[JointClosure] = (),
-        shared: Sequence[SharedPrefix] = (),
-        penalty: Sequence[Closure] = (),
-        step: int | None = None,
-    ) -> StepReport:
-        """Leave the gradient at the moved parameters, of the whole accumulated batch, in `.grad`.
-
-        Args:
-            task: Closures that each run a forward pass and return the task loss of one micro-batch; not needed where
-                `both` is given, but for `role`.
-            alignment: The same for the alignment loss.
-            both: Closures that return both losses from one forward pass on the concatenated batch, the cheapest form.
-            shared: Not used: one pass shares everything.
-            penalty: As in `Joint`, in steps that take the two gradients apart.
-            step: Number of the step; by default the calls are counted from 0.
-
-        Returns:
-            The report of this step; `first` is `both`, or the objective whose gradient the inner step followed.
-
-        Raises:
-            ValueError: If an objective has no closures.
-            FloatingPointError: If a gradient is not finite. With a scaler the report says `skipped` instead.
-        """
-        step = self.step if step is None else step
-        self.step = step + 1
-        apart = not both or (self.remember == "role" and step % self.refresh_every == 0)
+    def _take(self, passes: StepClosures, step: int) -> StepReport:
+        apart = not passes.both or (self.remember == "role" and step % self.refresh_every == 0)
         if apart:
-            require_closures(task, alignment)
+            passes.require_each()
         parameters = optimizer_parameters(self.optimizer)
         first = self.roles.meta_train(step) if self.remember == "role" else "both"
         remembered = self._memory[first if self.remember == "role" else "total"].gradients()
@@ -160,30 +130,26 @@ class RememberedMetaAlign(Joint):
             remembered = preconditioned(self.optimizer, remembered)
         scale = self._scale()
         measures: dict[str, Any] = {}
-        part = SharedPenalty(penalty, parameters, self._run, self.module)
-        try:
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.inner.taken(remembered, self.inner.sizes(remembered)) as displacement:
-                if apart:
-                    losses = [self._run(task)]
-                    task_gradients = take_gradients(parameters)
-                    with part.beside():
-                        losses.append(self._run(alignment))
-                else:
-                    losses = list(self._run_both(both))
+        part = SharedPenalty(passes.penalty, parameters, self._run, self.module)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.inner.taken(remembered, self.inner.sizes(remembered)) as displacement:
             if apart:
-                ordered = (task_gradients, [p.grad for p in parameters])
-                measures = self._measure(*ordered, part.gradients)[0]
-                skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
-                if self.remember == "role" and not skipped:
-                    for name, gradients in zip(ROLES, ordered, strict=True):
-                        self._memory[name].keep(gradients, scale)
-                add_gradients(parameters, task_gradients)
+                losses = [self._run(passes.task)]
+                task_gradients = take_gradients(parameters)
+                with part.beside():
+                    losses.append(self._run(passes.alignment))
             else:
-                skipped = self._overflowed("joint", norm(p.grad for p in parameters))
-        except BaseException:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise
+                losses = list(self._run_both(passes.both))
+        if apart:
+            ordered = (task_gradients, [p.grad for p in parameters])
+            measures = self._measure(*ordered, part.gradients)[0]
+            skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
+            if self.remember == "role" and not skipped:
+                for name, gradients in zip(ROLES, ordered, strict=True):
+                    self._memory[name].keep(gradients, scale)
+            add_gradients(parameters, task_gradients)
+        else:
+            skipped = self._overflowed("joint", norm(p.grad for p in parameters))
         if self.remember == "total" and not skipped:
             self._memory["total"].keep([p.grad for p in parameters], scale)
         return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)

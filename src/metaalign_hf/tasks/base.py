@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..batch_norm import RECALIBRATION_IMAGES, Rows, batch_statistics
 from ..configuration import Config, DomainConfig
-from ..coordination import SharedPrefix
+from ..coordination import StepClosures
 from ..data.bad_images import BadImages, name_of, read_replacing, readable
 from ..errors import UserError
 from ..models.origin import is_pretrained
@@ -36,26 +36,6 @@ Kept = dict[str, Any]
 Scores = dict[str, Any]
 """Figures of one evaluation on one domain, as JSON values: at least the task's measures (0..1) and `n`, the images."""
 Skip = Callable[[int, UserError], None]
-
-
-@dataclass
-class StepClosures:
-    """The forward passes of one step, one closure per micro-batch.
-
-    Attributes:
-        task: Each runs a pass on the source and returns the task loss.
-        alignment: Each runs a pass on both domains and returns the alignment loss.
-        both: Each runs the pass or passes of a joint step and returns both losses.
-        shared: The shared prefix of each micro-batch, inside which its passes run; empty for full passes.
-        penalty: Each runs a pass as `alignment` does and returns the penalty that stands in both losses; empty where
-            there is none.
-    """
-
-    task: list[Callable[[], Tensor]] = field(default_factory=list)
-    alignment: list[Callable[[], Tensor]] = field(default_factory=list)
-    both: list[Callable[[], tuple[Tensor, Tensor]]] = field(default_factory=list)
-    shared: list[SharedPrefix] = field(default_factory=list)
-    penalty: list[Callable[[], Tensor]] = field(default_factory=list)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..configuration import CoordinationConfig
-from ..coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
+from ..coordination import Coordinator, DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
 from ..coordination.gradients import norm, optimizer_parameters
 from ..errors import UserError
 from ..tasks.base import Batch, StepClosures
@@ -27,7 +27,7 @@ raise the cost of a run by about one percent."""
 
 def build_coordinator(
     config: CoordinationConfig, optimizer: Optimizer, model: nn.Module, accelerator: Accelerator
-) -> Joint:
+) -> Coordinator:
     """The coordinator that the configuration names, running its backward passes through accelerate.
 
     Raises:
@@ -47,11 +47,11 @@ def build_coordinator(
         raise UserError(f"coordination.{error}") from error
 
 
-def _joint(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+def _joint(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
     return Joint(optimizer, groups=config.groups, smoothing=config.smoothing, **common)
 
 
-def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
     roles: dict[str, Any] = {"roles": config.roles, "first": config.first, "swap_every": config.swap_every}
     if config.direction == "fresh":
         inner_lr, rule = _inner(config, 1.0, "fixed")
@@ -83,7 +83,7 @@ def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[st
     )
 
 
-def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
     inner_lr, rule = _inner(config, 1.0, "fixed")
     return Game(
         optimizer,
@@ -96,7 +96,7 @@ def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, An
     )
 
 
-def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Joint:
+def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
     inner_lr, rule = _inner(config, 0.05, "normalised")
     return DoublyPerturbed(
         optimizer, inner_lr, inner_lr, rule=rule, relative=config.relative, scope=config.inner_scope, **common
@@ -111,7 +111,7 @@ def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> tuple[floa
     )
 
 
-_COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Joint]] = {
+_COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Coordinator]] = {
     "joint": _joint,
     "source_only": _joint,
     "target_only": _joint,
@@ -126,7 +126,7 @@ def source_step(
     optimizer: Optimizer,
     model: nn.Module,
     accelerator: Accelerator,
-    closures: list[Callable[[], Tensor]],
+    closures: Sequence[Callable[[], Tensor]],
     first: str = "source",
 ) -> StepReport:
     """Leave the gradient of one loss alone, averaged over the micro-batches, in `.grad`.
@@ -157,7 +157,7 @@ def source_step(
     return StepReport(first, loss, None)
 
 
-def adaptation_step(coordinator: Joint, closures: StepClosures, step: int) -> StepReport:
+def adaptation_step(coordinator: Coordinator, closures: StepClosures, step: int) -> StepReport:
     """Leave the gradient of task and alignment in `.grad`.
 
     Args:
