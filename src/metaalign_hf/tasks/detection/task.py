@@ -116,6 +116,7 @@ class DetectionTask(Task):
             _task_pass,
             left_out=("labels",),
             around_both=_divergence,
+            aligns=self.model.alignment is not None,
         )
 
     def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
