@@ -1,5 +1,6 @@
 """Pseudo-labels of a mean teacher: which boxes count, what the student sees, what it is taught."""
 
+import json
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from transformers import DetrImageProcessor, RTDetrImageProcessor
 
-from metaalign_hf import UserError, load_config, load_detection_pair
+from metaalign_hf import UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.target_losses import MeanTeacher, TargetContext, TargetLoss, TargetStep, with_target_losses
 from metaalign_hf.target_losses.pseudo_labels import strong_view
@@ -165,3 +166,17 @@ def test_tied_tensors_are_averaged_once():
     for name, value in average.module.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, before[name] + 0.1, msg=name)
+
+
+def test_a_detector_without_alignment_trains_on_its_own_labels(tmp_path):
+    options = {
+        "model.alignment": None,
+        "training.target_losses": [{"name": "mean_teacher", "threshold": 0.0}],
+        "training.output_dir": str(tmp_path / "run"),
+        "training.max_steps": 2,
+        "training.select_by": None,
+        "training.evaluate_every": 0,
+    }
+    adapt(load_config(TINY, options))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line.get("pseudo_images", 0) for line in lines) > 0
