@@ -119,7 +119,7 @@ def test_a_tracker_that_raises_does_not_end_the_run(tmp_path, monkeypatch, capsy
     assert len([line for line in lines(tmp_path / "run") if "phase" in line]) == 10
 
 
-@register_alignment("not_finite_at")
+@register_alignment("test_not_finite_at")
 class NotFiniteAt(AlignmentObjective):
     """Someone's objective that divides by zero in a part of the run."""
 
@@ -130,7 +130,7 @@ class NotFiniteAt(AlignmentObjective):
         self.begin, self.end, self.loss_alone = begin, end, loss_alone
 
     def forward(self, batch):
-        source, target = batch.split(batch.features, "not_finite_at")
+        source, target = batch.split(batch.features, "test_not_finite_at")
         loss = (source.mean(0) - target.mean(0)).pow(2).sum()
         if self.begin <= batch.progress < self.end:
             loss = loss + float("inf") if self.loss_alone else loss * float("nan")
@@ -138,7 +138,7 @@ class NotFiniteAt(AlignmentObjective):
 
 
 def broken(begin: float, end: float, **more):
-    return ["--model.alignment", json.dumps({"name": "not_finite_at", "begin": begin, "end": end, **more})]
+    return ["--model.alignment", json.dumps({"name": "test_not_finite_at", "begin": begin, "end": end, **more})]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..disk import disk_reason
 from ..errors import UserError, one_line
 
 __all__ = ["TOLERANCE", "OnnxFile", "export_onnx"]
@@ -86,7 +87,10 @@ def export_onnx(
         difference = max(_difference(wrapped, images[:count], path) for count in ((1, 3) if is_open else (1,)))
     except Exception as error:
         path.unlink(missing_ok=True)
-        raise UserError(f"export: {name} cannot be written and run as ONNX: {_reason(error)}") from error
+        cause = _cause(error)
+        if (reason := disk_reason(cause)) is not None:
+            raise UserError(f"export: {path} cannot be written: {reason}") from error
+        raise UserError(f"export: {name} cannot be written and run as ONNX: {one_line(cause, first=True)}") from error
     if not difference <= TOLERANCE:
         path.unlink()
         raise UserError(
@@ -124,11 +128,11 @@ def _difference(model: _Outputs, images: Tensor, path: Path) -> float:
     return max(float((value - expected).abs().max() / expected.abs().max()) for value, expected in pairs)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of the exporter's actual error, without its general advice."""
-    while error.__cause__ is not None:
+def _cause(error: Exception) -> Exception:
+    """The exporter's actual error, without its general advice."""
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return one_line(error, first=True)
+    return error
 
 
 @contextlib.contextmanager
