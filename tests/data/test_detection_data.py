@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, DetrImageProcessor, RTDetrImageProcessor, YolosImageProcessor
 
 from metaalign_hf import DomainConfig, UserError, load_config, load_detection_pair
+from metaalign_hf.configuration import SCENES
 from metaalign_hf.data import (
     DetectionSet,
     ImageSet,
@@ -293,7 +294,7 @@ def test_classification_refuses_detection_domains_and_the_other_way_round():
         load_detection_pair("mnist", "uci_digits")
 
 
-@pytest.mark.parametrize("name", ["scenes_plain", "scenes_photo"])
+@pytest.mark.parametrize("name", SCENES)
 def test_digit_scenes_are_real_digits_from_a_seed(name):
     image, boxes, classes = draw_scene(name, "train", 3)
     again = draw_scene(name, "train", 3)
@@ -308,6 +309,28 @@ def test_digit_scenes_are_real_digits_from_a_seed(name):
     for index in range(20):
         for x, y, width, height in draw_scene(name, "train", index)[1]:
             assert x >= 0 and y >= 0 and x + width <= 96 and y + height <= 96 and min(width, height) >= 4
+
+
+def test_each_gap_is_what_its_name_says():
+    drawn = {n: torch.stack([draw_scene(n, "train", i)[0] for i in range(30)]).float() / 255 for n in SCENES}
+    contrast = {name: float(images.std((2, 3)).mean()) for name, images in drawn.items()}
+    means = {name: images.mean((0, 2, 3)) for name, images in drawn.items()}
+    rough = {name: float((images[..., 1:] - images[..., :-1]).abs().median()) for name, images in drawn.items()}
+    assert contrast["scenes_fog"] < 0.65 * contrast["scenes_plain"] and means["scenes_fog"].min() > 0.6
+    night = means["scenes_night"]
+    assert contrast["scenes_night"] < 0.3 * contrast["scenes_plain"] and night[0] > 1.3 * night[1] > 1.5 * night[2]
+    # A photo has texture; an even ground and a gradient have none.
+    assert rough["scenes_noise"] > 0.1 > 0.01 > rough["scenes_ground"] > 0.005 > 0.001 > rough["scenes_plain"]
+    assert rough["scenes_writers"] < 0.001
+    slim = {name: _width_by_height(name) for name in SCENES}
+    mnist = ("scenes_plain", "scenes_fog", "scenes_night", "scenes_noise", "scenes_ground")
+    assert max(slim["scenes_writers"], slim["scenes_photo"]) < 0.7 < min(slim[name] for name in mnist)
+
+
+def _width_by_height(name):
+    """Mean over the digits of a domain."""
+    boxes = [box for index in range(60) for box in draw_scene(name, "train", index)[1]]
+    return float(np.mean([width / height for _, _, width, height in boxes]))
 
 
 def test_digit_scenes_refuse_unknown_names():

@@ -13,7 +13,15 @@ __all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
 
 DIGITS = ("mnist", "uci_digits", "mnist_m")
 SOLAR = ("solar_mono", "solar_poly")
-SCENES = ("scenes_plain", "scenes_photo")
+SCENES = (
+    "scenes_plain",
+    "scenes_photo",
+    "scenes_fog",
+    "scenes_night",
+    "scenes_noise",
+    "scenes_ground",
+    "scenes_writers",
+)
 Kind = Literal["digits", "solar", "imagefolder", "list", "dataset", "digit_scenes", "coco", "voc"]
 EMBEDDED = ("digits", "solar", "digit_scenes")
 
@@ -27,7 +35,8 @@ class DomainConfig:
             dataset (a data set of the Hub or a local one); for detectors digit_scenes (embedded), coco (a json file and
             a folder of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main) or dataset.
         name: Name of an embedded domain (mnist, uci_digits, mnist_m; solar_mono, solar_poly; scenes_plain,
-            scenes_photo); for other kinds a display name.
+            scenes_photo, and with one gap each scenes_fog, scenes_night, scenes_noise, scenes_ground, scenes_writers);
+            for other kinds a display name.
         path: Folder of images, list file, or data set id or folder.
         root: Folder that the paths of a list start from; by default the list's own folder.
         labels_file: Class names of a list with integer labels, one a line.
@@ -102,8 +111,8 @@ class DomainConfig:
 
         Args:
             text: `mnist`, `uci_digits`, `mnist_m`, `solar_mono`, `solar_poly`, `imagefolder:FOLDER`, `list:FILE` or
-                `dataset:ORG/NAME`; for detectors `scenes_plain`, `scenes_photo`, `coco:ANNOTATIONS.json`, `voc:FOLDER`
-                or `dataset:ORG/NAME`.
+                `dataset:ORG/NAME`; for detectors `scenes_plain`, `scenes_photo`, `scenes_fog` and the other embedded
+                scenes, `coco:ANNOTATIONS.json`, `voc:FOLDER` or `dataset:ORG/NAME`.
 
         Returns:
             The domain.

