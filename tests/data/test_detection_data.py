@@ -1,6 +1,7 @@
 """Detection data: every format, label agreement, bad annotations, law 9, augmentation and the padding trap."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -20,6 +21,7 @@ from metaalign_hf.data import (
     detection_batch,
     detection_batches,
     detection_stream,
+    digit_scenes,
     load_detection_view,
     load_digit_scenes,
     load_domain,
@@ -331,6 +333,15 @@ def _width_by_height(name):
     """Mean over the digits of a domain."""
     boxes = [box for index in range(60) for box in draw_scene(name, "train", index)[1]]
     return float(np.mean([width / height for _, _, width, height in boxes]))
+
+
+def test_scenes_that_are_drawn_otherwise_are_not_read_from_the_cache(monkeypatch):
+    before = load_digit_scenes("scenes_fog", "test", count=1)[0]
+    domain = digit_scenes._DOMAINS["scenes_fog"]
+    monkeypatch.setitem(digit_scenes._DOMAINS, "scenes_fog", replace(domain, seen=None))
+    after = load_digit_scenes("scenes_fog", "test", count=1)[0]
+    assert before["objects"] == after["objects"]
+    assert not np.array_equal(np.asarray(before["image"]), np.asarray(after["image"]))
 
 
 def test_digit_scenes_refuse_unknown_names():

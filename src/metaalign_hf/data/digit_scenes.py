@@ -15,6 +15,7 @@ digits are pasted into training scenes, the rest into test scenes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +83,14 @@ def load_digit_scenes(name: str, split: str = "train", count: int | None = None,
         return datasets.Dataset.from_generator(
             _rows,
             features=features,
-            gen_kwargs={"name": name, "part": split, "count": count or _COUNTS[split], "seed": seed},
+            gen_kwargs={
+                "name": name,
+                "part": split,
+                "count": count or _COUNTS[split],
+                "seed": seed,
+                # The cache goes by these: other scenes of the same name must not be read from it.
+                "drawn": hashlib.sha256(draw_scene(name, split, 0, seed)[0].numpy().tobytes()).hexdigest(),
+            },
         )
     finally:
         if bars:
@@ -127,7 +135,7 @@ def draw_scene(name: str, split: str, index: int, seed: int = 0) -> tuple[Tensor
     return (ground * 255).round().clamp(0, 255).to(torch.uint8), boxes, classes
 
 
-def _rows(name: str, part: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+def _rows(name: str, part: str, count: int, seed: int, drawn: str) -> Iterator[dict[str, Any]]:
     for index in range(count):
         image, boxes, classes = draw_scene(name, part, index, seed)
         yield {
@@ -235,7 +243,7 @@ _DOMAINS = {
     "scenes_photo": _Domain("uci_digits", _photo_ground, _weather),
     "scenes_fog": _Domain("mnist", _plain_ground, partial(_fog, low=0.6, high=0.95)),
     "scenes_night": _Domain("mnist", _plain_ground, _night),
-    "scenes_noise": _Domain("mnist", _plain_ground, partial(_noise, low=0.15, high=0.5)),
+    "scenes_noise": _Domain("mnist", _plain_ground, partial(_noise, low=0.1, high=0.4)),
     "scenes_ground": _Domain("mnist", _photo_ground),
     "scenes_writers": _Domain("uci_digits", _plain_ground),
 }
