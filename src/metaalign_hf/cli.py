@@ -1,4 +1,4 @@
-"""`metaalign train | evaluate | predict | export | push | runs`.
+"""`metaalign train | evaluate | predict | export | push | runs | data`.
 
 Nothing here imports torch: help, the version and usage errors are answered at once.
 """
@@ -22,6 +22,7 @@ USAGE = """usage: metaalign COMMAND ...
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
   runs      FOLDER                                            a table of the runs in a folder
+  data      check [CONFIG] [--section.key VALUE ...]          look at a domain pair before a long run
 
 metaalign COMMAND --help explains a command, metaalign --version says which release this is.
 
@@ -30,7 +31,7 @@ DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER
 detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
-COMMANDS = ("train", "evaluate", "predict", "export", "push", "runs")
+COMMANDS = ("train", "evaluate", "predict", "export", "push", "runs", "data")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from metaalign_hf import DomainConfig, UserError, load_domain, load_domain_pair
 from metaalign_hf.data import image_files, load_digits_images, load_labelled_view
+from metaalign_hf.data.readers import dataset_split
 
 
 def picture(path: Path, shade: int, size: tuple[int, int] = (10, 12)) -> None:
@@ -173,6 +174,45 @@ def test_shared_labels_filter_the_source_and_the_evaluation_but_not_target_train
     assert set(pair.source_train.labels) == {0, 1} and len(pair.target_train) == 12
     assert all("eel" not in str(path) for path in pair.target_evaluation.paths)
     assert any("eel" in note for note in pair.notes)
+
+
+def test_the_sources_classes_are_kept_where_the_target_lacks_some(folder, tmp_path):
+    for name in ("cat", "dog", "eel"):
+        for number in range(5):
+            picture(tmp_path / "real" / name / f"{number}.png", 30)
+            picture(folder / "zebra" / f"{number}.png", 70)
+    source, target = f"imagefolder:{folder}", f"imagefolder:{tmp_path / 'real'}"
+    with pytest.raises(UserError) as caught:
+        load_domain_pair(source, target)
+    assert one_line(caught) == (
+        "class names differ: art has 3 classes, real 3: real lacks 'zebra'; art lacks 'eel'; use data.label_policy: "
+        "shared to keep the 2 classes of both, or source to keep the 3 of art"
+    )
+    pair = load_domain_pair(source, target, "source")
+    assert pair.labels == ["cat", "dog", "zebra"] and set(pair.source_train.labels) == {0, 1, 2}
+    assert len(pair.target_train) == 12 and set(pair.target_evaluation.labels) <= {0, 1}
+    assert pair.notes[0] == "Classes that the target lacks are learned as well: zebra." and "eel" in pair.notes[1]
+
+
+def test_labels_out_of_range_and_splits_without_rows_are_told(tmp_path):
+    data = make_dataset(tmp_path / "a", ["cat", "dog", "eel"])
+    plain = data.cast_column("label", datasets.Value("int64"))
+    rows = plain.map(lambda row, i: {"label": 7 if i == 4 else row["label"]}, with_indices=True)
+    table = rows.data.table  # a file that another program wrote: nothing has checked its values
+    broken = datasets.Dataset(table, info=datasets.DatasetInfo(features=data.features))
+    broken.save_to_disk(str(tmp_path / "b"))
+    with pytest.raises(UserError, match=r"b: row 4 has label 7, but there are 3 classes, 0 to 2$"):
+        load_domain(f"dataset:{tmp_path / 'b'}")
+    with pytest.raises(UserError, match=r"domain c: split train has no rows$"):
+        dataset_split({"train": data.select([])}, "train", DomainConfig(kind="dataset", path="c"), "c")
+
+
+def test_a_class_without_training_images_is_noted(folder, tmp_path):
+    (tmp_path / "train.txt").write_text("".join(f"art/cat/{n}.png cat\n" for n in range(5)))
+    (tmp_path / "test.txt").write_text("".join(f"art/{name}/0.png {name}\n" for name in ("cat", "dog")))
+    source = DomainConfig(kind="list", path=str(tmp_path / "train.txt"), test_path=str(tmp_path / "test.txt"))
+    pair = load_domain_pair(source, f"imagefolder:{folder}")
+    assert pair.notes == ["Source train.txt has no training image of dog: there is nothing to learn of them."]
 
 
 def test_names_that_differ_in_spelling_are_pointed_out(folder, tmp_path):

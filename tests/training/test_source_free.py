@@ -156,5 +156,5 @@ def test_bad_input_is_told_in_one_line(options, words):
 def test_a_checkpoint_with_other_labels_is_refused(model, tmp_path, capsys):
     assert run(command(model, "mnist", tmp_path / "run")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("metaalign: class names differ: only model squares has left, right; only mnist has 0, 1")
+    assert error.startswith("metaalign: class names differ: model squares has 2 classes, mnist 10: mnist lacks 'left'")
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()

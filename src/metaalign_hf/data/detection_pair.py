@@ -41,7 +41,7 @@ def load_detection_pair(
         source: The source, or its short form, or a list of several.
         target: The target, or its short form.
         label_policy: `strict`: all have the same class names. `shared`: only objects of the classes of all count; no
-            image is dropped.
+            image is dropped. `source`: all classes of the source are kept; the target's objects of others do not count.
         target_labeled: A domain whose images, all of them, are target images with objects for training.
 
     Returns:

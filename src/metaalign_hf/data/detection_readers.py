@@ -13,9 +13,10 @@ from .coco import read_coco
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, KeptLoader
+from .notes import transparency_notes
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
-from .readers import existing_images, required_path, transparency_notes
+from .readers import existing_images, required_path
 from .voc import read_voc
 
 __all__ = ["read_detection_domain"]

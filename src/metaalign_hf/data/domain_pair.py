@@ -18,17 +18,20 @@ from .pair_domains import PairDomains
 from .readers import read_domain
 
 __all__ = [
+    "LABELS",
     "AnnotationKind",
     "DomainPair",
     "load_domain",
     "load_domain_pair",
+    "load_domains",
     "load_labelled_view",
     "load_pair",
     "load_target",
     "load_view",
+    "make_pair",
 ]
 
-Policy = Literal["strict", "shared"]
+Policy = Literal["strict", "shared", "source"]
 Split = Literal["test", "train", "all"]
 Given = DomainConfig | str
 
@@ -156,7 +159,8 @@ def load_domain_pair(
         target: The target, or its short form.
         label_policy: `strict`: all have the same class names. `shared`: source images of other classes are dropped,
             and so are those of the target's evaluation view; the target's training images are not filtered, because
-            that would take their labels.
+            that would take their labels. `source`: all classes of the source are kept, also those that the target
+            lacks; its images of other classes are left out of the evaluation.
         target_labeled: A domain whose images, all of them, are labelled target images for training. Its classes may be
             some of the pair's only.
 
@@ -179,7 +183,7 @@ def load_target(
         labels: Class names of the model.
         model: What the model is called, which takes the source's place in names.
         label_policy: `strict`: a target with labels has the model's classes. `shared`: its images of other classes are
-            left out of the evaluation.
+            left out of the evaluation; `source` does the same.
 
     Returns:
         A pair whose source views are empty.
@@ -190,7 +194,9 @@ def load_target(
     config = _parsed(target)
     domain = _load(LABELS, config)
     known = Domain(model, list(labels), domain.train.subset([]), domain.test.subset([]))
-    agreed, notes = _agree(LABELS, replace(known, name=f"model {model}"), domain, label_policy)
+    agreed, notes = _agree(
+        LABELS, replace(known, name=f"model {model}"), domain, "strict" if label_policy == "strict" else "shared"
+    )
     evaluation = None
     if domain.labels is not None:
         evaluation = domain.test.relabelled(domain.labels, labels)
@@ -236,6 +242,27 @@ def load_pair(
     target_labeled: Given | None = None,
 ) -> DomainPair[S]:
     """As `load_domain_pair`, for any kind of annotations."""
+    domains, sources, from_target = load_domains(kind, source, target, target_labeled)
+    return make_pair(kind, domains, sources, from_target, policy)
+
+
+def load_domains(
+    kind: AnnotationKind[S],
+    source: Given | Sequence[Given],
+    target: Given,
+    target_labeled: Given | None = None,
+) -> tuple[PairDomains, list[Domain[S]], Domain[S]]:
+    """The sources and the target of a pair, each as it is; whether they fit is not asked.
+
+    Args:
+        kind: What annotations are.
+        source: As `load_domain_pair` takes it.
+        target: The target, or its short form.
+        target_labeled: Labelled target images; not read here.
+
+    Raises:
+        UserError: If a domain cannot be read, or the target is the source.
+    """
     given = [_parsed(domain) for domain in ([source] if isinstance(source, DomainConfig | str) else source)]
     if not given:
         raise UserError("data.source: the list of sources is empty")
@@ -245,6 +272,25 @@ def load_pair(
         place = domains.target.short_form()
         raise UserError(f"data.target is the source ({place}): name another domain to adapt to")
     *sources, from_target = (_load(kind, config) for config in named_apart([*given, domains.target]))
+    return domains, sources, from_target
+
+
+def make_pair(
+    kind: AnnotationKind[S], domains: PairDomains, sources: Sequence[Domain[S]], from_target: Domain[S], policy: Policy
+) -> DomainPair[S]:
+    """The pair of these sources and this target.
+
+    Args:
+        kind: What annotations are.
+        domains: Where they were loaded from.
+        sources: The sources.
+        from_target: The target.
+        policy: As `load_domain_pair` takes it.
+
+    Raises:
+        UserError: If a source has no labels, or the class names do not agree.
+    """
+    few = domains.target_labeled
     for domain in sources:
         if domain.labels is None:
             raise UserError(f"source {domain.name} has no {kind.name}: {kind.needed}")
@@ -259,6 +305,10 @@ def load_pair(
     for domain, images in zip(sources, train, strict=True):
         if images.annotations == 0:
             raise UserError(f"source {domain.name}: no training image has {kind.one} of the classes {some(labels)}")
+        if empty := images.absent(labels):
+            notes.append(
+                f"Source {domain.name} has no training image of {some(empty)}: there is nothing to learn of them."
+            )
     return DomainPair(
         source_name=" + ".join(domain.name for domain in sources),
         target_name=from_target.name,
@@ -335,8 +385,8 @@ def _agree_all(
     """Class names of all domains, in the order of the first source, and notes."""
     labels, notes = _agree(kind, sources[0], target, policy)
     for other in sources[1:]:
-        # Under strict the other source must have the first one's classes; under shared the common ones are kept.
-        shared, _ = _agree(kind, sources[0], other, policy)
+        # Under shared the common classes are kept; else the other source must have the first one's.
+        shared, _ = _agree(kind, sources[0], other, "shared" if policy == "shared" else "strict")
         dropped = [name for name in labels if name not in shared]
         labels = [name for name in labels if name in shared]
         if dropped:
@@ -361,4 +411,7 @@ def _agree(kind: AnnotationKind[S], source: Domain[S], target: Domain[S], policy
     if policy == "shared" and len(shared) >= kind.enough:
         notes = [f"{kind.dropped} that the target lacks were dropped: {some(only_source)}."] if only_source else []
         return shared, [*notes, *([kind.ignored.format(some(only_target))] if only_target else [])]
+    if policy == "source" and shared:
+        notes = [f"Classes that the target lacks are learned as well: {some(only_source)}."] if only_source else []
+        return list(source.labels), [*notes, *([kind.ignored.format(some(only_target))] if only_target else [])]
     raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=kind.enough)

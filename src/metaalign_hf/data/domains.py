@@ -30,6 +30,9 @@ class AnnotatedImages(Protocol):
 
     def __getitem__(self, index: int) -> Tensor: ...
 
+    def absent(self, labels: Sequence[str]) -> list[str]:
+        """Those of the class names by which the annotations are numbered that no annotation has."""
+
     def subset(self, indices: Sequence[int]) -> Self:
         """The images with these indices, and their annotations."""
 

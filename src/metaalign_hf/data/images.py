@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from ..paths import printable, require_readable
+from .path_list import picked
 
 __all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image", "read_images"]
 
@@ -39,7 +40,7 @@ class ImageSet:
     size: int
     load: Callable[[int], Tensor]
     labels: tuple[int, ...] | None = None
-    paths: tuple[Path, ...] = field(default=())
+    paths: Sequence[Path] = field(default=())
     parts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class ImageSet:
         kept = tuple(int(index) for index in indices)
         if labels is None and self.labels is not None:
             labels = [self.labels[index] for index in kept]
-        paths = tuple(self.paths[index] for index in kept) if self.paths else ()
+        paths = picked(self.paths, kept) if self.paths else ()
         load = _Subset(self.load, kept)
         return ImageSet(
             self.name, len(kept), load, None if labels is None else tuple(labels), paths, _part_sizes(self.parts, kept)
@@ -69,6 +70,11 @@ class ImageSet:
         """How many labels there are."""
         return len(self.labels or ())
 
+    def absent(self, labels: Sequence[str]) -> list[str]:
+        """Those of the class names by which the images are numbered that no image has."""
+        found = set(self.labels or ())
+        return [name for number, name in enumerate(labels) if number not in found]
+
     def relabelled(self, names: Sequence[str], labels: Sequence[str]) -> ImageSet:
         """The images whose class is among `labels`, numbered by it.
 
@@ -77,6 +83,8 @@ class ImageSet:
             labels: Class names by which they are numbered then.
         """
         assert self.labels is not None
+        if list(names) == list(labels):
+            return self
         index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
         kept = [i for i, number in enumerate(self.labels) if number in index]
         return self.subset(kept, [index[self.labels[i]] for i in kept])
@@ -139,8 +147,8 @@ class FileLoader:
         places: Where each path was named (file and row), for errors; empty where it was found in a folder.
     """
 
-    paths: tuple[Path, ...]
-    places: tuple[str, ...] = ()
+    paths: Sequence[Path]
+    places: Sequence[str] = ()
 
     def __call__(self, index: int) -> Tensor:
         """The image with this index `(3, H, W)`, uint8."""

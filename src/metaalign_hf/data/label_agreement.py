@@ -22,8 +22,8 @@ def differing_classes(source: tuple[str, Sequence[str]], target: tuple[str, Sequ
     only_source = [name for name in source[1] if name not in target[1]]
     only_target = [name for name in target[1] if name not in source[1]]
     parts = [
-        f"only {domain} has {some(names)}"
-        for domain, names in ((source[0], only_source), (target[0], only_target))
+        f"{domain} lacks {some([repr(name) for name in names])}"
+        for domain, names in ((target[0], only_source), (source[0], only_target))
         if names
     ]
     spelled = {_plain(name): name for name in only_target}
@@ -34,10 +34,12 @@ def differing_classes(source: tuple[str, Sequence[str]], target: tuple[str, Sequ
     if alike:
         advice = f"rename what differs in spelling only ({some(alike)})"
     elif len(shared) >= enough:
-        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both"
+        keep = f", or source to keep the {len(source[1])} of {source[0]}" if only_source else ""
+        advice = f"use data.label_policy: shared to keep the {len(shared)} classes of both{keep}"
     else:
         advice = "the two domains need the same class names"
-    return UserError(f"class names differ: {'; '.join(parts)}; {advice}")
+    counts = f"{source[0]} has {len(source[1])} classes, {target[0]} {len(target[1])}"
+    return UserError(f"class names differ: {counts}: {'; '.join(parts)}; {advice}")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -101,6 +101,11 @@ class DetectionSet:
         """How many objects there are."""
         return sum(map(len, self.objects or ()))
 
+    def absent(self, labels: Sequence[str]) -> list[str]:
+        """Those of the class names by which the objects are numbered that no object has."""
+        found = {label for entry in self.objects or () for label in entry.labels.tolist()}
+        return [name for number, name in enumerate(labels) if number not in found]
+
     def without_annotations(self) -> DetectionSet:
         """The same images with no way back to their objects."""
         return DetectionSet(self.images.without_annotations(), None, self.sizes)

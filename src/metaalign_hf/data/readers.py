@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError, one_line
-from ..paths import is_file
-from ..text_files import read_text
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
-from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images, transparent_images
+from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+from .lists import WHOLE, read_list
+from .notes import shown, transparency_notes
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
 __all__ = ["dataset_split", "load_splits", "read_domain", "required_path"]
-
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
@@ -84,7 +79,7 @@ def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]
     loose = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     if loose:
         notes.append(
-            f"{name}: {len(loose)} images beside the class folders of {folder} are not used, e.g. {_shown(loose[0])}."
+            f"{name}: {len(loose)} images beside the class folders of {folder} are not used, e.g. {shown(loose[0])}."
         )
     files, labels = [], []
     for class_folder in folders:
@@ -108,22 +103,6 @@ def existing_images(folder: Path, name: str) -> list[Path]:
     found = find_images(folder)
     refuse_broken_links(found, name)
     return found
-
-
-def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:
-    """A note where images have transparent pixels, of which a viewer shows something else than a model sees."""
-    looked_at, found = transparent_images(paths)
-    if not found:
-        return []
-    return [
-        f"{name}: {len(found)} of {looked_at} images looked at have transparent pixels, e.g. {_shown(found[0])}; the "
-        "alpha channel is dropped, as pipeline of transformers does, and the colours stored beneath it are used."
-    ]
-
-
-def _shown(path: Path) -> str:
-    """Name of a file for the notes; bytes that are not UTF-8 are escaped."""
-    return path.name.encode(errors="backslashreplace").decode()
 
 
 def refuse_broken_links(paths: list[Path], name: str) -> None:
@@ -156,114 +135,7 @@ def refuse_undecodable(class_folder: Path, name: str) -> None:
 
 
 def _list(config: DomainConfig) -> RawDomain[ImageSet]:
-    name = config.describe()
-    names = _label_names(config)
-    rows = _read_list(required_path(config), config, name)
-    test_rows = _read_list(config.test_path, config, name) if config.test_path is not None else None
-    notes = transparency_notes(name, [row.path for row in rows])
-    texts = {row.label for row in [*rows, *(test_rows or [])]}
-    if texts == {None}:
-        test = _listed(test_rows, {}, name) if test_rows is not None else None
-        return RawDomain(name, None, _listed(rows, {}, name), test, notes=notes)
-    classes, index = _classes([*rows, *(test_rows or [])], names, config)
-    test = _listed(test_rows, index, name) if test_rows is not None else None
-    return RawDomain(name, classes, _listed(rows, index, name), test, notes=notes)
-
-
-@dataclass(frozen=True)
-class _Row:
-    place: str
-    path: Path
-    label: str | None
-
-
-def _read_list(path: str, config: DomainConfig, name: str) -> list[_Row]:
-    """Rows `path label`: the label follows the last tab or, without tabs, the last space where it is a label."""
-    file = Path(path).expanduser()
-    root = Path(config.root).expanduser() if config.root is not None else file.parent
-    rows, unlabelled = [], []
-    for number, line in enumerate(read_text(file, f"domain {name}: the list").splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        image, _, label = line.strip().rpartition("\t" if "\t" in line.strip() else " ")
-        if not image or ("." in label.rpartition("/")[2] and Path(label).suffix.lower() in (".jpg", ".jpeg", ".png")):
-            unlabelled.append(place)
-            image, label = line.strip(), ""
-        rows.append(_Row(place, root / image.strip(), label.strip() or None))
-    if not rows:
-        raise UserError(f"domain {name}: the list {file} is empty")
-    if unlabelled and len(unlabelled) < len(rows):
-        raise UserError(f"{unlabelled[0]}: no label after the path; lines are `path label`")
-    for row in rows:
-        if not is_file(row.path):
-            advice = "set root to the folder that paths start from"
-            if other := _other_separator(row):
-                advice = f"separate path and label by a space or a tab, not by {other!r}"
-            raise UserError(f"{row.place}: image {row.path} does not exist; {advice}")
-    return rows
-
-
-def _other_separator(row: _Row) -> str | None:
-    """A comma or semicolon after the path, where that is what is wrong with a row."""
-    for sign in ",;|":
-        path, found, _ = str(row.path).rpartition(sign)
-        if found and Path(path.strip().strip("\"'")).suffix.lower() in IMAGE_SUFFIXES:
-            return sign
-    return None
-
-
-def _classes(rows: list[_Row], names: list[str] | None, config: DomainConfig) -> tuple[list[str], dict[str, int]]:
-    """Class names, and the class index of every label text.
-
-    Integer labels are named by `labels_file`, or by the folders of their images where each label has a folder of its
-    own (`Art/Alarm_Clock/00001.jpg 0`), or else by themselves. Other labels are names already.
-    """
-    texts = sorted({row.label for row in rows if row.label is not None})
-    numeric = all(_WHOLE.fullmatch(text) for text in texts)
-    if names is not None:
-        index = {}
-        for row in rows:
-            text = row.label or ""
-            if text in names:
-                index[text] = names.index(text)
-            elif _WHOLE.fullmatch(text) and 0 <= int(text) < len(names):
-                index[text] = int(text)
-            else:
-                raise UserError(
-                    f"{row.place}: label {text!r} is neither a name in {config.labels_file} nor a number from 0 to "
-                    f"{len(names) - 1}"
-                )
-        return names, index
-    if not numeric:
-        return texts, {text: i for i, text in enumerate(texts)}
-    for row in rows:
-        if int(row.label or 0) < 0:
-            raise UserError(f"{row.place}: label {row.label} is negative")
-    ordered = sorted(texts, key=int)
-    folders = {text: {row.path.parent.name for row in rows if row.label == text} for text in ordered}
-    if all(len(found) == 1 for found in folders.values()):
-        by_folder = [next(iter(folders[text])) for text in ordered]
-        if len(set(by_folder)) == len(by_folder):
-            return by_folder, {text: i for i, text in enumerate(ordered)}
-    return ordered, {text: i for i, text in enumerate(ordered)}
-
-
-def _listed(rows: list[_Row], index: dict[str, int], name: str) -> ImageSet:
-    paths = tuple(row.path for row in rows)
-    labels = tuple(index[row.label] for row in rows if row.label is not None) if index else None
-    return ImageSet(name, len(rows), FileLoader(paths, tuple(row.place for row in rows)), labels, paths)
-
-
-def _label_names(config: DomainConfig) -> list[str] | None:
-    if config.labels_file is None:
-        return None
-    text = read_text(Path(config.labels_file).expanduser(), "labels_file:")
-    names = [line.strip() for line in text.splitlines()]
-    names = [name for name in names if name]
-    if len(set(names)) != len(names) or not names:
-        raise UserError(f"labels_file: {config.labels_file} must hold different class names, one a line")
-    return names
+    return read_list(required_path(config), config)
 
 
 def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
@@ -317,6 +189,8 @@ def dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> A
     for key, column in (("image_column", config.image_column), ("domain_column", config.domain_column)):
         if column is not None and column not in data.column_names:
             raise UserError(f"domain {name}: {key} {column!r} does not exist; columns: {', '.join(data.column_names)}")
+    if len(data) == 0:
+        raise UserError(f"domain {name}: split {split} has no rows")
     if config.domain_column is None:
         return data
     if config.domain is None:
@@ -349,9 +223,15 @@ def _dataset_labels(
     if hasattr(feature, "int2str"):
         if all(value == -1 for value in values):
             return None, None, True
+        wrong = next((row for row, value in enumerate(values) if not 0 <= value < len(feature.names)), None)
+        if wrong is not None:
+            raise UserError(
+                f"domain {name}: row {wrong} has {config.label_column} {values[wrong]}, but there are "
+                f"{len(feature.names)} classes, 0 to {len(feature.names) - 1}"
+            )
         return list(feature.names), tuple(values), True
     texts = {str(value) for value in values}
-    names = sorted(texts, key=int) if all(_WHOLE.fullmatch(text) for text in texts) else sorted(texts)
+    names = sorted(texts, key=int) if all(WHOLE.fullmatch(text) for text in texts) else sorted(texts)
     index = {text: i for i, text in enumerate(names)}
     return names, tuple(index[str(value)] for value in values), False
 

@@ -85,6 +85,7 @@ class Task:
     Attributes:
         kind: What is known of the task without torch.
         validator: Name of the validator that selects checkpoints by default; None where there are none.
+        annotations: The `AnnotationKind` of its domains; None where they are not read from a configuration.
         statistics: What batch normalisation does in the run.
         target_losses: Further terms of the loss, on target images.
         bad_images: The images that could not be read and were skipped.
@@ -93,6 +94,7 @@ class Task:
 
     kind: ClassVar[TaskKind]
     validator: ClassVar[str | None] = None
+    annotations: ClassVar[Any] = None
     model: Any
 
     def __init__(self, config: Config, pair: DomainPair[Any], model: PreTrainedModel, processor: Any) -> None:
@@ -271,6 +273,10 @@ class Task:
 
     def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
         """Images `(3, H, W)`, uint8, as the model sees them in evaluation, `(B, 3, H, W)`."""
+        raise NotImplementedError
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Features `(B, D)` of images as `pixel_values` makes them, by the model as it is."""
         raise NotImplementedError
 
     def target_images(self) -> Iterator[Tensor]:

@@ -51,12 +51,9 @@ from .sessions import record_session
 from .stepper import Stepper
 from .summary import RunFacts, Summary, print_summary, write_summary
 from .validator_change import validator_changes
-from .weights import Weights
+from .weights import Weights, average_decay
 
 __all__ = ["adapt"]
-
-_TEACHER_DECAY = 0.999
-"""Decay of the average of the weights where a target loss needs it and nothing else is said."""
 
 
 def adapt(
@@ -174,9 +171,7 @@ class _Run:
             require_batch_norm(bare)
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         model, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        taught = any(loss.needs_teacher for loss in losses)
-        ema_decay = _TEACHER_DECAY if training.ema_decay is None and taught else training.ema_decay
-        self.weights = Weights(model, self.task.processor, self.accelerator, ema_decay)
+        self.weights = Weights(model, self.task.processor, self.accelerator, average_decay(training, losses))
         self.stepper = Stepper(config, self.task, self.weights, self.optimizer, Agreement(self.accelerator))
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
         self.step, self.cosines = 0, MeanCosines(device)

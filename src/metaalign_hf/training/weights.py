@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,25 @@ from ..coordination.gradients import average_over_processes
 from ..errors import UserError
 from ..progress import no_model_progress_bars
 
-__all__ = ["WeightAverage", "Weights"]
+if TYPE_CHECKING:
+    from ..configuration import TrainingConfig
+    from ..target_losses import TargetLoss
+
+__all__ = ["WeightAverage", "Weights", "average_decay"]
+
+_TEACHER_DECAY = 0.999
+"""Decay of the average of the weights where a target loss needs it and nothing else is said."""
+
+
+def average_decay(training: TrainingConfig, losses: Sequence[TargetLoss]) -> float | None:
+    """Decay of the average of the weights that a run keeps; None where it keeps none.
+
+    Args:
+        training: The training section.
+        losses: The target losses, of which some learn from the average.
+    """
+    taught = any(loss.needs_teacher for loss in losses)
+    return _TEACHER_DECAY if training.ema_decay is None and taught else training.ema_decay
 
 
 class WeightAverage(ModelEmaV3):

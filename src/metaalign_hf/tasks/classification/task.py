@@ -27,6 +27,7 @@ from ...data import (
     preprocess,
     training_stream,
 )
+from ...data.domain_pair import LABELS
 from ...errors import UserError, one_line
 from ...evaluation import (
     FEWEST_IMAGES,
@@ -70,6 +71,7 @@ class ClassificationTask(Task):
 
     kind = IMAGE_CLASSIFICATION
     validator = "bnm"
+    annotations = LABELS
     measure = staticmethod(serving.measure)
     answers = staticmethod(serving.answers)
 
@@ -341,6 +343,11 @@ class ClassificationTask(Task):
     def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
         """Images as the model sees them in evaluation."""
         return preprocess(images, self.processor)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """The pooled features that the classifier sees."""
+        features: Tensor = self.model(pixel_values=pixel_values).features
+        return features
 
     def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
         """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""

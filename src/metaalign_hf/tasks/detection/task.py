@@ -25,6 +25,7 @@ from ...data import (
     load_detection_pair,
 )
 from ...data.detection_batches import distort_color, weak_augmentation
+from ...data.detection_pair import OBJECTS
 from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
@@ -60,6 +61,7 @@ class DetectionTask(Task):
 
     kind = OBJECT_DETECTION
     validator = "agreement"
+    annotations = OBJECTS
     measure = staticmethod(serving.measure)
     answers = staticmethod(serving.answers)
     finish = staticmethod(serving.finish)
@@ -191,6 +193,11 @@ class DetectionTask(Task):
             "pixel_values"
         ]
         return values
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """The means of the backbone's maps over all places, those of all maps side by side."""
+        found = self.model.adapter.features(self.model.detector, pixel_values, None)
+        return torch.cat([level.values.flatten(2).mean(2) for level in found.maps], 1)
 
     def further_figures(self, after: dict[str, Scores]) -> dict[str, Any]:
         """Target AP of each class at IoU .50 at the end, by name; None where the class does not occur."""
