@@ -26,10 +26,12 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich import box
@@ -89,14 +91,14 @@ class Runs:
         """The learning rate that a form of the step gets, chosen without target labels."""
         if form not in ("source only", *FINALISTS, *OTHERS):
             form = "remembered" if form.startswith(("control", "size")) else "joint"
-        means = {}
-        for rate in RATES:
-            found = [
-                self(objective, form, rate, SHORT, pair, seed) for pair in FAMILIES[family] for seed in CHOICE_SEEDS
-            ]
-            means[rate] = tuple(sum(run[key] for run in found) / len(found) for key in ("source_class_mean", "bnm"))
-        least = max(source for source, _ in means.values()) - 0.05
-        return max((rate for rate in RATES if means[rate][0] >= least), key=lambda rate: means[rate][1])
+        return label_free_choice(
+            {
+                rate: [
+                    self(objective, form, rate, SHORT, pair, seed) for pair in FAMILIES[family] for seed in CHOICE_SEEDS
+                ]
+                for rate in RATES
+            }
+        )
 
     def equal_seconds(self, objective: str, form: str) -> int:
         """How many joint steps take as long as `SHORT` steps of a form, to a hundred steps."""
@@ -115,15 +117,32 @@ class Runs:
         ]
 
 
-def principal(features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]], pair: Pair) -> list[Domain]:
-    """The first principal components of both domains' features, which no label enters."""
+def label_free_choice(runs: dict[Any, list[dict[str, float]]]) -> Any:
+    """The setting with the largest mean BNM, among those whose mean source score is within 5 points of the best."""
+    source, bnm = (
+        {key: sum(run[name] for run in found) / len(found) for key, found in runs.items()}
+        for name in ("source_class_mean", "bnm")
+    )
+    least = max(source.values()) - 0.05
+    return max((key for key in runs if source[key] >= least), key=lambda key: bnm[key])
+
+
+def principal(
+    features: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    pair: Pair,
+    student: dict[str, torch.Tensor] | None = None,
+) -> list[Domain]:
+    """The first principal components of both domains' features, which no label enters; of `student`, the target's."""
     every = torch.cat([features[name][0].flatten(0, 1) for name in sorted(pair)]).double()
     mean = every.mean(0)
     axes = torch.linalg.eigh((every - mean).T @ (every - mean))[1][:, -COMPONENTS:]
-    found = []
-    for name in pair:
-        values, labels, is_test = features[name]
-        found.append(Domain(((values.double() - mean) @ axes).float(), labels, is_test))
+
+    def components(values: torch.Tensor) -> torch.Tensor:
+        return ((values.double() - mean) @ axes).float()
+
+    found = [Domain(components(values), labels, is_test) for values, labels, is_test in map(features.get, pair)]
+    if student is not None:
+        found[1] = replace(found[1], student={loss: components(values) for loss, values in student.items()})
     return found
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaalign_hf.alignment import AlignmentBatch, build_alignment
-from metaalign_hf.coordination import Game, Joint, MetaAlign, RememberedMetaAlign
+from metaalign_hf.coordination import Game, Joint, MetaAlign, RememberedMetaAlign, StepClosures
 from metaalign_hf.evaluation import CachedOutputs, get_validator
+from metaalign_hf.target_losses import TargetContext, TargetStep, build_target_losses, with_target_losses
 from metaalign_hf.training.schedules import learning_rate_factor
+from metaalign_hf.training.weights import WeightAverage
 
 WIDTH = 128
 BATCH = 32
@@ -34,11 +37,13 @@ class Domain:
         features: `(n, views, D)`; view 0 is the one that is evaluated.
         labels: Class indices `(n,)`; of a target they are used to report accuracy and for nothing else.
         is_test: `(n,)`, whether an image is in the test split.
+        student: By target loss, features of views of the training images that only its student sees, `(n, views, D)`.
     """
 
     features: Tensor
     labels: Tensor
     is_test: Tensor
+    student: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Network(nn.Module):
@@ -94,19 +99,24 @@ def run(
     seed: int,
     optimizer: str = "sgd",
     network_of: type[Network] = Network,
+    target_losses: Any = None,
+    source_lr: float | None = None,
 ) -> dict[str, Any]:
-    """Adapt from scratch and evaluate the last network.
+    """Adapt from scratch and evaluate the last network, or the average of the weights where a target loss keeps one.
 
     Args:
         source: The labelled domain.
         target: The other one.
-        objective: Name of the alignment objective; `none` trains on the source alone.
-        coordinate: Makes the coordinator; None for `none`.
+        objective: Name of the alignment objective; `none` has no alignment.
+        coordinate: Makes the coordinator; None trains on the source alone.
         lr: Learning rate; of which part, the network says.
         steps: Number of steps.
         seed: Seed of everything.
         optimizer: `sgd` or `adamw`.
         network_of: Class of the network.
+        target_losses: As `training.target_losses`.
+        source_lr: Learning rate of as many steps on the source alone, after which the source is gone: then the target
+            losses train the network alone, with its classifier frozen.
 
     Returns:
         Shares of 0..1 on the test splits: accuracy, class mean and average precision of the target, class mean of the
@@ -115,46 +125,121 @@ def run(
     torch.manual_seed(seed)
     classes = int(source.labels.max()) + 1
     network = network_of(source.features.shape[-1], classes, objective)
+    generator = torch.Generator().manual_seed(seed)
+    draws = [_Draw(domain, generator) for domain in (source, target)]
+    if source_lr is not None:
+        _train(network, None, draws, source_lr, steps, optimizer)
+        network.classifier.requires_grad_(False)
+    terms = None if target_losses is None else _TargetTerms(target_losses, network, target, classes, seed)
+    started = time.perf_counter()
+    try:
+        _train(network, coordinate, draws, lr, steps, optimizer, terms, source_free=source_lr is not None)
+    except FloatingPointError:
+        return {**dict.fromkeys(FIGURES, 1 / classes), "bnm": 0.0, "diverged": 1.0, "seconds_per_step": 0.0}
+    seconds = (time.perf_counter() - started) / steps
+    kept = network if terms is None or terms.average is None else terms.average.module
+    return {**_evaluate(kept, source, target, classes), "seconds_per_step": seconds}
+
+
+def _train(
+    network: Network,
+    coordinate: Coordinate | None,
+    draws: list[_Draw],
+    lr: float,
+    steps: int,
+    optimizer: str,
+    terms: _TargetTerms | None = None,
+    source_free: bool = False,
+) -> None:
     groups = network.parameter_groups(lr)
     rates = [group["lr"] for group in groups]
     if optimizer == "sgd":
-        stepper: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        stepper: torch.optim.Optimizer = torch.optim.SGD(
+            groups, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
+        )
     else:
         stepper = torch.optim.AdamW(groups, weight_decay=5e-4)
     coordinator = coordinate(stepper, network) if coordinate is not None else None
-    generator = torch.Generator().manual_seed(seed)
-    draws = [_Draw(domain, generator) for domain in (source, target)]
-    started = time.perf_counter()
     network.train()
     for step in range(steps):
         for group, rate in zip(stepper.param_groups, rates, strict=True):
             group["lr"] = rate * learning_rate_factor("inverse", step, steps)
-        images, labels = draws[0]()
         done = step / steps
-        if coordinator is None:
+        if source_free:
+            assert terms is not None
             stepper.zero_grad()
+            passes = terms.added(StepClosures(), draws[1]()[0], draws[1].chosen, done).alignment
+            for run_pass in passes:
+                (run_pass() / len(passes)).backward()
+        elif coordinator is None:
+            stepper.zero_grad()
+            images, labels = draws[0]()
             network.task_loss(*network(images), labels).backward()
         else:
-            both = torch.cat([images, draws[1]()[0]])
-
-            def joint(both: Tensor = both, labels: Tensor = labels, done: float = done) -> tuple[Tensor, Tensor]:
-                features, logits = network(both)
-                aligned = network.alignment_loss(features, logits, labels, done)
-                return network.task_loss(features, logits, labels), aligned
-
-            def task(images: Tensor = images, labels: Tensor = labels) -> Tensor:
-                return network.task_loss(*network(images), labels)
-
-            def alignment(both: Tensor = both, labels: Tensor = labels, done: float = done) -> Tensor:
-                return network.alignment_loss(*network(both), labels, done)
-
-            try:
-                coordinator.backward([task], [alignment], both=[joint], step=step)
-            except FloatingPointError:
-                return {**dict.fromkeys(FIGURES, 1 / classes), "bnm": 0.0, "diverged": 1.0, "seconds_per_step": 0.0}
+            images, labels = draws[0]()
+            unlabelled, _ = draws[1]()
+            closures = _closures(network, images, labels, unlabelled, done)
+            if terms is not None:
+                closures = terms.added(closures, unlabelled, draws[1].chosen, done)
+            coordinator.backward(closures.task, closures.alignment, both=closures.both, step=step)
         stepper.step()
-    seconds = (time.perf_counter() - started) / steps
-    return {**_evaluate(network, source, target, classes), "seconds_per_step": seconds}
+        if terms is not None and terms.average is not None:
+            terms.average.update(network, step + 1)
+
+
+def _closures(network: Network, images: Tensor, labels: Tensor, unlabelled: Tensor, done: float) -> StepClosures:
+    """The passes of a step."""
+    both = torch.cat([images, unlabelled])
+
+    def task() -> Tensor:
+        return network.task_loss(*network(images), labels)
+
+    if network.alignment is None:
+        return StepClosures([task], [], [lambda: ((loss := task()), torch.zeros_like(loss))])
+
+    def joint() -> tuple[Tensor, Tensor]:
+        features, logits = network(both)
+        aligned = network.alignment_loss(features, logits, labels, done)
+        return network.task_loss(features, logits, labels), aligned
+
+    def alignment() -> Tensor:
+        return network.alignment_loss(*network(both), labels, done)
+
+    return StepClosures([task], [alignment], [joint])
+
+
+class _TargetTerms:
+    """Target losses of a run, whose students see the cached views of a domain."""
+
+    def __init__(self, spec: Any, network: Network, target: Domain, classes: int, seed: int) -> None:
+        self.losses = build_target_losses(spec, TargetContext([str(label) for label in range(classes)]))
+        taught = any(loss.needs_teacher for loss in self.losses)
+        self.average = WeightAverage(network, 0.999) if taught else None
+        self.network, self.views = network, target.student
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def added(self, closures: StepClosures, images: Tensor, chosen: Tensor, done: float) -> StepClosures:
+        """The passes with those of the target losses on these images, which are the `chosen` training images."""
+        for loss in self.losses:
+            if loss.name in self.views:
+                views = self.views[loss.name]
+                which = torch.randint(views.shape[1], (len(chosen),), generator=self.generator)
+                loss.view = lambda _, seen=views[chosen, which]: seen
+        teacher = self.network if self.average is None else self.average.module
+
+        def logits_pass(_: Any, view: Any, loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+            return lambda: loss(self.network(view["pixel_values"])[1])
+
+        step = TargetStep(
+            self.network,
+            lambda values: SimpleNamespace(logits=teacher(values)[1]),
+            [{}],
+            [{"pixel_values": images}],
+            done,
+            logits_pass,
+            logits_pass,
+        )
+        return with_target_losses(closures, self.losses, step)[0]
 
 
 class _Draw:
@@ -168,9 +253,9 @@ class _Draw:
     def __call__(self) -> tuple[Tensor, Tensor]:
         if len(self.order) < BATCH:
             self.order = torch.randperm(len(self.labels), generator=self.generator)
-        chosen, self.order = self.order[:BATCH], self.order[BATCH:]
+        self.chosen, self.order = self.order[:BATCH], self.order[BATCH:]
         views = torch.randint(self.features.shape[1], (BATCH,), generator=self.generator)
-        return self.features[chosen, views], self.labels[chosen]
+        return self.features[self.chosen, views], self.labels[self.chosen]
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
     python benchmarks/frozen_features.py features.safetensors
 
 EfficientNet-Lite0's pooled features in evaluation mode: of the solar cells at 160 pixels and their flips, and of the
-digits at 96 pixels. Images, their order and the split are those of `metaalign_hf.data`.
+digits at 96 pixels. Images, their order and the split are those of `metaalign_hf.data`. Views of training images that
+only the student of a target loss sees (`student_views`) are made when a benchmark first asks for them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from torchvision.transforms.v2 import functional as F
 from imagenet_weights import write_imagenet_weights
 from metaalign_hf.data.digits import load_digits_images, split_digits
 from metaalign_hf.data.solar import load_solar_cells, split_solar_cells
+from metaalign_hf.target_losses.views import masked_view, strong_view
 
 BACKBONE = "tf_efficientnet_lite0"
 SOLAR = ("solar_mono", "solar_poly")
 DIGITS = ("uci_digits", "mnist", "mnist_m")
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 BATCH = 32
+STUDENT_VIEWS = 3
+MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def frozen_features(cache: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -52,6 +57,36 @@ def frozen_features(cache: Path) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     }
 
 
+def student_views(cache: Path, name: str) -> dict[str, Tensor]:
+    """Features of views of a domain's training images that the students of target losses see.
+
+    They are the package's own views with its defaults: two operations of RandAugment with magnitude 10 for
+    `self_training`, and patches of 2/7 of the image's side, of which 70 % are masked, for `masked_consistency`. Solar
+    cells are flipped first, each view otherwise.
+
+    Args:
+        cache: The file of `frozen_features`; each domain has a file beside it, which is written where it is missing.
+        name: The domain.
+
+    Returns:
+        For each of the two losses features `(n, STUDENT_VIEWS, 1280)`, float32.
+    """
+    path = cache.with_name(f"{cache.stem}-views-{name}.safetensors")
+    if not path.exists():
+        images, _, test = solar_cells(name) if name in SOLAR else digit_images(name)
+        size, flips = (160, FLIPS) if name in SOLAR else (96, FLIPS[:1])
+        kept = [images[i] for i in (~chosen(test, len(images))).nonzero().flatten().tolist()]
+        model, patch = _feature_extractor(), round(size * 2 / 7)
+        torch.manual_seed(0)
+        made: dict[str, Callable[[Tensor], Tensor]] = {
+            "self_training": lambda pixels: strong_view(pixels, MEAN, STD),
+            "masked_consistency": lambda pixels: masked_view(pixels, patch, 0.7),
+        }
+        turned = [flips[i % len(flips)] for i in range(STUDENT_VIEWS)]
+        save_file({loss: outputs(model, kept, size, turned, view) for loss, view in made.items()}, path)
+    return load_file(path)
+
+
 def imagenet_backbone() -> Any:
     """EfficientNet-Lite0 with its ImageNet weights, in evaluation mode."""
     model = timm.create_model(BACKBONE).eval()
@@ -60,10 +95,14 @@ def imagenet_backbone() -> Any:
     return model
 
 
-def _compute() -> dict[str, Tensor]:
+def _feature_extractor() -> Any:
     model = imagenet_backbone()
     model.reset_classifier(0)
-    model = model.to(memory_format=torch.channels_last)  # a third faster
+    return model.to(memory_format=torch.channels_last)  # a third faster
+
+
+def _compute() -> dict[str, Tensor]:
+    model = _feature_extractor()
     found = {}
     for name in (*SOLAR, *DIGITS):
         images, labels, test = solar_cells(name) if name in SOLAR else digit_images(name)
@@ -95,15 +134,21 @@ def digit_images(name: str) -> tuple[list[Tensor], list[int], list[int]]:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, images: list[Tensor], size: int, flips: tuple[tuple[int, ...], ...] = FLIPS) -> Tensor:
-    """What a model gives for each view of images of one size in pixels, `(n, views, ...)`."""
-    return torch.cat([_views(model, images[i : i + BATCH], size, flips) for i in range(0, len(images), BATCH)])
-
-
-def _views(model: nn.Module, batch: list[Tensor], size: int, flips: tuple[tuple[int, ...], ...]) -> Tensor:
-    images = torch.stack([F.resize(image, [size, size]) for image in batch])
-    images = ((images.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
-    return torch.stack([model(images.flip(flip) if flip else images) for flip in flips], dim=1)
+def outputs(
+    model: nn.Module,
+    images: list[Tensor],
+    size: int,
+    flips: Sequence[tuple[int, ...]] = FLIPS,
+    view: Callable[[Tensor], Tensor] = lambda pixels: pixels,
+) -> Tensor:
+    """What a model gives for a view of images of one size in pixels, after each flip: `(n, flips, ...)`."""
+    found = []
+    for i in range(0, len(images), BATCH):
+        batch = torch.stack([F.resize(image, [size, size]) for image in images[i : i + BATCH]])
+        pixels = (batch.float() / 255 - 0.5) / 0.5
+        seen = [view(pixels.flip(flip) if flip else pixels) for flip in flips]
+        found.append(torch.stack([model(x.contiguous(memory_format=torch.channels_last)) for x in seen], dim=1))
+    return torch.cat(found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`metaalign train | evaluate | predict | export | push | runs | data`.
+"""`metaalign train | tune | evaluate | predict | export | push | runs | data`.
 
 Nothing here imports torch: help, the version and usage errors are answered at once.
 """
@@ -17,6 +17,7 @@ __all__ = ["main", "run"]
 USAGE = """usage: metaalign COMMAND ...
 
   train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help)
+  tune      FILE FOLDER [--try KEY=VALUE,VALUE] [--trials N]  search for settings without target labels
   evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy, or average precision, on a labelled domain
   predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
@@ -31,7 +32,7 @@ DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER
 detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
-COMMANDS = ("train", "evaluate", "predict", "export", "push", "runs", "data")
+COMMANDS = ("train", "tune", "evaluate", "predict", "export", "push", "runs", "data")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,8 +61,9 @@ def run(arguments: list[str]) -> int:
         arguments: The words after `metaalign`.
 
     Returns:
-        The exit code: 0, or 1 where `predict` could read no image, or 2 for bad input, or 130 when interrupted. A run
-        that was stopped and saved has 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP, and 124 at `training.max_time`.
+        The exit code: 0, or 1 where `predict` could read no image or `tune` chose nothing, or 2 for bad input, or 130
+        when interrupted. A run that was stopped and saved has 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP, and 124
+        at `training.max_time`.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)

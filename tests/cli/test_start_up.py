@@ -49,6 +49,7 @@ def test_the_program_starts_outside_the_package():
         (["--help"], ["usage: metaalign COMMAND", "predict"]),
         (["train", "--help"], ["usage: metaalign train", "--help all"]),
         (["train", "--help", "all"], ["--optimizer.discriminator_inner_multiplier", "--training.select_tolerance"]),
+        (["tune", "--help"], ["--try KEY=VALUE,VALUE", "--trials"]),
         (["evaluate", "--help"], ["--split"]),
         (["predict", "--help"], ["--top-k", "exit code"]),
         (["export", "--help"], ["--onnx"]),
