@@ -20,7 +20,10 @@ from rich.table import Table
 
 import runs
 
-SCRIPTS = ("accuracy", "peers", "from_scratch", "fine_tuned", "step", "model_selection", "batch_norm", "detection")
+SCRIPTS = (
+    *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
+    *("step", "model_selection", "batch_norm", "detection"),
+)
 README = Path(__file__).with_name("README.md")
 
 

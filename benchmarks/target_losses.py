@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import Counter
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -30,7 +31,7 @@ from rich.table import Table
 
 import accuracy
 import frozen
-from accuracy import CHOICE_SEEDS, FAMILIES, PAIRS_SHORT, SEEDS, SHORT, Pair, label_free_choice, principal
+from accuracy import CHOICE_SEEDS, FAMILIES, PAIRS, PAIRS_SHORT, SEEDS, SHORT, Pair, label_free_choice, principal
 from frozen_features import frozen_features, student_views
 from readme import publish
 from runs import RESULTS, PinnedRows, with_interval
@@ -149,8 +150,8 @@ def differences(own: list[list[float]], other: list[list[float]]) -> list[list[f
 
 def shown(runs: Runs) -> list[Row]:
     """Rows whose runs are all pinned."""
-    done = {row[:3] for row in runs.rows.found if row[-1] in SEEDS}
-    return [row for row in (*ROWS, *VARIANTS) if row in done]
+    pinned = Counter(key[:3] for key in runs.rows.found if key[-1] in SEEDS)
+    return [row for row in (*ROWS, *VARIANTS) if pinned[row] == len(PAIRS) * len(SEEDS)]
 
 
 def table(runs: Runs) -> Table:
