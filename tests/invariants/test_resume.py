@@ -36,7 +36,7 @@ CELLS = {
     "memory, accumulation": [*REMEMBERED, "--training.gradient_accumulation_steps", "3", *EVERY],
     "joint, average": ["--coordination.method", "joint", "--training.ema_decay", "0.9", *EVERY],
     "heun": ["--coordination.method", "heun", "--optimizer.name", "adamw"],
-    "weights of groups, guard": ["--coordination.groups", "stage", "--coordination.inner_guard", "true"],
+    "weights of groups": ["--coordination.groups", "stage"],
     "last stage": ["--coordination.inner_scope", "last_stage", "--training.batch_norm", "train"],
     "recalibrated": ["--training.recalibrate_bn", "target", *EVERY],
     "cosine, clipped": [

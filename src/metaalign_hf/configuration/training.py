@@ -83,8 +83,6 @@ class CoordinationConfig:
             update with direction remembered, normalised for pga, else fixed.
         inner_lr: Inner step size, see inner_rule. null: 3 with direction remembered, 0.05 for pga, else 1.
         relative: Whether inner_lr multiplies the learning rate (rule fixed).
-        inner_warmup: Share of the adaptation over which inner_lr rises from 0.
-        inner_guard: Shorten inner steps that leave the region in which the first order holds.
         first: The objective that is meta-train in the first step.
         roles: alternate, the roles swap every swap_every steps; task or alignment, that objective is always meta-train.
         swap_every: Steps between swaps.
@@ -106,8 +104,6 @@ class CoordinationConfig:
     inner_rule: Literal["auto", "fixed", "update", "trust_ratio", "normalised"] = "auto"
     inner_lr: float | None = None
     relative: bool = True
-    inner_warmup: float = 0.0
-    inner_guard: bool = False
     first: Literal["task", "alignment"] = "task"
     roles: Literal["alternate", "task", "alignment"] = "alternate"
     swap_every: int = 1
@@ -120,7 +116,6 @@ class CoordinationConfig:
 
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "inner_lr": Limits(0),
-        "inner_warmup": Limits(0, 1),
         "swap_every": Limits(1),
         "refresh_every": Limits(1),
         "weight_lr": Limits(0),
@@ -206,8 +201,8 @@ class TrainingConfig:
         source_steps: Steps of the source phase: task loss alone, on the source. Its end is "before".
         max_steps: Steps of the adaptation phase. Its end is "after". With resume and a checkpoint (checkpoint_every) it
             may be raised, also for a finished run, where that gives the weights of a run that was so long from the
-            start: not with schedule cosine, inner_warmup, recalibrate_bn target or an objective with gradient reversal
-            (dann, cdan, gvb, mdd; all of detectors), which depend on the number of steps.
+            start: not with schedule cosine, recalibrate_bn target or an objective with gradient reversal (dann, cdan,
+            gvb, mdd; all of detectors), which depend on the number of steps.
         batch_size: Images of each domain in a micro-batch, per process.
         gradient_accumulation_steps: Micro-batches of each domain in a step.
         max_grad_norm: Clip the norm of the total gradient; null does not clip.

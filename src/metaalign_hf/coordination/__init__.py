@@ -29,7 +29,7 @@ from .coordinator import Coordinator
 from .game import SOLVERS, DoublyPerturbed, Game
 from .gradient_memory import GradientMemory
 from .group_weights import GroupWeights
-from .inner_step import RULES, SCOPES, InnerStep, StepGuard, step_sizes
+from .inner_step import RULES, SCOPES, InnerStep, step_sizes
 from .joint import Joint
 from .metaalign import MetaAlign
 from .remembered import REMEMBERED, RememberedMetaAlign
@@ -59,7 +59,6 @@ __all__ = [
     "SharedPrefix",
     "Stage",
     "StepClosures",
-    "StepGuard",
     "StepReport",
     "find_stages",
     "frozen_running_statistics",

@@ -17,7 +17,7 @@ from .perturbation import Perturbation
 from .stages import find_stages
 from .wrapping import unwrapped
 
-__all__ = ["RULES", "SCOPES", "InnerStep", "Scope", "StepGuard", "require_name", "require_number", "step_sizes"]
+__all__ = ["RULES", "SCOPES", "InnerStep", "Scope", "require_name", "require_number", "step_sizes"]
 
 RULES = ("fixed", "trust_ratio", "normalised", "update")
 SCOPES = ("all", "last_stage", "head")
@@ -64,17 +64,17 @@ class InnerStep:
         self._perturbation = Perturbation(unnoticed)
         self.updates = (updates or UpdateLengths(optimizer, self.in_scope)) if rule == "update" else None
 
-    def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0, share: float = 1.0) -> list[float]:
+    def sizes(self, gradients: Sequence[Tensor | None], scale: float = 1.0) -> list[float]:
         """`alpha` of every parameter, for gradients in the order of the optimiser's groups.
 
         Args:
             gradients: One for each parameter, times `scale`; None where there is none.
             scale: Scale of the gradients.
-            share: Factor on `inner_lr`.
         """
-        inner_lr = self.inner_lr * share
         updates = None if self.updates is None else self.updates.values()
-        return step_sizes(self.rule, inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates)
+        return step_sizes(
+            self.rule, self.inner_lr, self.relative, self.optimizer, gradients, self.in_scope, scale, updates
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values; empty but for rule `update`."""
@@ -174,62 +174,6 @@ def step_sizes(
     for index, size in zip(moving, found, strict=True):
         sizes[index] = size
     return sizes
-
-
-class StepGuard:
-    """Shortens inner steps that leave the region in which the first order describes the meta-test loss.
-
-    With d = theta' - theta = -alpha g_train, what the first-order prediction misses is the curvature, which for a loss
-    that is locally quadratic follows from quantities that the step has anyway::
-
-        L_test(theta') - (L_test(theta) + <g_test(theta), d>) = d' H d / 2 = <g_test(theta'), d> - (L_test(theta') - m)
-
-    m stands for L_test(theta): the running mean of that objective's loss in the steps in which it was meta-train. While
-    the running mean of this excess is above `tolerance * m`, every step shrinks the inner step by a tenth, and while it
-    is not, lets it grow back by a hundredth. It costs nothing, and needs roles that alternate.
-
-    Args:
-        tolerance: Largest excess that is accepted, as a share of the loss.
-        memory: Weight of the past in the running means.
-    """
-
-    def __init__(self, tolerance: float = 0.25, memory: float = 0.9) -> None:
-        self.tolerance = tolerance
-        self.memory = memory
-        self.factor = 1.0
-        self._loss: dict[str, float] = {}
-        self._excess = 0.0
-
-    def update(self, train: str, train_loss: float, test: str, test_loss: float, product: float) -> None:
-        """Take note of a step.
-
-        Args:
-            train: The meta-train objective.
-            train_loss: Its loss at theta.
-            test: The meta-test objective.
-            test_loss: Its loss at theta'.
-            product: `<alpha g_train, g_test>`.
-        """
-        if not (math.isfinite(train_loss) and math.isfinite(test_loss) and math.isfinite(product)):
-            return  # a step that is not taken
-        keep = self.memory
-        self._loss[train] = keep * self._loss.get(train, train_loss) + (1 - keep) * train_loss
-        mean = self._loss.get(test)
-        if mean is None:
-            return
-        # Bounded, so that one wild step is not remembered for long.
-        excess = (-product - (test_loss - mean)) / max(abs(mean), 1e-12)
-        excess = min(max(excess, -2 * self.tolerance), 2 * self.tolerance)
-        self._excess = keep * self._excess + (1 - keep) * excess
-        self.factor = self.factor * 0.9 if self._excess > self.tolerance else min(1.0, self.factor * 1.01)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        return {"factor": self.factor, "loss": dict(self._loss), "excess": self._excess}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        self.factor, self._loss, self._excess = state["factor"], dict(state["loss"]), state["excess"]
 
 
 def resolve_scope(scope: Scope, parameters: Sequence[Tensor], module: nn.Module | None) -> list[bool]:

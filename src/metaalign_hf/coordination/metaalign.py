@@ -15,7 +15,7 @@ from .closures import Closure, StepClosures
 from .coordinator import Coordinator
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .group_weights import Groups, GroupWeights
-from .inner_step import InnerStep, Scope, StepGuard, require_number
+from .inner_step import InnerStep, Scope, require_number
 from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
@@ -60,7 +60,6 @@ class MetaAlign(Coordinator):
         groups: Groups that get a learned weight: `none`, `stage`, a function from a parameter's name to its group's
             name, or lists of parameters. See `GroupWeights`.
         rule: `fixed`, as published, or `trust_ratio` or `normalised`, which scale themselves; see `step_sizes`.
-        guard: Shorten steps that leave the region in which the first order holds; see `StepGuard`.
         weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
         smoothing: As in `Coordinator`; the task's pass is smoothed about the parameters at which it stands, theta or
             theta'.
@@ -88,7 +87,6 @@ class MetaAlign(Coordinator):
         scope: Scope = "all",
         groups: Groups = "none",
         rule: str = "fixed",
-        guard: bool = False,
         weight_lr: float = 0.1,
         smoothing: float = 0.0,
         module: nn.Module | None = None,
@@ -115,7 +113,6 @@ class MetaAlign(Coordinator):
             raise ValueError("order is 2: FSDP2 shards cannot be differentiated twice; use order 1, or DDP")
         self.order = order
         self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, unnoticed=order == 2)
-        self.guard = StepGuard() if guard else None
         parameters = optimizer_parameters(optimizer)
         self._average = averaging_of(module)
         self.group_weights: GroupWeights | None = None
@@ -179,7 +176,7 @@ class MetaAlign(Coordinator):
         if self.group_weights is not None:
             measures["group_weights"] = self.group_weights.weights()
         if products is not None and not skipped:
-            self._learn(indices, products, alphas, factors, (first, second), losses)
+            self._learn(indices, products, alphas)
         return StepReport(
             first, losses["task"], losses["alignment"], displacement=displacement, skipped=skipped, **measures
         )
@@ -207,13 +204,12 @@ class MetaAlign(Coordinator):
 
     def inner_step_sizes(self, gradients: Sequence[Tensor | None]) -> list[float]:
         """`alpha` of every parameter for meta-train gradients in the order of the optimiser's groups."""
-        return self.inner.sizes(gradients, self._scale(), 1.0 if self.guard is None else self.guard.factor)
+        return self.inner.sizes(gradients, self._scale())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON values: the step, the group weights and the guard."""
-        parts = {"group_weights": self.group_weights, "guard": self.guard}
-        own = {name: None if p is None else p.state_dict() for name, p in parts.items()}
-        return {"step": self.step, **own, **self.inner.state_dict()}
+        """What a resumed run needs, as JSON values: the step and the group weights."""
+        weights = None if self.group_weights is None else self.group_weights.state_dict()
+        return {"step": self.step, "group_weights": weights, **self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
@@ -225,8 +221,6 @@ class MetaAlign(Coordinator):
         self.inner.load_state_dict(state)
         if self.group_weights is not None and state["group_weights"] is not None:
             self.group_weights.load_state_dict(state["group_weights"])
-        if self.guard is not None and state["guard"] is not None:
-            self.guard.load_state_dict(state["guard"])
 
     def _weighted(self, alphas: Sequence[float]) -> list[float]:
         """`alpha_p w_g` of every parameter."""
@@ -290,29 +284,12 @@ class MetaAlign(Coordinator):
     def _scaled(self, loss: Closure, scale: float) -> Closure:
         return lambda: loss() * scale
 
-    def _learn(
-        self,
-        indices: list[int],
-        products: Tensor,
-        alphas: Sequence[float],
-        factors: Sequence[float],
-        roles: tuple[str, str],
-        losses: dict[str, Tensor | None],
-    ) -> None:
-        """Group weights learn from `dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`, the guard from the losses."""
-
-        def like_products(values: list[Any], dtype: torch.dtype | None = None) -> Tensor:
-            return torch.tensor(values, dtype=dtype or products.dtype, device=products.device)
-
+    def _learn(self, indices: list[int], products: Tensor, alphas: Sequence[float]) -> None:
+        """Group weights learn from `dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`."""
         if self.group_weights is not None:
-            place = like_products([self._group_of[i] for i in indices], torch.long)
-            slopes = -like_products([alphas[i] for i in indices]) * products
+            place = torch.tensor([self._group_of[i] for i in indices], device=products.device)
+            slopes = -products.new_tensor([alphas[i] for i in indices]) * products
             self.group_weights.update(slopes.new_zeros(len(self.group_names)).index_add(0, place, slopes))
-        if self.guard is not None:
-            train, test = (losses[role] for role in roles)
-            assert train is not None and test is not None
-            product = (like_products([factors[i] for i in indices]) * products).sum()
-            self.guard.update(roles[0], float(train), roles[1], float(test), float(product))
 
     def _finish_shared(
         self, shared: Sequence[SharedPrefix], parameters: Sequence[Tensor], factors: Sequence[float]

@@ -31,8 +31,6 @@ def why_not_longer(config: Config, model: nn.Module) -> str | None:
         return "its last checkpoint has the statistics of training.recalibrate_bn: target, not those of the training"
     if config.coordination.method == "source_only":
         return None
-    if config.coordination.method == "metaalign" and config.coordination.inner_warmup > 0:
-        return "coordination.inner_warmup depends on the number of steps"
     for loss in normalise_target_losses(config.training.target_loss_specs):
         if loss.get("burn_in") or loss.get("ramp_up"):
             return f"burn_in and ramp_up of the target loss {loss['name']} depend on the number of steps"

@@ -49,7 +49,6 @@ class Stepper:
         self._buffers: BufferCopies | None = None
         self.model, self.accelerator = weights.model, weights.accelerator
         self.coordinator = build_coordinator(config.coordination, optimizer, self.model, self.accelerator)
-        self.inner_lr = 0.0 if self.coordinator.inner is None else self.coordinator.inner.inner_lr
         self.started = 0.0
 
     @property
@@ -127,7 +126,6 @@ class Stepper:
                 alone = closures.alignment
                 report = source_step(self.optimizer, self.model, self.accelerator, alone, "target")
             elif target:
-                self._warm_up(done)
                 report = adaptation_step(self.coordinator, closures, local)
             else:
                 report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
@@ -161,11 +159,6 @@ class Stepper:
         logits_pass = partial(self.task.logits_pass, self.model)
         seen = TargetStep(self.model, self.weights.evaluated, source, target, done, task_pass, logits_pass)
         return with_target_losses(closures, self.task.target_losses, seen)
-
-    def _warm_up(self, done: float) -> None:
-        warmup = self.config.coordination.inner_warmup
-        if self.coordinator.inner is not None and warmup > 0:
-            self.coordinator.inner.inner_lr = self.inner_lr * min(1.0, done / warmup)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -63,7 +63,6 @@ def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[st
             scope=config.inner_scope,
             groups=config.groups,
             rule=rule,
-            guard=config.inner_guard,
             weight_lr=config.weight_lr,
             smoothing=config.smoothing,
             **roles,
