@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,16 @@ from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
 from .wrapping import no_sync_of, unwrapped
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "Plumbing"]
+
+
+class Plumbing(TypedDict, total=False):
+    """How a step reaches the model, the same for every form of it; see `Coordinator`."""
+
+    module: nn.Module | None
+    scaler: GradScaler | None
+    backward: Callable[[Tensor], None] | None
+    no_sync: Callable[[], AbstractContextManager[Any]] | None
 
 
 class Coordinator(ABC):

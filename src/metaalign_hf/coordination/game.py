@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .closures import Closure, StepClosures
-from .coordinator import Coordinator
+from .coordinator import Coordinator, Plumbing
 from .gradients import add_gradients, local, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name, require_number
 from .joint import Joint
@@ -49,10 +47,7 @@ class Game(Joint):
         rule: How `inner_lr` is meant; see `step_sizes`. `fixed` with `inner_lr` 1 is a step of the learning rate.
         relative: See `step_sizes`, rule `fixed`.
         scope: Parameters that take the trial step; see `InnerStep`.
-        module: As in `Coordinator`; its running statistics stay in the second pass.
-        scaler: As in `Coordinator`.
-        backward: As in `Coordinator`.
-        no_sync: As in `Coordinator`.
+        **plumbing: As in `Coordinator`; running statistics of the module stay in the second pass.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -69,15 +64,12 @@ class Game(Joint):
         rule: str = "fixed",
         relative: bool = True,
         scope: Scope = "all",
-        module: nn.Module | None = None,
-        scaler: GradScaler | None = None,
-        backward: Callable[[Tensor], None] | None = None,
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        **plumbing: Unpack[Plumbing],
     ) -> None:
-        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        super().__init__(optimizer, **plumbing)
         require_name("solver", solver, SOLVERS)
         self.solver = solver
-        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, self.module)
 
     def _take(self, passes: StepClosures, step: int) -> StepReport:
         parameters = optimizer_parameters(self.optimizer)
@@ -117,10 +109,7 @@ class DoublyPerturbed(Coordinator):
         rule: `normalised` or another of `step_sizes`.
         relative: See `step_sizes`, rule `fixed`.
         scope: Parameters that move; see `InnerStep`.
-        module: As in `Coordinator`; its running statistics stay in the moved passes.
-        scaler: As in `Coordinator`.
-        backward: As in `Coordinator`.
-        no_sync: As in `Coordinator`.
+        **plumbing: As in `Coordinator`; running statistics of the module stay in the moved passes.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -137,15 +126,12 @@ class DoublyPerturbed(Coordinator):
         rule: str = "normalised",
         relative: bool = True,
         scope: Scope = "all",
-        module: nn.Module | None = None,
-        scaler: GradScaler | None = None,
-        backward: Callable[[Tensor], None] | None = None,
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        **plumbing: Unpack[Plumbing],
     ) -> None:
-        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        super().__init__(optimizer, **plumbing)
         require_number("ascent", ascent)
-        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
-        self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, module, updates=self.inner.updates)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, self.module)
+        self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, self.module, updates=self.inner.updates)
 
     def _take(self, passes: StepClosures, step: int) -> StepReport:
         passes.require_each()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from .closures import Closure, StepClosures
-from .coordinator import Coordinator
+from .coordinator import Coordinator, Plumbing
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .group_weights import Groups, GroupWeights
 from .inner_step import InnerStep, Scope, require_number
@@ -63,10 +62,8 @@ class MetaAlign(Coordinator):
         weight_lr: Step size of the group weights; 0 keeps them at 1 and only reports by group.
         smoothing: As in `Coordinator`; the task's pass is smoothed about the parameters at which it stands, theta or
             theta'.
-        module: As in `Coordinator`; needed under DistributedDataParallel for order 2 and shared prefixes.
-        scaler: As in `Coordinator`.
-        backward: As in `Coordinator`.
-        no_sync: As in `Coordinator`.
+        **plumbing: As in `Coordinator`; the module is needed under DistributedDataParallel for order 2 and shared
+            prefixes.
 
     Raises:
         ValueError: If a number is out of range, a name is none of those above, or `order=2` meets FSDP2 or smoothing.
@@ -89,32 +86,21 @@ class MetaAlign(Coordinator):
         rule: str = "fixed",
         weight_lr: float = 0.1,
         smoothing: float = 0.0,
-        module: nn.Module | None = None,
-        scaler: GradScaler | None = None,
-        backward: Callable[[Tensor], None] | None = None,
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        **plumbing: Unpack[Plumbing],
     ) -> None:
-        super().__init__(
-            optimizer,
-            groups=groups,
-            smoothing=smoothing,
-            module=module,
-            scaler=scaler,
-            backward=backward,
-            no_sync=no_sync,
-        )
+        super().__init__(optimizer, groups=groups, smoothing=smoothing, **plumbing)
         require_number("weight_lr", weight_lr)
         self.roles = Roles(roles, first, swap_every)
         if order not in (1, 2):
             raise ValueError(f"order is {order!r}: it must be 1 or 2")
         if order == 2 and smoothing > 0:
             raise ValueError("order is 2: it has no smoothed form; set smoothing to 0, or order to 1")
-        if order == 2 and is_fsdp(module):
+        if order == 2 and is_fsdp(self.module):
             raise ValueError("order is 2: FSDP2 shards cannot be differentiated twice; use order 1, or DDP")
         self.order = order
-        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module, unnoticed=order == 2)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, self.module, unnoticed=order == 2)
         parameters = optimizer_parameters(optimizer)
-        self._average = averaging_of(module)
+        self._average = averaging_of(self.module)
         self.group_weights: GroupWeights | None = None
         if self.group_names:
             self.group_weights = GroupWeights(self.group_names, weight_lr, parameters[0].device)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
-from torch import Tensor, nn
-from torch.amp import GradScaler
+from torch import nn
 from torch.optim import Optimizer
 
 from .closures import StepClosures
-from .coordinator import Coordinator
+from .coordinator import Coordinator, Plumbing
 from .gradient_memory import GradientMemory
 from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name
@@ -73,10 +70,7 @@ class RememberedMetaAlign(Coordinator):
         first: See `Roles` (`role`).
         swap_every: See `Roles` (`role`).
         scope: Parameters that take the inner step; see `InnerStep`.
-        module: As in `Coordinator`.
-        scaler: As in `Coordinator`.
-        backward: As in `Coordinator`.
-        no_sync: As in `Coordinator`.
+        **plumbing: As in `Coordinator`.
 
     Raises:
         ValueError: If a number is out of range, or a name is unknown.
@@ -97,19 +91,16 @@ class RememberedMetaAlign(Coordinator):
         first: str = "task",
         swap_every: int = 1,
         scope: Scope = "all",
-        module: nn.Module | None = None,
-        scaler: GradScaler | None = None,
-        backward: Callable[[Tensor], None] | None = None,
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        **plumbing: Unpack[Plumbing],
     ) -> None:
-        super().__init__(optimizer, module=module, scaler=scaler, backward=backward, no_sync=no_sync)
+        super().__init__(optimizer, **plumbing)
         require_name("remember", remember, REMEMBERED)
         if refresh_every < 1:
             raise ValueError(f"refresh_every is {refresh_every}: it must be 1 or more")
         self.remember = remember
         self.refresh_every = refresh_every
         self.roles = Roles(roles, first, swap_every)
-        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, module)
+        self.inner = InnerStep(optimizer, inner_lr, rule, relative, scope, self.module)
         parameters = optimizer_parameters(optimizer)
         names = ("total",) if remember == "total" else ROLES
         self._memory = {name: GradientMemory(parameters, self.inner.in_scope) for name in names}
