@@ -17,8 +17,9 @@ from .closures import Closure, JointClosure, StepClosures
 from .gradients import add_gradients, inner_products, norm, optimizer_parameters, squared_norms, take_gradients
 from .group_weights import Groups, resolve_groups
 from .inner_step import InnerStep, require_number
+from .penalty import SharedPenalty
 from .perturbation import Perturbation
-from .report import StepReport
+from .report import ROLES, StepReport
 from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
 from .wrapping import no_sync_of, unwrapped
@@ -195,8 +196,24 @@ class Coordinator(ABC):
             self._run(closures)
         return loss
 
-    def _run_both(self, closures: Sequence[JointClosure]) -> tuple[Tensor, Tensor]:
-        """As `_run` for closures with two losses, each averaged by itself."""
+    def _run_apart(self, passes: StepClosures) -> tuple[StepReport, list[Tensor | None]]:
+        """The passes of each objective; returns the report and the task gradient, and leaves the other in `.grad`."""
+        passes.require_each()
+        parameters = optimizer_parameters(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        task_loss = self._run_objective("task", passes.task)
+        task_gradients = take_gradients(parameters)
+        part = SharedPenalty(passes.penalty, parameters, self._run, self.module)
+        with part.beside():
+            alignment_loss = self._run(passes.alignment)
+        measures = self._measure(task_gradients, [p.grad for p in parameters], part.gradients)[0]
+        skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
+        still = task_loss.new_zeros(())
+        report = StepReport("joint", task_loss, alignment_loss, displacement=still, skipped=skipped, **measures)
+        return report, task_gradients
+
+    def _run_together(self, closures: Sequence[JointClosure]) -> StepReport:
+        """The passes that give both losses, each averaged by itself; leaves the sum of the gradients in `.grad`."""
         totals: list[Tensor] = []
 
         def sum_of(closure: JointClosure) -> Closure:
@@ -208,8 +225,10 @@ class Coordinator(ABC):
 
             return run
 
+        self.optimizer.zero_grad(set_to_none=True)
         self._run([sum_of(closure) for closure in closures])
-        return totals[0], totals[1]
+        skipped = self._overflowed("joint", norm(p.grad for p in optimizer_parameters(self.optimizer)))
+        return StepReport("joint", totals[0], totals[1], skipped=skipped)
 
     def _scaled_backward(self, loss: Tensor) -> None:
         assert self.scaler is not None

@@ -15,8 +15,7 @@ from .coordinator import Coordinator, Plumbing
 from .gradients import add_gradients, local, norm, optimizer_parameters, take_gradients
 from .inner_step import InnerStep, Scope, require_name, require_number
 from .joint import Joint
-from .penalty import SharedPenalty
-from .report import ROLES, StepReport
+from .report import StepReport
 from .statistics import frozen_running_statistics
 
 __all__ = ["SOLVERS", "DoublyPerturbed", "Game"]
@@ -134,27 +133,18 @@ class DoublyPerturbed(Coordinator):
         self.ascent = InnerStep(optimizer, ascent, rule, relative, scope, self.module, updates=self.inner.updates)
 
     def _take(self, passes: StepClosures, step: int) -> StepReport:
-        passes.require_each()
         parameters = optimizer_parameters(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        task_loss = self._run(passes.task)
-        task_gradients = take_gradients(parameters)
-        part = SharedPenalty(passes.penalty, parameters, self._run, self.module)
-        with part.beside():
-            alignment_loss = self._run(passes.alignment)
+        report, task_gradients = self._run_apart(passes)
         alignment_gradients = take_gradients(parameters)
-        measures = self._measure(task_gradients, alignment_gradients, part.gradients)[0]
-        report = StepReport("both", task_loss, alignment_loss, **measures)
-        if any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES]):
-            found, displacement = [task_gradients, alignment_gradients], task_loss.new_zeros(())
-        else:
+        found, displacement = [task_gradients, alignment_gradients], report.displacement
+        if not report.skipped:
             first, moved = self._run_perturbed(passes.task, task_gradients, alignment_gradients)
             second, moved_too = self._run_perturbed(passes.alignment, alignment_gradients, task_gradients)
             found, displacement = [first, second], torch.maximum(moved, moved_too)
         skipped = any([self._overflowed("joint", norm(each)) for each in found])
         for each in found:
             add_gradients(parameters, each)
-        return replace(report, displacement=displacement, skipped=skipped)
+        return replace(report, first="both", displacement=displacement, skipped=skipped)
 
     def _run_perturbed(
         self, closures: Sequence[Closure], own: list[Tensor | None], other: list[Tensor | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Unpack
 
 from torch import nn
@@ -10,10 +11,9 @@ from torch.optim import Optimizer
 from .closures import StepClosures
 from .coordinator import Coordinator, Plumbing
 from .gradient_memory import GradientMemory
-from .gradients import add_gradients, norm, optimizer_parameters, take_gradients
+from .gradients import add_gradients, optimizer_parameters
 from .inner_step import InnerStep, Scope, require_name
 from .last_update import preconditioned
-from .penalty import SharedPenalty
 from .report import ROLES, StepReport
 from .roles import Roles
 
@@ -111,39 +111,27 @@ class RememberedMetaAlign(Coordinator):
         return nn.ModuleDict(self._memory)
 
     def _take(self, passes: StepClosures, step: int) -> StepReport:
-        apart = not passes.both or (self.remember == "role" and step % self.refresh_every == 0)
-        if apart:
-            passes.require_each()
-        parameters = optimizer_parameters(self.optimizer)
-        first = self.roles.meta_train(step) if self.remember == "role" else "both"
-        remembered = self._memory[first if self.remember == "role" else "total"].gradients()
+        by_role = self.remember == "role"
+        apart = not passes.both or (by_role and step % self.refresh_every == 0)
+        first = self.roles.meta_train(step) if by_role else "both"
+        remembered = self._memory[first if by_role else "total"].gradients()
         if self.inner.rule == "update":
             remembered = preconditioned(self.optimizer, remembered)
-        scale = self._scale()
-        measures: dict[str, Any] = {}
-        part = SharedPenalty(passes.penalty, parameters, self._run, self.module)
+        parameters, scale = optimizer_parameters(self.optimizer), self._scale()
         self.optimizer.zero_grad(set_to_none=True)
         with self.inner.taken(remembered, self.inner.sizes(remembered)) as displacement:
             if apart:
-                losses = [self._run(passes.task)]
-                task_gradients = take_gradients(parameters)
-                with part.beside():
-                    losses.append(self._run(passes.alignment))
+                report, task_gradients = self._run_apart(passes)
             else:
-                losses = list(self._run_both(passes.both))
+                report = self._run_together(passes.both)
         if apart:
-            ordered = (task_gradients, [p.grad for p in parameters])
-            measures = self._measure(*ordered, part.gradients)[0]
-            skipped = any([self._overflowed(name, measures[f"{name}_gradient_norm"]) for name in ROLES])
-            if self.remember == "role" and not skipped:
-                for name, gradients in zip(ROLES, ordered, strict=True):
-                    self._memory[name].keep(gradients, scale)
+            if by_role and not report.skipped:
+                self._memory["task"].keep(task_gradients, scale)
+                self._memory["alignment"].keep([p.grad for p in parameters], scale)
             add_gradients(parameters, task_gradients)
-        else:
-            skipped = self._overflowed("joint", norm(p.grad for p in parameters))
-        if self.remember == "total" and not skipped:
+        if not by_role and not report.skipped:
             self._memory["total"].keep([p.grad for p in parameters], scale)
-        return StepReport(first, losses[0], losses[1], displacement=displacement, skipped=skipped, **measures)
+        return replace(report, first=first, displacement=displacement)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps taken and the state of the inner step; the gradients are in `memory`."""
