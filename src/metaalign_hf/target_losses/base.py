@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks.base import Batch, StepClosures
+from ..tasks.passes import task_as_both
 
 __all__ = ["TargetContext", "TargetLoss", "TargetStep", "with_target_losses"]
 
@@ -154,7 +155,7 @@ def with_target_losses(
         StepClosures(
             task=[*terms, *(_times(run, count) for run in closures.task)],
             alignment=closures.alignment,
-            both=[*map(_first, terms), *others],
+            both=[*map(task_as_both, terms), *others],
             penalty=closures.penalty,
         ),
         figures,
@@ -163,16 +164,6 @@ def with_target_losses(
 
 def _times(run: Pass, factor: float) -> Pass:
     return lambda: run() * factor
-
-
-def _first(run: Pass) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A pass of the task alone, as one of both losses."""
-
-    def both() -> tuple[Tensor, Tensor]:
-        loss = run()
-        return loss, torch.zeros_like(loss)
-
-    return both
 
 
 def _second(run: Pass) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,23 @@ from ..batch_norm import BatchStatistics, Rows
 from ..coordination import has_live_statistics
 from .base import Batch, StepClosures, rows_of
 
-__all__ = ["TaskPass", "full_passes"]
+__all__ = ["full_passes", "task_as_both", "task_pass"]
 
-TaskPass = Callable[[nn.Module, Batch, Callable[[], AbstractContextManager[None]]], Callable[[], Tensor]]
-"""Makes a closure that returns the task loss of a batch, from the model, the batch and a context of the pass."""
+MakesContext = Callable[[], AbstractContextManager[None]]
+
+
+def task_pass(
+    model: nn.Module, batch: Batch, around: MakesContext = nullcontext, inside: MakesContext = nullcontext
+) -> Callable[[], Tensor]:
+    """A pass that returns the task loss of a batch, in two contexts."""
+    given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
+
+    def run() -> Tensor:
+        with around(), inside():
+            loss: Tensor = model(**given, objective="task").task_loss
+        return loss
+
+    return run
 
 
 def full_passes(
@@ -26,10 +38,9 @@ def full_passes(
     source: Sequence[Batch],
     mixed: Sequence[Batch],
     progress: float,
-    task_pass: TaskPass,
     *,
     left_out: Sequence[str] = (),
-    around_both: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    inside: MakesContext = nullcontext,
     penalty: bool = False,
     aligns: bool = True,
 ) -> StepClosures:
@@ -43,9 +54,8 @@ def full_passes(
         source: Micro-batches of the source.
         mixed: The same with the target's rows behind them; empty in the source phase.
         progress: Progress of the adaptation in 0..1.
-        task_pass: Makes the task's closures.
         left_out: Entries of a batch that the alignment pass does not see.
-        around_both: A context of the joint forward.
+        inside: A context of every forward with the task's loss.
         penalty: Whether a penalty stands in both losses.
         aligns: Whether the model has an alignment objective; without one there is no alignment pass, and the task's
             pass moves the running statistics in its place.
@@ -65,17 +75,23 @@ def full_passes(
 
     def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
         def run() -> tuple[Tensor, Tensor]:
-            with statistics.on_both(model, rows), around_both():
+            with statistics.on_both(model, rows), inside():
                 output = model(**batch, progress=progress)
             return output.task_loss, output.alignment_loss
 
         return run
 
     def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
-        return task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
+        return task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext, inside)
 
     if mixed and not aligns:
-        return _task_alone(model, statistics, source, passes, task_pass)
+        if statistics.one_pass_moves and has_live_statistics(model):
+            alone = [
+                task_pass(model, batch, partial(statistics.on_both, model, rows), inside) for batch, rows in passes
+            ]
+        else:
+            alone = [task_pass(model, batch, inside=inside) for batch in source]
+        return StepClosures(alone, [], [task_as_both(run) for run in alone])
     together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
     return StepClosures(
         [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
@@ -85,24 +101,11 @@ def full_passes(
     )
 
 
-def _task_alone(
-    model: nn.Module,
-    statistics: BatchStatistics,
-    source: Sequence[Batch],
-    passes: Sequence[tuple[Batch, Rows]],
-    task_pass: TaskPass,
-) -> StepClosures:
-    """The passes of a step without an alignment objective: the task's, on both domains for live statistics."""
-    if statistics.one_pass_moves and has_live_statistics(model):
-        task = [task_pass(model, batch, partial(statistics.on_both, model, rows)) for batch, rows in passes]
-    else:
-        task = [task_pass(model, batch, nullcontext) for batch in source]
+def task_as_both(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A pass of the task alone, as one of both losses."""
 
-    def both(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-        def pair() -> tuple[Tensor, Tensor]:
-            loss = run()
-            return loss, torch.zeros_like(loss)
+    def both() -> tuple[Tensor, Tensor]:
+        loss = run()
+        return loss, torch.zeros_like(loss)
 
-        return pair
-
-    return StepClosures(task, [], [both(run) for run in task])
+    return both

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..passes import full_passes
+from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm, starting_model
 from . import IMAGE_CLASSIFICATION, serving
 
@@ -149,7 +149,6 @@ class ClassificationTask(Task):
             source,
             mixed,
             progress,
-            _task_pass,
             penalty=bool(self._penalties),
             aligns=self.model.alignment is not None,
         )
@@ -158,10 +157,9 @@ class ClassificationTask(Task):
         """A pass that returns the loss on target images, on both domains where batch statistics need it."""
         rows = None
         if self.statistics.task_needs_target(model):
-            labels = torch.cat([torch.full_like(source["labels"], IGNORED_LABEL), view["labels"]])
-            view = {**mix(source, view), "labels": labels}
+            view = _together({**source, "labels": torch.full_like(source["labels"], IGNORED_LABEL)}, view, 1)
             rows = rows_of(source, view)
-        return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
+        return task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     def logits_pass(
         self, model: nn.Module, source: Batch, view: Batch, loss: Callable[[Tensor], Tensor]
@@ -495,19 +493,6 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         model.train(training)
 
 
-def _task_pass(
-    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[None]]
-) -> Callable[[], Tensor]:
-    """A pass that returns the task loss, in a context."""
-
-    def run() -> Tensor:
-        with around():
-            loss: Tensor = model(batch["pixel_values"], labels=batch["labels"], objective="task").task_loss
-        return loss
-
-    return run
-
-
 def _images(world_size: int) -> Callable[[Batch], int]:
     """Counts the images of a batch on all processes, which take equally many."""
     return lambda batch: world_size * len(batch["pixel_values"])
@@ -519,24 +504,20 @@ def _rows(views: Sequence[Tensor]) -> int:
 
 def mix(source: Batch, target: Batch) -> Batch:
     """Source and target in one batch: the target's rows carry label -100 and domain label 1."""
-    count_s, count_t = len(source["pixel_values"]), len(target["pixel_values"])
-    labels = source["labels"]
-    mixed = {
-        "pixel_values": torch.cat([source["pixel_values"], target["pixel_values"]]),
-        "labels": torch.cat([labels, labels.new_full((count_t,), IGNORED_LABEL)]),
-        "domain_labels": torch.cat([source.get("domain_labels", labels.new_zeros(count_s)), labels.new_ones(count_t)]),
-    }
-    if "source_index" in source:
-        mixed["source_index"] = torch.cat([source["source_index"], labels.new_full((count_t,), -1)])
-    return mixed
+    unknown = source["labels"].new_full((len(target["pixel_values"]),), IGNORED_LABEL)
+    return _together(source, {**target, "labels": unknown}, 1)
 
 
 def with_target_labels(source: Batch, few: Batch) -> Batch:
     """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
-    count_s, count_f = len(source["labels"]), len(few["labels"])
-    labels = source["labels"]
-    joined = {key: torch.cat([source[key], few[key]]) for key in ("pixel_values", "labels")}
-    joined["domain_labels"] = torch.cat([labels.new_zeros(count_s), labels.new_full((count_f,), IGNORED_LABEL)])
+    return _together(source, few, IGNORED_LABEL)
+
+
+def _together(source: Batch, target: Batch, domain: int) -> Batch:
+    labels, count = source["labels"], len(target["labels"])
+    joined = {key: torch.cat([source[key], target[key]]) for key in ("pixel_values", "labels")}
+    known = source.get("domain_labels", torch.zeros_like(labels))
+    joined["domain_labels"] = torch.cat([known, labels.new_full((count,), domain)])
     if "source_index" in source:
-        joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count_f,), -1)])
+        joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count,), -1)])
     return joined

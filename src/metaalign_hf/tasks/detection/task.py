@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..passes import full_passes
+from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
 
@@ -115,9 +115,8 @@ class DetectionTask(Task):
             source,
             mixed,
             progress,
-            _task_pass,
             left_out=("labels",),
-            around_both=_divergence,
+            inside=_divergence,
             aligns=self.model.alignment is not None,
         )
 
@@ -127,7 +126,7 @@ class DetectionTask(Task):
         if self.statistics.task_needs_target(model):
             view = mix_detection({**source, "labels": [None] * len(source["labels"])}, view)
             rows = rows_of(source, view)
-        return _task_pass(model, view, partial(self.statistics.task_pass, model, rows))
+        return task_pass(model, view, partial(self.statistics.task_pass, model, rows), _divergence)
 
     @property
     def validation_views(self) -> int:
@@ -238,20 +237,6 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
         )
 
     return starting_model(config, OBJECT_DETECTION, MetaAlignForObjectDetection, fresh)
-
-
-def _task_pass(
-    model: nn.Module, batch: Batch, around: Callable[[], AbstractContextManager[None]]
-) -> Callable[[], Tensor]:
-    """A pass that returns the detection loss, in a context."""
-    given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
-
-    def run() -> Tensor:
-        with around(), _divergence():
-            loss: Tensor = model(**given, objective="task").task_loss
-        return loss
-
-    return run
 
 
 @contextmanager
