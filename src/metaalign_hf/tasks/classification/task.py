@@ -280,7 +280,7 @@ class ClassificationTask(Task):
                 outputs.append((output.features.float(), output.logits.float()))
 
         batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
-        batches = track(batches, f"evaluating on {domain}", len(view), count=_images(world_size))
+        batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["labels"]))
         if judged is not None:
             batches = judged.watch(batches)
         with self.statistics.as_source(model) if source else nullcontext():
@@ -307,8 +307,9 @@ class ClassificationTask(Task):
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Every validator, on held-out source images and on target training images without labels."""
-        source = self._selection_share(self.pair.source_test, 2, rank, world_size)
-        target = self._selection_share(self.pair.target_train, 3, rank, world_size)
+        order = self._selection_order(self.pair.source_test, 2, rank, world_size)
+        source = self.pair.source_test.subset(order)
+        target = self.pair.target_train.subset(self._selection_order(self.pair.target_train, 3, rank, world_size))
         sizes = [len(target), *([len(source)] if self.pair.has_source else [])]
         if min(sizes) * world_size < FEWEST_IMAGES:
             return {}
@@ -317,24 +318,15 @@ class ClassificationTask(Task):
             source_features = source_logits = labels.new_empty(0, len(self.pair.labels), dtype=torch.float)
         elif kept and "source" in kept:
             # The test images have been through the model already.
-            order = self._selection_order(self.pair.source_test, 2, rank, world_size)
             source_features, source_logits = (rows[order] for rows in kept["source"])
         else:
             with self.statistics.as_source(model):
-                views = track(self._views(source, None), "source images for validators", len(source), count=_rows)
-                ((source_features, source_logits),) = collect_outputs(model, views)
+                ((source_features, source_logits),) = self._outputs(model, "source", source, None)
         # The same augmented views at every evaluation, so that models are compared on equal terms.
         generator = np.random.default_rng([self.config.training.seed, 4, rank])
         augmented = self.config.data.augmentation != "none"
-        (target_features, target_logits), *other = collect_outputs(
-            model,
-            track(
-                self._views(target, generator if augmented else None),
-                "target images for validators",
-                len(target),
-                count=_rows,
-            ),
-        )
+        outputs = self._outputs(model, "target", target, generator if augmented else None)
+        (target_features, target_logits), *other = outputs
         rows = [source_features, source_logits, labels, target_features, target_logits, *(x for _, x in other)]
         return compute_validators(CachedOutputs(*(gather_rows(x, world_size) for x in rows)))
 
@@ -347,12 +339,15 @@ class ClassificationTask(Task):
         features: Tensor = self.model(pixel_values=pixel_values).features
         return features
 
-    def _selection_share(self, view: ImageSet, salt: int, rank: int, world_size: int) -> ImageSet:
-        """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
-        return view.subset(self._selection_order(view, salt, rank, world_size))
+    def _outputs(
+        self, model: nn.Module, domain: str, images: ImageSet, generator: np.random.Generator | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Features and logits of the images as evaluated and, given a generator, as augmented."""
+        views, title = self._views(images, generator), f"{domain} images for validators"
+        return collect_outputs(model, track(views, title, len(images), count=lambda views: len(views[0])))
 
     def _selection_order(self, view: ImageSet, salt: int, rank: int, world_size: int) -> list[int]:
-        """Which images `_selection_share` takes."""
+        """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
         order = np.random.default_rng([self.config.training.seed, salt]).permutation(len(view))
         whole = min(self.config.training.selection_images, len(view)) // world_size * world_size
         return order[rank:whole:world_size].tolist()
@@ -491,15 +486,6 @@ def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> No
         ) from error
     finally:
         model.train(training)
-
-
-def _images(world_size: int) -> Callable[[Batch], int]:
-    """Counts the images of a batch on all processes, which take equally many."""
-    return lambda batch: world_size * len(batch["pixel_values"])
-
-
-def _rows(views: Sequence[Tensor]) -> int:
-    return len(views[0])
 
 
 def mix(source: Batch, target: Batch) -> Batch:

@@ -26,7 +26,7 @@ from ...reports.detections import draw_objects
 from ...tables import write_table, write_text
 from ..base import Answer, Measured, Skip
 
-__all__ = ["answers", "finish", "measure"]
+__all__ = ["answers", "finish", "json_value", "measure"]
 
 _COLUMNS = ("file", "label", "score", "x_min", "y_min", "x_max", "y_max")
 
@@ -55,8 +55,8 @@ def measure(
         table.add_row(name, _percent(whole), _percent(at50))
     figures = asdict(found)
     for key in ("per_class", "per_class50"):
-        figures[key] = {n: _number(v) for n, v in zip(labels, figures[key], strict=True)}
-    return Measured(found.n, lines, table, {key: _number(value) for key, value in figures.items()})
+        figures[key] = dict(zip(labels, json_value(figures[key]), strict=True))
+    return Measured(found.n, lines, table, {key: json_value(value) for key, value in figures.items()})
 
 
 def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Namespace, skip: Skip) -> Iterator[Answer]:
@@ -143,5 +143,8 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def _number(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """The same value with None for NaN, which JSON does not have."""
+    if isinstance(value, list):
+        return [json_value(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value

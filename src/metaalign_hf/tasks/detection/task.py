@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -142,7 +141,7 @@ class DetectionTask(Task):
         batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"]))
         with self.statistics.as_source(model) if domain == "source" else nullcontext():
             precision = evaluate_detector(model, self.model.adapter.probabilities, batches, len(self.pair.labels))
-        return {key: _json(value) for key, value in asdict(precision).items()}
+        return {key: serving.json_value(value) for key, value in asdict(precision).items()}
 
     def examples(self, model: nn.Module) -> Scores:
         """What is found in the first target test images, for the picture."""
@@ -167,11 +166,8 @@ class DetectionTask(Task):
 
     def _found(self, model: nn.Module, indices: list[int]) -> tuple[list[Detections], list[Detections]]:
         """What is found in target training images, as they are and distorted in colour; on each process all of them."""
-        relative, size, seed = (
-            self.model.boxes_relative_to_image,
-            self.config.training.evaluation_batch_size,
-            self.config.training.seed,
-        )
+        training, relative = self.config.training, self.model.boxes_relative_to_image
+        size, seed = training.evaluation_batch_size, training.seed
         found: tuple[list[Detections], list[Detections]] = ([], [])
         with stage("target images for validators", len(indices)) as shown:
             for start in range(0, len(indices), size):
@@ -180,17 +176,15 @@ class DetectionTask(Task):
                 for images, kept in zip((plain, distorted), found, strict=True):
                     batch = detection_batch(images, None, self.processor, relative)
                     batches = [{**batch, "index": list(range(len(images)))}]
-                    kept += [
-                        d for _, d, _ in predict_objects(model, self.model.adapter.probabilities, batches, most=30)
-                    ]
+                    seen = predict_objects(model, self.model.adapter.probabilities, batches, most=30)
+                    kept += [detections for _, detections, _ in seen]
                 shown.advance(len(plain))
         return found
 
     def pixel_values(self, images: Sequence[Tensor]) -> Tensor:
         """Images as the model sees them in evaluation."""
-        values: Tensor = detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)[
-            "pixel_values"
-        ]
+        batch = detection_batch(images, None, self.processor, self.model.boxes_relative_to_image)
+        values: Tensor = batch["pixel_values"]
         return values
 
     def features(self, pixel_values: Tensor) -> Tensor:
@@ -283,10 +277,3 @@ def _examples(entries: list[dict[str, list[Any]]]) -> list[Detections]:
         Detections(torch.tensor(e["boxes"]).reshape(-1, 4), torch.tensor(e["scores"]), torch.tensor(e["labels"]).long())
         for e in entries
     ]
-
-
-def _json(value: Any) -> Any:
-    """The same value with None for NaN, which JSON does not have."""
-    if isinstance(value, list):
-        return [_json(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
