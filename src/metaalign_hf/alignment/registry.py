@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -83,24 +83,24 @@ def normalise_alignment(spec: Any) -> list[dict[str, Any]]:
         UserError: If a name or option is unknown, a weight is negative or not finite, `sources` is below 1, or a name
             occurs twice.
     """
-    return normalise_specs(spec, alignment_names, alignment_options)
+    return normalise_specs(_OBJECTIVES, spec, _COMMON)
 
 
 def normalise_specs(
+    registry: Registry[Any],
     spec: Any,
-    names: Callable[[], list[str]],
-    options_of: Callable[[str], dict[str, Any]],
-    common: Sequence[str] = _COMMON,
+    common: Sequence[str],
     what: str = "alignment",
+    shared: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """As `normalise_alignment`, for any family of objectives.
 
     Args:
+        registry: The family.
         spec: As `normalise_alignment` takes it.
-        names: Lists the known names.
-        options_of: Options of a name with their defaults; raises `UserError` where there is no such name.
         common: Keys that every entry may have.
         what: What the errors begin with.
+        shared: Options of every objective of the family.
     """
     if spec is None:
         return []
@@ -109,7 +109,7 @@ def normalise_specs(
     for entry in entries:
         given = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            listed = ", ".join(names())
+            listed = ", ".join(registry.names())
             raise UserError(f"{what}: {entry!r} must be a name or a mapping with a name; names: {listed}")
         name, weight = given["name"], given.get("weight", 1.0)
         if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
@@ -119,7 +119,7 @@ def normalise_specs(
         sources = given.get("sources", 1) if "sources" in common else 1
         if not isinstance(sources, int) or isinstance(sources, bool) or sources < 1:
             raise UserError(f"alignment {name}: sources is {sources!r}; it must be the number of sources, 1 or more")
-        known = options_of(name)
+        known = {**(shared or {}), **registry.options(name)}
         options = {key: value for key, value in given.items() if key not in common}
         for key in options:
             if key not in known:

@@ -9,9 +9,6 @@ from ..citations import citations_of, import_methods
 from .record import RunRecord
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["citations_of_run", "cited_by", "methods_of", "target_losses_of"]

@@ -62,7 +62,7 @@ def normalise_target_losses(spec: Any) -> list[dict[str, Any]]:
     Raises:
         UserError: If a name or option is unknown, a number is out of range, or a name occurs twice.
     """
-    specs = normalise_specs(spec, target_loss_names, lambda name: _SHARES | _LOSSES.options(name), _COMMON, _KEY)
+    specs = normalise_specs(_LOSSES, spec, _COMMON, _KEY, _SHARES)
     for given in specs:
         shares = [given.get(key, 0.0) for key in _SHARES]
         for key, share in zip(_SHARES, shares, strict=True):
@@ -95,6 +95,8 @@ def build_target_losses(spec: Any, context: TargetContext, task: str = "image-cl
         options = {key: value for key, value in given.items() if key not in (*_COMMON, *_SHARES)}
         try:
             loss = _LOSSES[name](context, **options)  # type: ignore[arg-type]
+        except UserError:
+            raise
         except (TypeError, ValueError) as error:
             raise UserError(f"{_KEY} {name}: {error}") from error
         loss.weight = given["weight"]

@@ -12,30 +12,24 @@ from torch import Tensor
 from ..errors import UserError
 from .base import OfLogits, TargetContext
 from .logits import LogitsLoss, PseudoLabels
+from .pseudo_labels import CITATION as MEAN_TEACHER
 from .registry import register_target_loss
 from .thresholds import THRESHOLDS
 from .views import normalisation, strong_view
 
 __all__ = ["SelfTraining"]
 
-CITATION = """\
+FIXMATCH = """\
 @inproceedings{sohn2020fixmatch,
   title     = {FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence},
   author    = {Sohn, Kihyuk and Berthelot, David and Carlini, Nicholas and Zhang, Zizhao and Zhang, Han and
                Raffel, Colin and Cubuk, Ekin D. and Kurakin, Alexey and Li, Chun-Liang},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2020}
-}
-@inproceedings{tarvainen2017mean,
-  title     = {Mean Teachers Are Better Role Models: Weight-Averaged Consistency Targets Improve Semi-Supervised Deep
-               Learning Results},
-  author    = {Tarvainen, Antti and Valpola, Harri},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2017}
 }"""
 
 
-@register_target_loss("self_training", citation=CITATION)
+@register_target_loss("self_training", citation=f"{FIXMATCH}\n{MEAN_TEACHER}")
 class SelfTraining(LogitsLoss):
     """Cross entropy of the student on a strong view, with labels of the average of the weights on the weak view.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..citations import cite
+from ..target_losses.information_maximization import CITATION as SHOT
 
 __all__: list[str] = []
 
@@ -12,15 +13,6 @@ METAALIGN = """\
   author    = {Wei, Guoqiang and Lan, Cuiling and Zeng, Wenjun and Chen, Zhibo},
   booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2021}
-}"""
-
-SHOT = """\
-@inproceedings{liang2020we,
-  title     = {Do We Really Need to Access the Source Data? Source Hypothesis Transfer for Unsupervised Domain
-               Adaptation},
-  author    = {Liang, Jian and Hu, Dapeng and Feng, Jiashi},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2020}
 }"""
 
 OPTIMISM = """\

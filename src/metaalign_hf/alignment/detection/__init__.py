@@ -9,7 +9,6 @@ from .base import (
     LevelSum,
     build_levels,
     level_names,
-    level_options,
     normalise_levels,
     register_level,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "QueryTokens",
     "build_levels",
     "level_names",
-    "level_options",
     "normalise_levels",
     "register_level",
 ]

@@ -24,7 +24,6 @@ __all__ = [
     "build_levels",
     "domain_mean",
     "level_names",
-    "level_options",
     "normalise_levels",
     "register_level",
 ]
@@ -172,15 +171,6 @@ def level_names() -> list[str]:
     return _LEVELS.names()
 
 
-def level_options(name: str) -> dict[str, Any]:
-    """Options of a level and their defaults.
-
-    Raises:
-        UserError: If there is no such level.
-    """
-    return _LEVELS.options(name)
-
-
 def normalise_levels(spec: Any) -> list[dict[str, Any]]:
     """Spell out which levels are aligned; presets are replaced by their entries.
 
@@ -210,7 +200,7 @@ def normalise_levels(spec: Any) -> list[dict[str, Any]]:
         if not isinstance(factor, int | float):
             raise UserError(f"alignment {name}: weight is {factor!r}; it must be a finite number, 0 or more")
         entries += [{**level, "weight": level["weight"] * factor} for level in PRESETS[name]]
-    return normalise_specs(entries, level_names, level_options, ("name", "weight"))
+    return normalise_specs(_LEVELS, entries, ("name", "weight"))
 
 
 class LevelSum(nn.Module):
