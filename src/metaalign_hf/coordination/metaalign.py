@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -180,13 +181,10 @@ class MetaAlign(Coordinator):
         if self.order == 1:
             return
         parameters = optimizer_parameters(self.optimizer)
-        before = RandomState([p.device for p in parameters[:1]])
-        try:
-            with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
-                for losses in (task, alignment):
-                    vector_jacobian_product(losses[:1], parameters, [p.detach() for p in parameters])
-        finally:
-            before.restore()
+        same = RandomState([p.device for p in parameters[:1]]).again()
+        with same, self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
+            for losses in (task, alignment):
+                vector_jacobian_product(losses[:1], parameters, [p.detach() for p in parameters])
 
     def inner_step_sizes(self, gradients: Sequence[Tensor | None]) -> list[float]:
         """`alpha` of every parameter for meta-train gradients in the order of the optimiser's groups."""
@@ -244,13 +242,9 @@ class MetaAlign(Coordinator):
         if isinstance(kept, GradientGraph):
             terms = kept.vector_jacobian_product(vector)
         else:
-            now = RandomState([p.device for p in parameters[:1]])
-            kept.restore()
-            try:
-                with self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
-                    terms = vector_jacobian_product([self._scaled(loss, scale) for loss in train], parameters, vector)
-            finally:
-                now.restore()
+            scaled = [partial(_times, loss, scale) for loss in train]
+            with kept.again(), self._no_sync(), frozen_running_statistics(self.module or nn.Module()):
+                terms = vector_jacobian_product(scaled, parameters, vector)
         gradients = [p.grad for p in parameters]
         self._leave(parameters, [None if term is None else -term for term in terms])
         add_gradients(parameters, gradients)
@@ -266,9 +260,6 @@ class MetaAlign(Coordinator):
             values = [value if bool(value.any()) else None for value in full]
         for p, value in zip(parameters, values, strict=True):
             p.grad = value
-
-    def _scaled(self, loss: Closure, scale: float) -> Closure:
-        return lambda: loss() * scale
 
     def _learn(self, indices: list[int], products: Tensor, alphas: Sequence[float]) -> None:
         """Group weights learn from `dL_test/dw_g = -sum_p alpha_p <g_train,p, g_test,p>`."""
@@ -291,3 +282,7 @@ class MetaAlign(Coordinator):
         if self._average is not None:
             self._average([p.grad for p in parameters if p.grad is not None])
         add_gradients(parameters, gradients)
+
+
+def _times(loss: Closure, scale: float) -> Tensor:
+    return loss() * scale

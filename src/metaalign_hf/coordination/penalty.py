@@ -53,20 +53,16 @@ class SharedPenalty:
         if objective != "alignment" or not self._closures:
             yield
             return
-        devices = [p.device for p in self._parameters[:1]]
-        before = RandomState(devices)
+        before = RandomState([p.device for p in self._parameters[:1]])
         yield
-        after = RandomState(devices)
         kept = take_gradients(self._parameters)
-        before.restore()
         try:
-            with ExitStack() as stack:
+            with before.again(), ExitStack() as stack:
                 stack.enter_context(frozen_running_statistics(self._module))
                 for prefix in self._shared:
                     stack.enter_context(prefix.aside())
                 self._backward(self._closures)
             self.gradients = take_gradients(self._parameters)
         finally:
-            after.restore()
             for p, gradient in zip(self._parameters, kept, strict=True):
                 p.grad = gradient

@@ -18,11 +18,14 @@ class RandomState:
         self._cpu = torch.get_rng_state()
         self._cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
 
-    def restore(self) -> None:
-        """Go back to that moment."""
-        torch.set_rng_state(self._cpu)
-        for device, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, device)
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """The same numbers are drawn inside; afterwards those that would have been drawn without."""
+        with torch.random.fork_rng(list(self._cuda)):
+            torch.set_rng_state(self._cpu)
+            for device, state in self._cuda.items():
+                torch.cuda.set_rng_state(state, device)
+            yield
 
 
 class GradientGraph:

@@ -28,7 +28,8 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     Args:
         module: Any module; its batch normalisations at any depth are meant.
     """
-    layers = list(_live_layers(module))
+    kinds = (layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    layers = [layer for layer in kinds if layer.training and layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -36,9 +37,3 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
-
-
-def _live_layers(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
-            yield layer

@@ -55,17 +55,6 @@ class CachedOutputs:
     target_logits: Tensor
     target_logits_augmented: Tensor | None = None
 
-    def are_finite(self) -> bool:
-        """Whether everything that the model says is a number."""
-        said = (
-            self.source_features,
-            self.source_logits,
-            self.target_features,
-            self.target_logits,
-            self.target_logits_augmented,
-        )
-        return all(bool(torch.isfinite(values).all()) for values in said if values is not None)
-
     def __post_init__(self) -> None:
         sizes = {
             "source": (len(self.source_features), len(self.source_logits), len(self.source_labels)),
@@ -182,7 +171,7 @@ def compute_validators(outputs: CachedOutputs, names: Iterable[str] | None = Non
         if len(outputs.source_logits) == 0:
             names = [name for name in names if not get_validator(name).needs_source]
     names = list(names)
-    if not outputs.are_finite():
+    if not all(bool(torch.isfinite(values).all()) for values in vars(outputs).values() if values is not None):
         return dict.fromkeys(names, math.nan)  # a model that diverged; decompositions would fail
     return {name: get_validator(name)(outputs) for name in track(names, "validators", len(names), "validators")}
 

@@ -165,26 +165,25 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         if objective is not None and not (train or align):
             needed = "labels" if objective == "task" else "domain_labels and an alignment level"
             raise ValueError(f"objective={objective!r} needs {needed}")
-        output = MetaAlignDetectionOutput()
+        task_loss = alignment_loss = parts = None
         if train:
             assert labels is not None
             # With both losses the running statistics move once, by the pass on both domains.
             with frozen_running_statistics(self) if align else nullcontext():
-                output.task_loss, output.logits, output.pred_boxes = self._task(pixel_values, pixel_mask, labels)
+                task_loss, logits, boxes = self._task(pixel_values, pixel_mask, labels)
         if align:
             assert domain_labels is not None
             features = self.adapter.features(self.detector, pixel_values, pixel_mask)
             taking_part = domain_labels != IGNORED_LABEL
             aligned = features if bool(taking_part.all()) else features.rows(taking_part)
-            output.alignment_loss, output.parts = self._align(aligned, domain_labels[taking_part], progress)
-            output.logits, output.pred_boxes = features.logits.detach(), features.pred_boxes.detach()
+            alignment_loss, parts = self._align(aligned, domain_labels[taking_part], progress)
+            logits, boxes = features.logits.detach(), features.pred_boxes.detach()
         elif not train:
             plain = self.adapter.predict(self.detector, pixel_values, pixel_mask)
-            output.logits, output.pred_boxes = plain.logits, plain.pred_boxes
-        losses = [value for value in (output.task_loss, output.alignment_loss) if value is not None]
-        output.loss = torch.stack(losses).sum() if losses else None
-        # Set again, so that the output lists its entries in their order.
-        output = MetaAlignDetectionOutput(**{key: getattr(output, key) for key in output.__dataclass_fields__})
+            logits, boxes = plain.logits, plain.pred_boxes
+        losses = [value for value in (task_loss, alignment_loss) if value is not None]
+        loss = torch.stack(losses).sum() if losses else None
+        output = MetaAlignDetectionOutput(loss, logits, boxes, task_loss, alignment_loss, parts)
         return output if return_dict is not False else output.to_tuple()
 
     def _task(
@@ -232,10 +231,6 @@ class MetaAlignForObjectDetection(MetaAlignModel):
             )
         )
         return aligned.loss, aligned.parts
-
-    def class_probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities `(B, Q, K)` of logits, "no object" left out."""
-        return self.adapter.probabilities(logits)
 
     @property
     def boxes_relative_to_image(self) -> bool:

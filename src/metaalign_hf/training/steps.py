@@ -52,62 +52,40 @@ def _joint(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, A
 
 
 def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
-    roles: dict[str, Any] = {"roles": config.roles, "first": config.first, "swap_every": config.swap_every}
+    common = {**common, "roles": config.roles, "first": config.first, "swap_every": config.swap_every}
     if config.direction == "fresh":
-        inner_lr, rule = _inner(config, 1.0, "fixed")
         return MetaAlign(
             optimizer,
-            inner_lr,
-            config.relative,
             order=config.order,
-            scope=config.inner_scope,
             groups=config.groups,
-            rule=rule,
             weight_lr=config.weight_lr,
             smoothing=config.smoothing,
-            **roles,
+            **_inner(config, 1.0, "fixed"),
             **common,
         )
-    inner_lr, rule = _inner(config, 3.0, "update")
+    inner = _inner(config, 3.0, "update")
     return RememberedMetaAlign(
-        optimizer,
-        inner_lr,
-        rule=rule,
-        relative=config.relative,
-        remember=config.remember,
-        refresh_every=config.refresh_every,
-        scope=config.inner_scope,
-        **roles,
-        **common,
+        optimizer, remember=config.remember, refresh_every=config.refresh_every, **inner, **common
     )
 
 
 def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
-    inner_lr, rule = _inner(config, 1.0, "fixed")
-    return Game(
-        optimizer,
-        inner_lr,
-        solver=config.method,
-        rule=rule,
-        relative=config.relative,
-        scope=config.inner_scope,
-        **common,
-    )
+    return Game(optimizer, solver=config.method, **_inner(config, 1.0, "fixed"), **common)
 
 
 def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
-    inner_lr, rule = _inner(config, 0.05, "normalised")
-    return DoublyPerturbed(
-        optimizer, inner_lr, inner_lr, rule=rule, relative=config.relative, scope=config.inner_scope, **common
-    )
+    inner = _inner(config, 0.05, "normalised")
+    return DoublyPerturbed(optimizer, ascent=inner["inner_lr"], **inner, **common)
 
 
-def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> tuple[float, str]:
-    """Size and rule of the inner step; where none is named, those of the method."""
-    return (
-        inner_lr if config.inner_lr is None else config.inner_lr,
-        rule if config.inner_rule == "auto" else config.inner_rule,
-    )
+def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> dict[str, Any]:
+    """The inner step; where no size or rule is named, with those of the method."""
+    return {
+        "inner_lr": inner_lr if config.inner_lr is None else config.inner_lr,
+        "rule": rule if config.inner_rule == "auto" else config.inner_rule,
+        "relative": config.relative,
+        "scope": config.inner_scope,
+    }
 
 
 _COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Coordinator]] = {
