@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, get_args
 
 from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError, did_you_mean
-from .reading import refuse_unread, unread_of_domain
+from .reading import unread_of_domain
+from .section import Section
 
 __all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
 
@@ -162,7 +163,7 @@ class DomainConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """A domain pair and its preprocessing.
 
     Args:
@@ -204,6 +205,7 @@ class DataConfig:
     num_workers: int = 0
     on_bad_image: Literal["error", "skip"] = "error"
 
+    SECTION = "data"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "image_size": Limits(1),
         "detector_size": Limits(1),
@@ -211,22 +213,14 @@ class DataConfig:
         "num_workers": Limits(0),
     }
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "data.", self.LIMITS)
+        """As `Section.check`, and what the values must be together."""
+        super().check()
         for number, domain in enumerate(self.sources):
             domain.check(f"data.source[{number}]." if isinstance(self.source, list) else "data.source.")
         self.target.check("data.target.")
         if self.target_labeled is not None:
             self.target_labeled.check("data.target_labeled.")
-        refuse_unread("data", self)
 
     @property
     def sources(self) -> list[DomainConfig]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..checks import Limits, check_entries
+from ..checks import Limits
 from ..errors import did_you_mean
-from .reading import refuse_unread
+from .section import Section
 
 __all__ = ["LICENSES", "HubConfig", "license_notes"]
 
@@ -26,7 +26,7 @@ LICENSES = tuple(_LICENSE_WORDS.split())
 
 
 @dataclass
-class HubConfig:
+class HubConfig(Section):
     """Pushing to the Hub during and after a run. The token comes from HF_TOKEN or hf auth login, never from a file.
 
     Args:
@@ -54,23 +54,12 @@ class HubConfig:
     retry_seconds: float = 2.0
     overwrite: bool = False
 
+    SECTION = "hub"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "push_every": Limits(0),
         "attempts": Limits(1),
         "retry_seconds": Limits(0),
     }
-
-    def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "hub.", self.LIMITS)
-        refuse_unread("hub", self)
 
 
 def license_notes(name: str | None) -> list[str]:

@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..checks import LARGEST_SEED, Limits, check_entries, check_pretrained
+from ..checks import LARGEST_SEED, Limits, check_pretrained
 from ..errors import UserError
 from .data import DataConfig
 from .durations import seconds_of
 from .hub import HubConfig
-from .reading import own_rule, refuse_unread
+from .reading import own_rule
+from .section import Section
 
 __all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """The model to adapt.
 
     Args:
@@ -46,24 +47,17 @@ class ModelConfig:
     checkpoint: str | None = None
     attention: str | None = None
 
+    SECTION = "model"
     LIMITS: ClassVar[Mapping[str, Limits]] = {"bottleneck_dim": Limits(1)}
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "model.", self.LIMITS)
+        """As `Section.check`, and what the values must be together."""
+        super().check()
         check_pretrained(self.pretrained, "model.pretrained")
-        refuse_unread("model", self)
 
 
 @dataclass
-class CoordinationConfig:
+class CoordinationConfig(Section):
     """How task and alignment share a step.
 
     Args:
@@ -114,6 +108,7 @@ class CoordinationConfig:
     weight_lr: float = 0.1
     smoothing: float = 0.0
 
+    SECTION = "coordination"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "inner_lr": Limits(0),
         "swap_every": Limits(1),
@@ -122,17 +117,9 @@ class CoordinationConfig:
         "smoothing": Limits(0),
     }
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "coordination.", self.LIMITS)
-        refuse_unread("coordination", self)
+        """As `Section.check`, and what the values must be together."""
+        super().check()
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
         own = own_rule(self.method, self.direction)
@@ -147,7 +134,7 @@ class CoordinationConfig:
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """The optimiser of both phases.
 
     Args:
@@ -171,6 +158,7 @@ class OptimizerConfig:
     schedule: Literal["inverse", "cosine", "constant"] = "inverse"
     warmup_steps: int = 0
 
+    SECTION = "optimizer"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "lr": Limits(0),
         "weight_decay": Limits(0),
@@ -180,20 +168,9 @@ class OptimizerConfig:
         "warmup_steps": Limits(0),
     }
 
-    def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "optimizer.", self.LIMITS)
-
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Section):
     """The course of a run.
 
     Args:
@@ -294,6 +271,7 @@ class TrainingConfig:
     max_time: float | str | None = None
     max_bad_steps: int = 3
 
+    SECTION = "training"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "source_steps": Limits(0),
         "max_steps": Limits(1),
@@ -314,9 +292,6 @@ class TrainingConfig:
         "evaluation_batch_size": Limits(1),
     }
 
-    def __post_init__(self) -> None:
-        self.check()
-
     @property
     def target_loss_specs(self) -> list[Any]:
         """The target losses as a list, those that `pseudo_label_weight` stands for among them."""
@@ -328,12 +303,8 @@ class TrainingConfig:
         return [{"name": "mean_teacher", "weight": weight, "threshold": threshold}, *listed]
 
     def check(self) -> None:
-        """Refuse values that no run can use.
-
-        Raises:
-            UserError: For the first one.
-        """
-        check_entries(self, "training.", self.LIMITS)
+        """As `Section.check`, and what the values must be together."""
+        super().check()
         if isinstance(self.resume, bool):
             self.resume = "auto" if self.resume else "never"
         if self.max_time is not None:
@@ -343,7 +314,6 @@ class TrainingConfig:
             if not 0 <= value <= 1:
                 key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
                 raise UserError(f"{key} is {value}: it must lie in 0..1")
-        refuse_unread("training", self)
         if self.pseudo_label_weight > 0 and self.ema_decay is None:
             raise UserError(
                 "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"
