@@ -56,7 +56,7 @@ def export(arguments: list[str]) -> None:
 def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     """Write the files; returns what to say of them."""
     from ..hub import load_checkpoint
-    from ..models.image_processor import makes_only, savable_processor
+    from ..models.image_processor import handed_size, makes_only, savable_processor
     from ..progress import no_model_progress_bars
 
     model, processor = load_checkpoint(checkpoint)
@@ -70,7 +70,9 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
         from ..models.onnx_export import export_onnx
         from ..tasks import task_of_model
 
-        size = tuple(options.image_size) if options.image_size else _input_size(saved or processor)
+        size = tuple(options.image_size) if options.image_size else handed_size(saved or processor)
+        if size is None:
+            raise UserError("export: the image processor does not say a size; name one with --image-size")
         written = export_onnx(native, size, folder / "model.onnx", task_of_model(native).outputs)
         place = options.folder / "model.onnx"
         lines.append(f"ONNX: {place}, outputs within {written.difference:.1e} of torch's (relative)")
@@ -86,12 +88,3 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     if saved is not None:
         saved.save_pretrained(folder)
     return lines
-
-
-def _input_size(processor: Any) -> tuple[int, int]:
-    """Height and width of the images that an image processor hands on; a square where it keeps the images' shape."""
-    if not hasattr(processor, "size"):  # timm's, which says it its own way
-        return tuple(processor.data_config["input_size"][1:])
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    side = size.get("shortest_edge")
-    return int(size.get("height") or side), int(size.get("width") or side)

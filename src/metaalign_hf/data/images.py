@@ -197,16 +197,13 @@ class DatasetLoader:
         """The image with this index `(3, H, W)`, uint8."""
         try:
             image = self.dataset[index][self.column]
+            if isinstance(image, Image.Image):
+                return _to_tensor(image)
         except Exception as error:  # damaged files make Pillow raise nearly anything
             raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
-        if not isinstance(image, Image.Image):
-            raise UserError(
-                f"{self.name}: column {self.column} holds {type(image).__name__}, not images; name another image_column"
-            )
-        try:
-            return _to_tensor(image)
-        except Exception as error:
-            raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
+        raise UserError(
+            f"{self.name}: column {self.column} holds {type(image).__name__}, not images; name another image_column"
+        )
 
 
 def read_image(path: Path, place: str = "") -> Tensor:

@@ -76,7 +76,7 @@ def evaluate_classifier(
     model: nn.Module,
     batches: Iterable[dict[str, Tensor]],
     num_labels: int,
-    keep: Callable[[Any], object] = lambda _: None,
+    keep: Callable[[Any, Tensor], object] = lambda *_: None,
 ) -> Accuracy:
     """Figures over batches with `pixel_values` and `labels`; with several processes, over all their batches.
 
@@ -86,7 +86,7 @@ def evaluate_classifier(
         model: Called with `pixel_values`; its output has `logits`.
         batches: The batches, on any device; each process brings its own share.
         num_labels: Number of classes.
-        keep: Called with the model's output for each batch, for whatever else is made of it.
+        keep: Called with the model's output and the labels of each batch, for whatever else is made of them.
 
     Returns:
         The figures.
@@ -99,9 +99,9 @@ def evaluate_classifier(
     model.eval()
     for batch in batches:
         output = model(pixel_values=batch["pixel_values"].to(device))
-        keep(output)
         logits = output.logits
         labels.append(batch["labels"].to(device))
+        keep(output, labels[-1])
         probabilities.append(logits.float().softmax(1))
         confusion.update(logits.argmax(1), labels[-1])
     model.train(was_training)

@@ -39,8 +39,6 @@ class BackgroundPusher:
         assert config.repo_id is not None
         if config.create_pr and config.revision is not None:
             raise UserError("hub.revision: a pull request (hub.create_pr) goes to main; leave out the revision")
-        if config.push_every < 0 or config.attempts < 1:
-            raise UserError("hub.push_every must be 0 or more, and hub.attempts 1 or more")
         self.config, self.folder, self.report = config, folder, report
         self.target = Repository(
             config.repo_id, config.private, config.revision, config.create_pr, config.overwrite, token

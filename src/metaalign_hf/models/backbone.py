@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ..checks import check_pretrained
 from ..errors import UserError, did_you_mean, one_line
 from ..progress import quiet_loading
-from .image_processor import backbone_image_size, processor_image_size
+from .image_processor import backbone_image_size, handed_size
 from .loading import require_in_reach, require_options
 
 __all__ = [
@@ -343,7 +343,8 @@ def _described_images(place: str) -> tuple[tuple[float, ...], tuple[float, ...],
         processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         return IMAGENET_MEAN, IMAGENET_STD, None
-    size = processor_image_size(processor)
+    sides = handed_size(processor)
+    size = None if sides is None else sides[1]
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if not getattr(processor, "do_normalize", True) or mean is None or std is None:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), size

@@ -19,8 +19,8 @@ __all__ = [
     "backbone_image_size",
     "build_image_processor",
     "default_resize_size",
+    "handed_size",
     "makes_only",
-    "processor_image_size",
     "savable_processor",
     "timm_data_config",
 ]
@@ -142,11 +142,15 @@ def savable_processor(processor: Any) -> Any | None:
     )
 
 
-def processor_image_size(processor: Any) -> int | None:
-    """Width of the images that an image processor hands on, in pixels; None where it does not say."""
+def handed_size(processor: Any) -> tuple[int, int] | None:
+    """Height and width of the images that an image processor hands on, a square where it keeps their shape.
+
+    None where it does not say.
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        return tuple(processor.data_config["input_size"][1:])
     told = getattr(processor, "crop_size" if getattr(processor, "do_center_crop", False) else "size", None)
-    found = None if told is None else told.get("width") or told.get("shortest_edge")
-    return None if found is None else int(found)
+    return _sides(told) if told is not None and (told.get("width") or told.get("shortest_edge")) else None
 
 
 def makes_only(processor: Any, size: tuple[int, int]) -> bool:

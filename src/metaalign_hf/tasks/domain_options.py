@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 
 from ..data import DomainConfig, PairDomains
-from .summary import quoted
 
 __all__ = ["evaluate_command"]
 
@@ -29,4 +29,4 @@ def evaluate_command(folder: str, domains: PairDomains | None) -> str | None:
     for key, value in asdict(target).items():
         if value != defaults[key] and value is not None:
             options += [f"--data.{key}", json.dumps(value) if isinstance(value, list) else str(value)]
-    return quoted("metaalign", "evaluate", folder, "--data", target.short_form(), *options)
+    return shlex.join(["metaalign", "evaluate", folder, "--data", target.short_form(), *options])

@@ -8,7 +8,7 @@ from typing import Any
 
 from .kinds import TaskKind, task_named
 
-__all__ = ["CheckpointRow", "Row", "RunFacts", "Summary", "figure_names", "quoted"]
+__all__ = ["CheckpointRow", "Row", "RunFacts", "Summary", "figure_names"]
 
 Row = tuple[str, float | None, float | None, int]
 """Name of a row, figure before and after, images."""
@@ -152,9 +152,9 @@ class Summary(RunFacts):
         folder = self.output_dir
         return [
             *([self.evaluate_command] if self.evaluate_command is not None else []),
-            f"{quoted('metaalign', 'predict', folder)} IMAGE_OR_FOLDER{self.kind.try_also}",
-            quoted("metaalign", "export", folder, f"{folder}-native"),
-            f"{quoted('metaalign', 'push', folder)} ORGANISATION/NAME",
+            f"{shlex.join(['metaalign', 'predict', folder])} IMAGE_OR_FOLDER{self.kind.try_also}",
+            shlex.join(["metaalign", "export", folder, f"{folder}-native"]),
+            f"{shlex.join(['metaalign', 'push', folder])} ORGANISATION/NAME",
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,8 +176,3 @@ def figure_names(domain: str, measure: str) -> tuple[str, str]:
     """Names of a figure before and after, on `source` or `target`."""
     name = f"{domain}_{measure}"
     return f"{name}_before", f"{name}_after"
-
-
-def quoted(*words: str) -> str:
-    """A command line that a shell reads as these words."""
-    return shlex.join(words)

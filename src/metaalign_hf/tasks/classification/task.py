@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -271,21 +271,25 @@ class ClassificationTask(Task):
         """Figures on the test images of a domain."""
         size, source = self.config.training.evaluation_batch_size, domain == "source"
         outputs: list[tuple[Tensor, Tensor]] = []
-        judged = None if source else _Judged(self.target_losses)
+        taught = [] if source else [loss for loss in self.target_losses if isinstance(loss, SelfTraining)]
+        counts = torch.zeros(1, 3, dtype=torch.long, device=next(model.parameters()).device)
 
-        def keep(output: Any) -> None:
-            if judged is not None:
-                judged.judge(output.logits)
+        def keep(output: Any, labels: Tensor) -> None:
+            for loss in taught:
+                counts.add_(counts.new_tensor(loss.judge(output.logits, labels)))
             if kept is not None and world_size == 1 and source:
                 outputs.append((output.features.float(), output.logits.float()))
 
         batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
         batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["labels"]))
-        if judged is not None:
-            batches = judged.watch(batches)
         with self.statistics.as_source(model) if source else nullcontext():
             found = evaluate_classifier(model, batches, len(self.pair.labels), keep)
-        logged = {} if judged is None else judged.finish(world_size, next(model.parameters()).device)
+        logged = {}
+        for loss in taught:
+            # For the report alone: how many of the labels that it accepts on labelled test images are right.
+            count, accepted, right = loss.judged = tuple(gather_rows(counts, world_size).sum(0).tolist())
+            agreement = {"self_training_agreement": right / accepted} if accepted else {}
+            logged = {"logged": {"self_training_accepted": accepted / max(count, 1), **agreement}}
         if kept is not None and outputs:
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
         unknown = math.isnan(found.average_precision)
@@ -383,40 +387,6 @@ class ClassificationTask(Task):
     def penalty(self) -> str | None:
         """Name of the penalty that stands in both losses, such as that of GVB's bridge."""
         return " and ".join(self._penalties) or None
-
-
-class _Judged:
-    """For the report alone: how many of the labels that self-training accepts on labelled test images are right.
-
-    Args:
-        losses: The target losses of a run.
-    """
-
-    def __init__(self, losses: Sequence[Any]) -> None:
-        self.loss = next((loss for loss in losses if isinstance(loss, SelfTraining)), None)
-        self.labels = torch.empty(0)
-        self.counts = [0, 0, 0]
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; their labels are kept until `judge`."""
-        for batch in batches:
-            self.labels = batch["labels"]
-            yield batch
-
-    def judge(self, logits: Tensor) -> None:
-        """Count what is said of the batch that was handed out last."""
-        if self.loss is not None:
-            found = self.loss.judge(logits, self.labels.to(logits.device))
-            self.counts = [a + b for a, b in zip(self.counts, found, strict=True)]
-
-    def finish(self, world_size: int, device: torch.device) -> dict[str, Any]:
-        """The counts of all processes, told to the loss and, as shares, to the log."""
-        if self.loss is None:
-            return {}
-        count, accepted, right = gather_rows(torch.tensor([self.counts], device=device), world_size).sum(0).tolist()
-        self.loss.judged = (count, accepted, right)
-        agreement = {"self_training_agreement": right / accepted} if accepted else {}
-        return {"logged": {"self_training_accepted": accepted / max(count, 1), **agreement}}
 
 
 def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
