@@ -12,7 +12,16 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .objects import Objects
 
-__all__ = ["ClassNames", "FoundObject", "corners", "header_size", "packed", "required_entry", "required_id"]
+__all__ = [
+    "ClassNames",
+    "FoundObject",
+    "corners",
+    "header_size",
+    "packed",
+    "required_entry",
+    "required_id",
+    "upright_size",
+]
 
 FoundObject = tuple[tuple[float, float, float, float], int, bool]
 """Corners, class index, and whether it is to be ignored."""
@@ -97,8 +106,12 @@ def header_size(path: Path, where: str) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
+            return upright_size(image)
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UserError(f"{where}: image {path} cannot be read: {error}") from error
-    return (width, height) if turned else (height, width)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image, upright, without decoding it."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..configuration import DomainConfig
 from ..errors import UserError
-from .annotations import ClassNames, FoundObject, corners, packed
+from .annotations import ClassNames, FoundObject, corners, packed, upright_size
 from .bad_boxes import BoxCheck
 from .domains import RawDomain
 from .images import DatasetLoader, ImageSet
@@ -43,18 +43,23 @@ def _dataset_classes(data: Any, config: DomainConfig, name: str) -> list[str] | 
     """Class names of the objects column; None where there is no such column."""
     if config.objects_column not in data.column_names:
         return None
-    feature = data.features[config.objects_column]
-    inner = getattr(feature, "feature", feature)  # a list of dicts, or a dict of lists
-    if not isinstance(inner, dict):
-        raise UserError(f"domain {name}: objects_column {config.objects_column!r} holds no boxes, but {feature}")
-    category: Any = inner[_category_key(inner, config, name)]
-    class_label = getattr(category, "feature", category)
+    inner, class_label = _object_features(data, config, name)
     if hasattr(class_label, "names"):
         return list(class_label.names)
     found: set[str] = set()
     for row in data[config.objects_column]:
         found.update(str(value) for value in _columns(row, inner, config, name)[1])
     return sorted(found, key=int) if all(text.isdigit() for text in found) else sorted(found)
+
+
+def _object_features(data: Any, config: DomainConfig, name: str) -> tuple[dict[str, Any], Any]:
+    """The features of an object, and that of its category."""
+    feature = data.features[config.objects_column]
+    inner = getattr(feature, "feature", feature)  # a list of dicts, or a dict of lists
+    if not isinstance(inner, dict):
+        raise UserError(f"domain {name}: objects_column {config.objects_column!r} holds no boxes, but {feature}")
+    category: Any = inner[_category_key(inner, config, name)]
+    return inner, getattr(category, "feature", category)
 
 
 def _category_key(inner: Any, config: DomainConfig, name: str) -> str:
@@ -99,10 +104,7 @@ def objects_of_rows(
     )
     if labels is None or names is None:
         return DetectionSet(images)
-    feature = data.features[config.objects_column]
-    inner = getattr(feature, "feature", feature)
-    class_label = getattr(inner[_category_key(inner, config, name)], "feature", None)
-    class_label = class_label if class_label is not None else inner[_category_key(inner, config, name)]
+    inner, class_label = _object_features(data, config, name)
     sizes = _row_sizes(data, config, name)
     found: list[list[FoundObject]] = []
     for index, row in enumerate(data[config.objects_column]):
@@ -140,9 +142,7 @@ def _row_sizes(data: Any, config: DomainConfig, name: str) -> list[tuple[int, in
         try:
             source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
             with Image.open(source) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5
+                sizes.append(upright_size(image))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{name}: row {index}, column {config.image_column}: unreadable image ({error})") from error
-        sizes.append((width, height) if turned else (height, width))
     return sizes

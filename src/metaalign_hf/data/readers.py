@@ -7,6 +7,7 @@ from typing import Any
 
 from ..configuration import DomainConfig
 from ..errors import UserError, one_line
+from ..paths import printable
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
@@ -83,7 +84,10 @@ def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]
         )
     files, labels = [], []
     for class_folder in folders:
-        refuse_undecodable(class_folder, name)
+        if printable(class_folder.name) != class_folder.name:
+            raise UserError(
+                f"domain {name}: the name of the class folder {str(class_folder)!r} is not UTF-8; rename it"
+            )
         if class_folder.name not in classes:
             raise UserError(f"domain {name}: the test folder {class_folder} is not a class of the training folder")
         found = existing_images(class_folder, name)
@@ -118,20 +122,6 @@ def refuse_broken_links(paths: list[Path], name: str) -> None:
             f"domain {name}: {broken[0]} is a link to {broken[0].readlink()}, which does not exist{others}; repair or "
             "remove it"
         )
-
-
-def refuse_undecodable(class_folder: Path, name: str) -> None:
-    """Refuse the folder of a class whose name cannot be written into any file.
-
-    Raises:
-        UserError: If it is not UTF-8.
-    """
-    try:
-        class_folder.name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"domain {name}: the name of the class folder {str(class_folder)!r} is not UTF-8; rename it"
-        ) from error
 
 
 def _list(config: DomainConfig) -> RawDomain[ImageSet]:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from pkgutil import resolve_name
 
 from ..kinds import Measure, PredictOption, TaskKind, register_task
 
-if TYPE_CHECKING:
-    from .task import ClassificationTask
-
 __all__ = ["IMAGE_CLASSIFICATION"]
-
-
-def _load() -> type[ClassificationTask]:
-    from .task import ClassificationTask
-
-    return ClassificationTask
-
 
 IMAGE_CLASSIFICATION = register_task(
     TaskKind(
         pipeline_tag="image-classification",
         auto_class="AutoModelForImageClassification",
         architectures="ForImageClassification",
-        load=_load,
+        load=partial(resolve_name, f"{__name__}.task:ClassificationTask"),
         measures=(
             Measure("accuracy", "accuracy", "accuracy", indexed=True),
             Measure("balanced_accuracy", "balanced accuracy", "balanced_accuracy"),

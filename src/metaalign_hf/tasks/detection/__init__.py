@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from pkgutil import resolve_name
 
 from ..kinds import Measure, PredictOption, TaskKind, register_task
 
-if TYPE_CHECKING:
-    from .task import DetectionTask
-
 __all__ = ["OBJECT_DETECTION"]
-
-
-def _load() -> type[DetectionTask]:
-    from .task import DetectionTask
-
-    return DetectionTask
-
 
 OBJECT_DETECTION = register_task(
     TaskKind(
         pipeline_tag="object-detection",
         auto_class="AutoModelForObjectDetection",
         architectures="ForObjectDetection",
-        load=_load,
+        load=partial(resolve_name, f"{__name__}.task:DetectionTask"),
         measures=(
             Measure("map50", "mAP@50", "mAP", indexed=True),
             Measure("voc_11_point", "11-point mAP@50 of VOC 2007", "mAP"),
