@@ -138,6 +138,23 @@ class Coordinator(ABC):
                 prefix.forget()
             raise
 
+    def backward_alone(self, closures: Sequence[Closure], first: str) -> StepReport:
+        """Leave the gradient of one loss in `.grad`, without an inner step: before the adaptation, or beside no other.
+
+        Args:
+            closures: As for `backward`; without any there is no gradient, and the loss is 0.
+            first: What the report calls the loss.
+
+        Raises:
+            FloatingPointError: If the gradient is not finite and not scaled.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        parameters = optimizer_parameters(self.optimizer)
+        loss = self._run(closures) if closures else torch.zeros((), device=parameters[0].device)
+        if self.scaler is None:
+            self._overflowed("task", norm(p.grad for p in parameters))
+        return StepReport(first, loss, None)
+
     @abstractmethod
     def _take(self, passes: StepClosures, step: int) -> StepReport:
         """Leave the gradient of the step in `.grad`, which holds that of the step before."""
@@ -154,11 +171,16 @@ class Coordinator(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON values; see also `memory`."""
-        return {} if self.inner is None else self.inner.state_dict()
+        """What a resumed run needs, as JSON values: the number of steps, and the inner step's; see also `memory`."""
+        return {"step": self.step, **({} if self.inner is None else self.inner.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave.
+
+        Raises:
+            ValueError: If it is of another rule, or of other parameters or groups.
+        """
+        self.step = state["step"]
         if self.inner is not None:
             self.inner.load_state_dict(state)
 

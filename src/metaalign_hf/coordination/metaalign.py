@@ -191,18 +191,13 @@ class MetaAlign(Coordinator):
         return self.inner.sizes(gradients, self._scale())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON values: the step and the group weights."""
+        """As `Coordinator.state_dict`, with the group weights."""
         weights = None if self.group_weights is None else self.group_weights.state_dict()
-        return {"step": self.step, "group_weights": weights, **self.inner.state_dict()}
+        return {**super().state_dict(), "group_weights": weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave.
-
-        Raises:
-            ValueError: If the group weights are of other groups.
-        """
-        self.step = state["step"]
-        self.inner.load_state_dict(state)
+        """As `Coordinator.load_state_dict`, with the group weights."""
+        super().load_state_dict(state)
         if self.group_weights is not None and state["group_weights"] is not None:
             self.group_weights.load_state_dict(state["group_weights"])
 

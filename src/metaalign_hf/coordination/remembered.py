@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -132,12 +132,3 @@ class RememberedMetaAlign(Coordinator):
         if not by_role and not report.skipped:
             self._memory["total"].keep([p.grad for p in parameters], scale)
         return replace(report, first=first, displacement=displacement)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken and the state of the inner step; the gradients are in `memory`."""
-        return {"step": self.step, **self.inner.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        self.step = state["step"]
-        self.inner.load_state_dict(state)

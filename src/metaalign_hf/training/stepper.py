@@ -20,7 +20,7 @@ from .bad_steps import BadStep, BufferCopies, not_finite
 from .machine import Agreement
 from .optimizers import set_learning_rate
 from .schedules import learning_rate_factor, progress
-from .steps import adaptation_step, build_coordinator, micro_batches, source_step
+from .steps import adaptation_step, build_coordinator, micro_batches
 from .weights import Weights
 
 __all__ = ["Stepper"]
@@ -123,12 +123,11 @@ class Stepper:
         try:
             closures, figures = self._closures(source, target, done)
             if target and not self.task.pair.has_source:
-                alone = closures.alignment
-                report = source_step(self.optimizer, self.model, self.accelerator, alone, "target")
+                report = self.coordinator.backward_alone(closures.alignment, "target")
             elif target:
                 report = adaptation_step(self.coordinator, closures, local)
             else:
-                report = source_step(self.optimizer, self.model, self.accelerator, closures.task)
+                report = self.coordinator.backward_alone(closures.task, "source")
             reason = None if self.accelerator.scaler is not None else not_finite(report)
         except FloatingPointError as error:
             reason = str(error)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch.optim import Optimizer
 
 from ..configuration import CoordinationConfig
 from ..coordination import Coordinator, DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign, StepReport
-from ..coordination.gradients import norm, optimizer_parameters
 from ..errors import UserError
 from ..tasks.base import Batch, StepClosures
 
-__all__ = ["adaptation_step", "build_coordinator", "micro_batches", "source_step"]
+__all__ = ["adaptation_step", "build_coordinator", "micro_batches"]
 
 _PENALTY_EVERY = 60
 """Steps between two that tell a penalty of both losses apart. One costs about two thirds of a step more, so all of them
@@ -97,41 +95,6 @@ _COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]
     "heun": _game,
     "pga": _pga,
 }
-
-
-def source_step(
-    optimizer: Optimizer,
-    model: nn.Module,
-    accelerator: Accelerator,
-    closures: Sequence[Callable[[], Tensor]],
-    first: str = "source",
-) -> StepReport:
-    """Leave the gradient of one loss alone, averaged over the micro-batches, in `.grad`.
-
-    Args:
-        optimizer: Whose gradients are set.
-        model: The wrapped model.
-        accelerator: Wrapped it.
-        closures: The passes, one for each micro-batch; without any there is no gradient, and the loss is 0.
-        first: What the report calls the loss.
-
-    Raises:
-        FloatingPointError: If the gradient is not finite and not scaled.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    losses = [] if closures else [torch.zeros((), device=accelerator.device)]
-    for index, closure in enumerate(closures):
-        with nullcontext() if index == len(closures) - 1 else accelerator.no_sync(model):
-            loss = closure()
-            accelerator.backward(loss / len(closures))
-        losses.append(loss.detach())
-    loss = torch.stack(losses).mean()
-    # The gradient is the same on all processes, unlike the loss.
-    size = None if accelerator.scaler is not None else norm(p.grad for p in optimizer_parameters(optimizer))
-    if size is not None and not bool(torch.isfinite(size)):
-        optimizer.zero_grad(set_to_none=True)
-        raise FloatingPointError(f"the gradient of the task objective is {float(size)}")
-    return StepReport(first, loss, None)
 
 
 def adaptation_step(coordinator: Coordinator, closures: StepClosures, step: int) -> StepReport:
