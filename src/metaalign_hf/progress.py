@@ -113,14 +113,11 @@ class _Display:
         while not self.closed.wait(0.25 if self.console.is_terminal else SECONDS):
             opened = list(self.open)
             if self.console.is_terminal:
-                self._refresh(opened)
+                for shown, bar in opened:
+                    if bar in self.bars.task_ids:
+                        self.bars.update(bar, completed=shown.done, note=shown.note())
             elif opened:
                 self.console.print(opened[-1][0].line(), soft_wrap=True, highlight=False, markup=False)
-
-    def _refresh(self, opened: list[tuple[Stage, TaskID]]) -> None:
-        for shown, bar in opened:
-            if bar in self.bars.task_ids:
-                self.bars.update(bar, completed=shown.done, note=shown.note())
 
 
 _current: _Display | None = None

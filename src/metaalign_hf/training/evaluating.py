@@ -89,9 +89,8 @@ class Evaluator:
             self.selection = None
             return {}
         validator, metric = get_validator(self.selection.validator), self.task.metric
-        target = found["target"][metric] if "target" in found else None
+        source, target = (found.get(domain, {}).get(metric) for domain in ("source", "target"))
         score = validator.score(values[validator.name])
-        source = found["source"][metric] if "source" in found else None
         self.selection.offer(Evaluation(step, source, score, target), self.weights.kept)
         return {f"validator_{name}": value for name, value in values.items()}
 

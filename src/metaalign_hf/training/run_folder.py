@@ -132,7 +132,7 @@ def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
         )
     found = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
     before, now = _flat(_with_defaults(found, config)), _flat(recorded)
-    longer = _is_longer(before, now)
+    longer = isinstance(steps := before.get(_STEPS), int) and now[_STEPS] > steps
     keys = sorted({*before, *now} - _FREE - ({_STEPS} if longer else set()))
     differing = [key for key in keys if before.get(key) != now.get(key) and not key.startswith("hub.")]
     if differing:
@@ -201,11 +201,6 @@ def as_new_run(config: Config) -> str:
     phase = " --training.source_steps 0" if config.training.source_steps else ""
     options = shlex.join(["--model.checkpoint", str(folder), "--training.output_dir", f"{folder}-more"])
     return f"to train on from its model, start a new run: {options}{phase}"
-
-
-def _is_longer(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    steps = before.get(_STEPS)
-    return isinstance(steps, int) and now[_STEPS] > steps
 
 
 def write_config(folder: Path, recorded: dict[str, Any]) -> None:

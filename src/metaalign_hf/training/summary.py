@@ -96,9 +96,10 @@ def _in_words(summary: Summary) -> list[str]:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the model that the run started from)"
-    words = [
-        f"{phases}, seed {summary.seed}, {summary.seconds:.0f} s{_evaluating(summary)}. After is the last checkpoint."
-    ]
+    took = f"{summary.seconds:.0f} s"
+    if summary.seconds_in_evaluation is not None:
+        took += f" ({summary.seconds_in_evaluation:.0f} of it in evaluations)"
+    words = [f"{phases}, seed {summary.seed}, {took}. After is the last checkpoint."]
     _, before, after, _ = summary.rows()[-1]
     if before is not None and after is not None and summary.baseline is not None:
         gain = 100 * (after - summary.baseline["target"])
@@ -123,9 +124,3 @@ def _in_words(summary: Summary) -> list[str]:
                 f"gradient with that penalty's is {summary.penalty_cosine:+.3f}."
             )
     return words
-
-
-def _evaluating(summary: Summary) -> str:
-    return (
-        "" if summary.seconds_in_evaluation is None else f" ({summary.seconds_in_evaluation:.0f} of it in evaluations)"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +61,14 @@ class WeightAverage(ModelEmaV3):
     @torch.no_grad()
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """One update with the given decay; tensors of whole numbers are copied."""
-        pairs = list(zip(_tensors(self.module), [*model.parameters(), *_buffers(model)], strict=True))
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        pairs = list(zip(averages, [*model.parameters(), *_buffers(model)], strict=True))
         moved = [pair for pair in pairs if pair[0].is_floating_point()]
         # One call for all: a detector has hundreds of small tensors.
         torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1.0 - decay)
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)
-
-
-def _tensors(module: nn.Module) -> chain[Tensor]:
-    return chain(module.parameters(), module.buffers())
 
 
 def _buffers(model: nn.Module) -> list[Tensor]:
