@@ -20,6 +20,7 @@ from ..coordination import StepClosures
 from ..data.bad_images import BadImages, name_of, read_replacing, readable
 from ..errors import UserError
 from ..models.origin import is_pretrained
+from ..run_folder import BAD_IMAGES_FILE
 from ..tables import write_table
 from .domain_options import evaluate_command
 from .kinds import TaskKind
@@ -311,6 +312,14 @@ class Task:
         used = [] if few is None else [f"The task loss also used {len(few)} labelled target images, in both phases."]
         without = [] if self.pair.has_source else ["No image and no label of the model's source was used."]
         return [*without, *self.pair.notes, *used]
+
+    def notes_of_run(self) -> list[str]:
+        """Plain statements about what a finished run did."""
+        told = (loss.note(self.config.training.max_steps) for loss in self.target_losses)
+        notes = [*self.statistics.notes(), *(note for note in told if note is not None)]
+        if bad := len(self.bad_images.found):
+            notes.append(f"Images that could not be read, and were skipped: {bad}; {BAD_IMAGES_FILE} lists them.")
+        return notes
 
     def examples(self, model: nn.Module) -> Scores:
         """What the model says of some target test images, as JSON values, for `write_files`; no label is read.

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..configuration import Config
 from ..configuration.reading import refuse_unread_by_task
+from ..errors import UserError
 from .base import Task
 from .kinds import TaskKind, task_chosen_by, task_of_architecture, task_of_model
 from .starting_point import starting_architecture
@@ -23,12 +24,18 @@ def build_task(config: Config, pair: Any = None, model: Any = None) -> Task:
 
     Raises:
         UserError: If the data or the model cannot be loaded, or they do not fit, or an entry is set that the task does
-            not read.
+            not read, or there is nothing to align by.
     """
     kind = described_task(config, model)
     refuse_unread_by_task(config, kind)
     task: Any = kind.load()
     built: Task = task(config, pair, model)
+    method, aligns = config.coordination.method, built.model.config.alignment or built.target_losses
+    if method not in ("source_only", "target_only") and not aligns:
+        raise UserError(
+            f"model.alignment: {method} needs an alignment objective; name one, or a target loss "
+            "(training.target_losses), or use coordination.method: source_only"
+        )
     return built
 
 

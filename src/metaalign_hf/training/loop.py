@@ -25,7 +25,6 @@ from ..coordination import StepReport
 from ..data import DomainPair
 from ..data.streams import told_dead_worker
 from ..disk import told_disk_errors
-from ..errors import UserError
 from ..hub import write_card
 from ..interruption import Interruption, told_interruption
 from ..progress import display, stage
@@ -155,23 +154,14 @@ class _Run:
         self.task = build_task()
         bare = self.task.model
         refuse_inexact(config, bare, checkpoint)
-        losses = self.task.target_losses
-        if (
-            config.coordination.method not in ("source_only", "target_only")
-            and not bare.config.alignment
-            and not losses
-        ):
-            raise UserError(
-                f"model.alignment: {config.coordination.method} needs an alignment objective; name one, or a target "
-                "loss (training.target_losses), or use coordination.method: source_only"
-            )
         if training.gradient_checkpointing:
             bare.gradient_checkpointing_enable()
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
         optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
         model, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        self.weights = Weights(model, self.task.processor, self.accelerator, average_decay(training, losses))
+        ema_decay = average_decay(training, self.task.target_losses)
+        self.weights = Weights(model, self.task.processor, self.accelerator, ema_decay)
         self.stepper = Stepper(config, self.task, self.weights, self.optimizer, Agreement(self.accelerator))
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
         self.step, self.cosines = 0, MeanCosines(device)
@@ -192,9 +182,7 @@ class _Run:
             truncate_metrics(self.output_dir, self.step, training.source_steps + training.max_steps)
             record_session(self.output_dir, config, self.accelerator, self.step)
             self.journal.open_log()
-            self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
-        self.accelerator.wait_for_everyone()
-        if not main:
+        with self.accelerator.main_process_first():
             self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
         for note in [*self.task.notes, *license_notes(config.hub.license)]:
             self.journal.say(f"Note: {note}")
@@ -338,15 +326,11 @@ class _Run:
         return self.task.summary(facts, self.evaluator.found["before"], self.evaluator.found["after"])
 
     def _notes(self) -> list[str]:
-        notes = self.task.statistics.notes()
-        told = (loss.note(self.config.training.max_steps) for loss in self.task.target_losses)
-        notes += [note for note in told if note is not None]
+        notes = self.task.notes_of_run()
         if self.keeper.skipped:
             notes.append(
                 f"Steps whose losses or gradients were not finite, and which were skipped: {self.keeper.skipped}."
             )
-        if bad := len(self.task.bad_images.found):
-            notes.append(f"Images that could not be read, and were skipped: {bad}; {BAD_IMAGES_FILE} lists them.")
         if self.config.training.select_by is not None and self.evaluator.selection is None:
             notes.append(
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."
