@@ -24,7 +24,7 @@ from collections import Counter
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -140,10 +140,10 @@ class Runs:
             return label_free_choice(found)
         return max(found, key=lambda rate: sum(run["bnm"] for run in found[rate]))
 
-    def scores(self, row: Row, family: str) -> list[float]:
-        """Target scores by pair and seed, in points."""
+    def scores(self, row: Row, family: str, end: str = "target") -> list[float]:
+        """Scores by pair and seed, in points."""
         rate = self.rate(row, family)
-        return [100 * self(row, rate, pair, s)["target_class_mean"] for pair in FAMILIES[family] for s in SEEDS]
+        return [100 * self(row, rate, pair, s)[f"{end}_class_mean"] for pair in FAMILIES[family] for s in SEEDS]
 
     def without(self, row: Row, family: str) -> list[float]:
         """The scores without the target loss."""
@@ -188,6 +188,7 @@ def table(runs: Runs) -> Table:
         "all pairs, to without",
         "all pairs, to the default",
         "worst run",
+        "source",
     ):
         found.add_column(column)
     default = [runs.base.scores(*DEFAULT, SHORT, family) for family in FAMILIES]
@@ -197,7 +198,8 @@ def table(runs: Runs) -> Table:
         cells = [with_interval(every[i : i + len(SEEDS)]) for i in range(0, len(every), len(SEEDS))]
         apart = differences(own, [runs.without(row, family) for family in FAMILIES])
         cells += [with_interval(gain, "+") for gain in (*apart, differences(own, default)[-1])]
-        found.add_row(*row, *cells, f"{min(every):.0f}")
+        source = list(chain(*(runs.scores(row, family, "source") for family in FAMILIES)))
+        found.add_row(*row, *cells, f"{min(every):.0f}", f"{mean(source):.1f}")
     return found
 
 
