@@ -6,17 +6,29 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from .errors import UserError
 
-__all__ = ["LARGEST_SEED", "Limits", "check_entries", "check_pretrained", "requirement"]
+__all__ = [
+    "LARGEST_SEED",
+    "PROMPT",
+    "Limits",
+    "check_entries",
+    "check_lora",
+    "check_pretrained",
+    "check_prompts",
+    "requirement",
+]
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
+
+PROMPT = "a photo of a {label}"
+"""What a dual encoder reads of a class."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,51 @@ def check_pretrained(value: bool | str, key: str) -> None:
             f"{key} is {value!r}: it must be true, false, a local folder or .safetensors file, or a Hub id "
             "(organisation/name)"
         )
+
+
+def check_lora(lora: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The entries of low-rank adapters with their defaults: `r` 16, `alpha` r, `target_modules` auto.
+
+    Args:
+        lora: Some of them.
+        key: What named them, for the error.
+
+    Raises:
+        UserError: If one is unknown or wrong.
+    """
+    known = {"r": 16, "alpha": lora.get("r", 16), "target_modules": "auto"}
+    for name in lora:
+        if name not in known:
+            raise UserError(f"{key}.{name}: unknown key; valid: {', '.join(known)}")
+    found = {**known, **lora}
+    if not _fits(found["r"], int, Limits(1)):
+        raise UserError(f"{key}.r is {found['r']!r}: it must be a whole number, 1 or more")
+    if not _fits(found["alpha"], float, Limits(0, inside=True)):
+        raise UserError(f"{key}.alpha is {found['alpha']!r}: it must be a number above 0")
+    if found["target_modules"] != "auto" and not (
+        _fits(found["target_modules"], list[str], Limits()) and found["target_modules"]
+    ):
+        raise UserError(f"{key}.target_modules is {found['target_modules']!r}: it must be auto or a list of names")
+    return found
+
+
+def check_prompts(prompts: str | Sequence[str], key: str) -> list[str]:
+    """The prompts as a list.
+
+    Args:
+        prompts: A text with `{label}`, or several.
+        key: What named them, for the error.
+
+    Raises:
+        UserError: If there is none, or one has no `{label}`.
+    """
+    found = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not found:
+        raise UserError(f"{key}: the list is empty; write one such as {PROMPT!r}")
+    for prompt in found:
+        if "{label}" not in prompt:
+            raise UserError(f"{key} is {prompt!r}: it must hold {{label}}, such as {PROMPT!r}")
+    return found
 
 
 def requirement(hint: Any, limits: Limits | None = None) -> str:

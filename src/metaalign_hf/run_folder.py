@@ -14,6 +14,7 @@ __all__ = [
     "CHECKPOINTS_FOLDER",
     "CONFIG_FILE",
     "DETECTIONS_FILE",
+    "FEATURES_FILE",
     "FIGURES_FOLDER",
     "LOCK_FILE",
     "LOG_FILE",
@@ -89,6 +90,9 @@ RUN_FILE = "run.json"
 
 BAD_IMAGES_FILE = "bad_images.jsonl"
 """Images that could not be read and were skipped."""
+
+FEATURES_FILE = "features.safetensors"
+"""Features of a frozen backbone, of every image and view."""
 
 BAD_STEP_FILE = "bad_step.json"
 """The step at which a run stopped because its numbers were not finite."""

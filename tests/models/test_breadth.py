@@ -54,6 +54,8 @@ TIMM = {
     "swinv2_tiny_window8_256": (64, True),
     "twins_svt_small": (64, False),
     "visformer_tiny": (224, False),
+    "vit_small_patch14_reg4_dinov2": (28, True),
+    "vit_small_patch16_dinov3": (32, True),
     "vit_tiny_patch16_224": (32, True),
     "xcit_nano_12_p16_224": (32, False),
 }
@@ -66,6 +68,10 @@ NATIVE = {
     "convnextv2": ({"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, 32),
     "deit": ({**_TRANSFORMER, "image_size": 32}, 32),
     "dinov2": (
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        28,
+    ),
+    "dinov2_with_registers": (
         {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
         28,
     ),
@@ -113,6 +119,48 @@ def test_a_step_and_every_round_trip(name, tmp_path):
         native = copy.deepcopy(AutoModelForImageClassification.from_pretrained(tmp_path / "native")).eval()
         assert "MetaAlign" not in type(native).__name__
         assert torch.equal(native(images).logits, expected)
+
+
+FOUNDATION = (
+    *(
+        "clip",
+        "dinov2",
+        "dinov2_with_registers",
+        "siglip",
+        "convnextv2",
+        "timm/convnextv2_atto",
+        "timm/eva02_tiny_patch14_224",
+    ),
+    *("timm/hiera_tiny_224", "timm/vit_small_patch14_reg4_dinov2", "timm/vit_small_patch16_dinov3"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_frozen_or_with_adapters(name):
+    """Features in the place of images are the same model; adapters train, and merge into the plain one."""
+    options, side = CASES[name]
+    torch.manual_seed(0)
+    model = MetaAlignForImageClassification.from_backbone(
+        name, ["a", "b", "c"], "cdan", pretrained=False, bottleneck_dim=8, **options
+    )
+    images, labels = torch.randn(2, 3, side, side), torch.tensor([0, 2])
+    frozen = copy.deepcopy(model).train()
+    frozen.freeze("all")
+    features = frozen.pooled(images)
+    assert not features.requires_grad and torch.equal(features, frozen.pooled(images))
+    assert torch.equal(frozen(features, labels).task_loss, frozen(images, labels).task_loss)
+
+    model.add_lora(r=2)
+    assert all(".lora_" in key for key in model.parameter_roles()["backbone"])
+    for key, value in model.named_parameters():
+        if ".lora_B" in key:
+            torch.nn.init.normal_(value, std=0.05)
+    model.train()(images, labels).task_loss.backward()
+    assert all(value.grad is not None for key, value in model.named_parameters() if ".lora_" in key)
+    model.eval().config.image_size = side
+    with torch.no_grad():
+        assert torch.allclose(model.export_native()(images).logits, model(images).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,14 @@ class DataConfig(Section):
         on_bad_image: error, an image that cannot be read stops the run, which can go on once it is put right; or skip,
             it is replaced by the next one of its domain in training, and left out of the evaluation, for which all test
             images are read once before the run. bad_images.jsonl in training.output_dir lists them.
+        views: Augmented versions of each training image of a classifier, made once, of which every batch takes one;
+            null makes a new one for every batch, and 4 where features are cached.
+        cache_features: auto, where the whole backbone is frozen (model.freeze all) and no target loss needs views of
+            its own, its features are computed once for each image and view, before the first step, and training and
+            evaluation run on them; never computes them in every pass.
+        cache_folder: Folder of features.safetensors, which holds them; null is training.output_dir. Runs on the same
+            data, backbone and views may share it.
+        cache_gigabytes: Largest size of that file.
     """
 
     source: DomainConfig | list[DomainConfig] | None
@@ -204,6 +212,10 @@ class DataConfig(Section):
     )
     num_workers: int = 0
     on_bad_image: Literal["error", "skip"] = "error"
+    views: int | None = None
+    cache_features: Literal["auto", "never"] = "auto"
+    cache_folder: str | None = None
+    cache_gigabytes: float = 20.0
 
     SECTION = "data"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
@@ -211,6 +223,8 @@ class DataConfig(Section):
         "detector_size": Limits(1),
         "resize_size": Limits(1),
         "num_workers": Limits(0),
+        "views": Limits(1),
+        "cache_gigabytes": Limits(0, inside=True),
     }
 
     def check(self) -> None:

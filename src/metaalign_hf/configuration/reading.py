@@ -78,6 +78,7 @@ _SWAPS = _is("roles", "alternate")
 _PUSHED = (_given("repo_id"),)
 _BUILT = (_absent("checkpoint"),)
 _CLASSIFIER = (_absent("checkpoint"), _absent("detector"))
+_LINEAR = (*_CLASSIFIER, _is("head", "linear"))
 
 # For each entry the alternatives, in each of which all conditions must hold. Entries that are not listed are always
 # read. The optimiser's entries are not listed: they describe the parameters, for whatever step is chosen.
@@ -101,15 +102,23 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
     },
     "model": {
         "backbone": (_CLASSIFIER,),
-        "backbone_options": (_CLASSIFIER,),
-        "bottleneck_dim": (_CLASSIFIER,),
+        "backbone_options": (_LINEAR,),
+        "bottleneck_dim": (_LINEAR,),
+        "head": (_CLASSIFIER,),
+        "lora": (_CLASSIFIER,),
+        "prompt": ((*_CLASSIFIER, _is("head", "zero_shot")),),
+        "labels": ((*_CLASSIFIER, _is("head", "zero_shot")),),
         "bottleneck_kind": ((*_CLASSIFIER, _given("bottleneck_dim")),),
         "detector_options": ((*_BUILT, _given("detector")),),
-        "pretrained": (_BUILT,),
+        "pretrained": ((*_BUILT, _is("head", "linear")),),
         "alignment": (_BUILT,),
+        "freeze": ((_absent("detector"),),),
     },
     "data": {
         "source_sampling": ((Condition("source", "a list of several", lambda value: isinstance(value, list)),),),
+        "views": ((Condition("augmentation", "crop or crop_flip", lambda value: value != "none"),),),
+        "cache_folder": ((_is("cache_features", "auto"),),),
+        "cache_gigabytes": ((_is("cache_features", "auto"),),),
     },
     "training": {
         "pseudo_label_threshold": ((_positive("pseudo_label_weight"),),),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..checks import LARGEST_SEED, Limits, check_pretrained
+from ..checks import LARGEST_SEED, PROMPT, Limits, check_lora, check_pretrained, check_prompts
 from ..errors import UserError
 from .data import DataConfig
 from .durations import seconds_of
@@ -34,6 +34,17 @@ class ModelConfig(Section):
             detector) and alignment heads are then its own, and its classes must be those of the data.
         attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
             switch between eager and their fused kernel.
+        freeze: Part of a classifier's backbone that does not train: all, none, or a number of its stages, counted from
+            the images (the stem is the first one; a ViT has quarters). Its batch normalisation keeps its statistics,
+            its dropout is off. With all, features are computed once for each image (data.cache_features).
+        head: Where a classifier's head starts. linear, from random weights; zero_shot, from the text embeddings of the
+            class names: backbone is then a dual encoder with its tokenizer (CLIP, SigLIP, SigLIP 2; Hub id or folder).
+        prompt: With head zero_shot, the text that is embedded for a class, with {label} for its name; or a list of
+            several, whose embeddings are averaged.
+        lora: Low-rank adapters in the linear layers of a classifier's backbone, which train in its place (needs peft):
+            a mapping with r (16), alpha (r) and target_modules (auto, all; or a list of last parts of their names, such
+            as qkv); null has none.
+        labels: With head zero_shot and data.source none, the class names; null takes those that the target has.
     """
 
     backbone: str | dict[str, Any] = "timm/resnet50.a1_in1k"
@@ -46,14 +57,29 @@ class ModelConfig(Section):
     detector_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     attention: str | None = None
+    freeze: Literal["none", "all"] | int = "none"
+    head: Literal["linear", "zero_shot"] = "linear"
+    prompt: str | list[str] = PROMPT
+    labels: list[str] | None = None
+    lora: dict[str, Any] | None = None
 
     SECTION = "model"
-    LIMITS: ClassVar[Mapping[str, Limits]] = {"bottleneck_dim": Limits(1)}
+    LIMITS: ClassVar[Mapping[str, Limits]] = {"bottleneck_dim": Limits(1), "freeze": Limits(1)}
 
     def check(self) -> None:
         """As `Section.check`, and what the values must be together."""
         super().check()
         check_pretrained(self.pretrained, "model.pretrained")
+        if self.lora is not None:
+            check_lora(self.lora, "model.lora")
+            if self.freeze != "none":
+                raise UserError(
+                    "model.freeze: adapters (model.lora) leave the backbone as it is anyway; drop one of them"
+                )
+        if self.head == "zero_shot":
+            if not isinstance(self.backbone, str):
+                raise UserError("model.backbone: with head zero_shot it is the Hub id or the folder of a dual encoder")
+            check_prompts(self.prompt, "model.prompt")
 
 
 @dataclass
@@ -363,6 +389,16 @@ class Config:
                 "training.baseline: the run is a source-only one itself; set it to false, or coordination.method to "
                 "joint or metaalign"
             )
+        if self.model.freeze == "all":
+            if training.batch_norm not in ("auto", "frozen"):
+                raise UserError(
+                    f"training.batch_norm is {training.batch_norm}: with model.freeze all the backbone's statistics "
+                    "stay; leave it at auto"
+                )
+            if training.recalibrate_bn != "none":
+                raise UserError(
+                    "training.recalibrate_bn: with model.freeze all the backbone's statistics stay; leave it at none"
+                )
         if self.coordination.order == 2 and training.gradient_checkpointing:
             raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
 
@@ -370,14 +406,17 @@ class Config:
         """Refuse what does not work without a source."""
         method, training = self.coordination.method, self.training
         if self.data.source is not None:
+            if self.model.labels is not None:
+                raise UserError("model.labels: the classes are those of data.source; leave it out")
             if method == "target_only":
                 raise UserError(
                     "coordination.method: target_only is for adapting without a source; set data.source: none"
                 )
             return
-        if self.model.checkpoint is None:
+        if self.model.checkpoint is None and self.model.head != "zero_shot":
             raise UserError(
-                "data.source is none: without a source a finished model is adapted; name it with model.checkpoint"
+                "data.source is none: without a source a finished model is adapted; name it with model.checkpoint, or "
+                "set model.head: zero_shot"
             )
         if method != "target_only":
             raise UserError(

@@ -6,7 +6,8 @@ that what is evaluated here is what `pipeline` computes elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,36 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from transformers import BitImageProcessor
 
-__all__ = ["AUGMENTATIONS", "augment", "preprocess"]
+__all__ = ["AUGMENTATIONS", "ImageViews", "augment", "preprocess"]
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
-def preprocess(images: Sequence[Tensor], processor: Any) -> Tensor:
+@dataclass(frozen=True)
+class ImageViews:
+    """An image in fixed views: view 0 is what the model is evaluated on, views 1.. are augmented.
+
+    Attributes:
+        make: Makes the view with this number: pixel values `(3, S, S)`, or features `(D,)` in their place.
+        count: How many augmented views there are.
+    """
+
+    make: Callable[[int], Tensor]
+    count: int = 0
+
+
+def preprocess(images: Sequence[Any], processor: Any) -> Tensor:
     """Images as pixel values by the image processor, exactly as `pipeline` makes them of image files.
 
     Args:
-        images: Images `(3, H, W)`, uint8, of any sizes.
+        images: Images `(3, H, W)`, uint8, of any sizes; or `ImageViews`.
         processor: The image processor of an adapted model, or of any native one, timm's among them.
 
     Returns:
-        Pixel values `(B, 3, S, S)`.
+        Pixel values `(B, 3, S, S)`; of views the first one, which may be features `(B, D)`.
     """
+    if isinstance(images[0], ImageViews):
+        return torch.stack([views.make(0) for views in images])
     if isinstance(processor, BitImageProcessor):
         # Ours: it makes the same tensors of the images as they are, and needs not turn them around first.
         return processor(list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
@@ -38,12 +54,12 @@ def preprocess(images: Sequence[Tensor], processor: Any) -> Tensor:
 
 
 def augment(
-    images: Sequence[Tensor], processor: BitImageProcessor, augmentation: str, generator: np.random.Generator
+    images: Sequence[Any], processor: BitImageProcessor, augmentation: str, generator: np.random.Generator
 ) -> Tensor:
     """Images as pixel values for training.
 
     Args:
-        images: Images `(3, H, W)`, uint8, of any sizes.
+        images: Images `(3, H, W)`, uint8, of any sizes; or `ImageViews`, of whose augmented ones each image takes one.
         processor: The model's image processor, whose sizes and normalisation are used.
         augmentation: `none` (as the processor does), `crop` or `crop_flip`.
         generator: Where every random number comes from.
@@ -53,6 +69,9 @@ def augment(
     """
     if augmentation == "none":
         return preprocess(images, processor)
+    if isinstance(images[0], ImageViews):
+        drawn = generator.integers(1, images[0].count + 1, size=len(images)).tolist()
+        return torch.stack([views.make(view) for views, view in zip(images, drawn, strict=True)])
     side, crop = processor.size["height"], processor.crop_size["height"]
     if len({image.shape for image in images}) == 1:
         squares = F.resize(torch.stack(list(images)), [side, side], antialias=True)  # one call for all is much faster

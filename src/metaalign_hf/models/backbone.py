@@ -37,6 +37,7 @@ __all__ = [
     "BackboneSource",
     "build_backbone",
     "classifier_name",
+    "described_images",
     "load_pretrained_backbone",
     "pooled_features",
     "resolve_backbone",
@@ -148,7 +149,7 @@ def resolve_backbone(
         (mean, std), size = _timm_statistics(config), backbone_image_size(config)
     else:
         config = _with_options(config, options)
-        mean, std, described = _described_images(place)
+        mean, std, described = described_images(place)
         if described is None or "image_size" in options:
             described = backbone_image_size(config)
         size = described
@@ -337,7 +338,7 @@ def _timm_statistics(config: PreTrainedConfig) -> tuple[tuple[float, ...], tuple
     return tuple(described.get("mean", IMAGENET_MEAN)), tuple(described.get("std", IMAGENET_STD))
 
 
-def _described_images(place: str) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
+def described_images(place: str) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
     """Normalisation and size of a transformers checkpoint's images; ImageNet's and None without an image processor."""
     try:
         processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)

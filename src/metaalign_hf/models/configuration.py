@@ -47,6 +47,7 @@ class MetaAlignConfig(PreTrainedConfig):
         resize_size: Side of the square before the crop; None for `image_size` / 0.875.
         origin: Where the weights came from (`name`, `pretrained`, `weights`, `revision`), as the methods that build or
             load a model record it; None where that is not known. See `models.origin`.
+        lora: Low-rank adapters in the backbone (`r`, `alpha`, `target_modules` by full name); None has none.
         format_version: Version of the checkpoint layout.
         **kwargs: Anything `PreTrainedConfig` takes, among them `id2label`.
 
@@ -70,6 +71,7 @@ class MetaAlignConfig(PreTrainedConfig):
     image_size: int | None = None
     resize_size: int | None = None
     origin: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,15 @@ from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ..alignment import IGNORED_LABEL, AlignmentBatch, build_alignment, normalise_alignment
-from ..coordination import find_stages
+from ..checks import PROMPT, check_lora
+from ..coordination import Stage, find_stages
 from ..errors import UserError
-from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
+from .backbone import BackboneSource, build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .base import MetaAlignModel
 from .configuration import MetaAlignConfig
+from .dual_encoders import load_dual_encoder
 from .image_processor import backbone_image_size, build_image_processor, default_resize_size
+from .lora import add_adapters, called_linears, choose_layers, only_adapters_train
 from .native_export import export_native
 from .origin import weights_origin
 
@@ -69,7 +72,10 @@ class MetaAlignForImageClassification(MetaAlignModel):
 
     def __init__(self, config: MetaAlignConfig) -> None:
         super().__init__(config)
+        self._frozen: list[nn.Module] = []
         self.backbone, backbone_dim = build_backbone(config.backbone_config)
+        if config.lora is not None:
+            add_adapters(self.backbone, config.lora)
         self._build_heads(backbone_dim)
         self.post_init()
 
@@ -125,14 +131,68 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Raises:
             UserError: If the backbone, an objective or an option is unknown, or the labels are not at least two names.
         """
-        if len(labels) < 2 or len(set(labels)) != len(labels):
-            raise UserError(f"labels: at least two different class names are needed, got {labels!r}")
+        _check_labels(labels)
         source = resolve_backbone(name, pretrained, **backbone_options)
+        model = cls(cls._config_on(source, labels, alignment, bottleneck_dim, bottleneck_kind))
+        if source.weights is not None:
+            # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
+            model.backbone.load_state_dict(load_pretrained_backbone(source).state_dict())
+        return model
+
+    @classmethod
+    def from_dual_encoder(
+        cls,
+        name: str,
+        labels: list[str],
+        alignment: Any = "cdan",
+        *,
+        images: Sequence[Tensor],
+        prompts: str | Sequence[str] = PROMPT,
+    ) -> MetaAlignForImageClassification:
+        """A zero-shot classifier for `labels`: the image tower of a dual encoder, and a head from its text tower.
+
+        Its predictions are the dual encoder's; see `ZeroShot.classifier` for what a plain classifier must leave out.
+
+        Args:
+            name: Hub id or folder of a CLIP, SigLIP or SigLIP 2 model with its tokenizer.
+            labels: Class names in the order of the logits.
+            alignment: As in `from_backbone`.
+            images: A few images `(3, H, W)`, uint8, of any classes and sizes; a length is measured on them.
+            prompts: A text with `{label}`, or several, whose embeddings are averaged.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: If it is no dual encoder, cannot be loaded, or a prompt has no `{label}`.
+        """
+        _check_labels(labels)
+        encoder = load_dual_encoder(name, labels, prompts)
+        model = cls(cls._config_on(encoder.source, labels, alignment)).eval()
+        model.backbone.load_state_dict(encoder.state)
+        model.set_image_sizes(None, None)
+        with torch.no_grad():
+            pixels = model.image_processor()(list(images), input_data_format="channels_first", return_tensors="pt")
+            weight, bias = encoder.classifier(model.pooled(pixels["pixel_values"]))
+            model.classifier.weight.copy_(weight)
+            model.classifier.bias.copy_(bias)
+        return model
+
+    @classmethod
+    def _config_on(
+        cls,
+        source: BackboneSource,
+        labels: list[str],
+        alignment: Any,
+        bottleneck_dim: int | None = None,
+        bottleneck_kind: Literal["linear", "batch_norm"] = "batch_norm",
+    ) -> MetaAlignConfig:
+        """The configuration of a model on a backbone."""
         backbone_name = source.name
         if Path(backbone_name).is_dir():
             # A local path has no meaning on another machine, and configurations are published.
             backbone_name = source.config._name_or_path = Path(backbone_name).resolve().name
-        config = MetaAlignConfig(
+        return MetaAlignConfig(
             backbone_config=source.config,
             backbone_name=backbone_name,
             bottleneck_dim=bottleneck_dim,
@@ -146,11 +206,18 @@ class MetaAlignForImageClassification(MetaAlignModel):
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
         )
-        model = cls(config)
-        if source.weights is not None:
-            # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
-            model.backbone.load_state_dict(load_pretrained_backbone(source).state_dict())
-        return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As its parent's; of a backbone with adapters they alone train, as when they were put in.
+
+        Raises:
+            UserError: If tensors are missing or have another shape than the configuration says.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if model.config.lora is not None:
+            only_adapters_train(model.backbone)
+        return (model, info) if output_loading_info else model
 
     def forward(
         self,
@@ -165,7 +232,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
         """One forward pass: logits, and the losses for which there are labels.
 
         Args:
-            pixel_values: Images `(B, 3, H, W)`, normalised.
+            pixel_values: Images `(B, 3, H, W)`, normalised; or the features `(B, D)` that the backbone gives for them
+                (`pooled`), where these were computed before.
             labels: Class indices `(B,)`, -100 for rows without a label (the target's).
             domain_labels: `(B,)`, 0 for the source, 1.. for the target, and -100 for rows that take no part in
                 alignment.
@@ -179,7 +247,7 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Returns:
             The output; without labels and domain labels it holds logits and features only.
         """
-        features = pooled = self.head_entry(pooled_features(self.backbone, pixel_values))
+        features = pooled = self.head_entry(pixel_values if pixel_values.ndim == 2 else self.pooled(pixel_values))
         if self.bottleneck is not None:
             features = self.bottleneck(features)
         if self.training or self.no_native_form() is not None:
@@ -217,6 +285,83 @@ class MetaAlignForImageClassification(MetaAlignModel):
             parts=parts,
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def pooled(self, pixel_values: Tensor) -> Tensor:
+        """The backbone's features `(B, D)` of images `(B, 3, H, W)`."""
+        return pooled_features(self.backbone, pixel_values)
+
+    def add_lora(self, r: int = 16, alpha: float | None = None, target_modules: str | list[str] = "auto") -> None:
+        """Put low-rank adapters into the backbone; of it they alone train from now on. See `lora`.
+
+        Args:
+            r: Their rank.
+            alpha: Their product counts `alpha / r` times; None is r.
+            target_modules: `auto`, every linear layer of the backbone; or last parts of their names, such as `qkv`.
+
+        Raises:
+            UserError: If the backbone has no such layer, or has adapters already, or peft is not installed.
+        """
+        if self.config.lora is not None:
+            raise UserError("model.lora: the model has adapters already")
+        asked = check_lora(
+            {"r": r, "target_modules": target_modules} | ({"alpha": alpha} if alpha else {}), "model.lora"
+        )
+        side = (
+            backbone_image_size(self.config.backbone_config)
+            if self.config.image_size is None
+            else self.config.image_size
+        )
+        linears = called_linears(self.backbone, torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype))
+        chosen = choose_layers(asked["target_modules"], linears, str(self.config.backbone_name))
+        lora = {**asked, "target_modules": chosen}
+        add_adapters(self.backbone, lora)
+        self.config.lora = lora
+
+    def freeze(self, stages: int | Literal["all"]) -> None:
+        """Train only what follows some part of the backbone; that part stays in evaluation mode from now on.
+
+        Its batch normalisations keep their running statistics, and its dropout does nothing, so that what it makes of
+        an image never changes.
+
+        Args:
+            stages: `all` of the backbone, or so many of its stages, counted from the images: the stem is the first one;
+                then come the stages of a ResNet or Swin, or the quarters of a ViT.
+
+        Raises:
+            UserError: If the backbone has fewer stages, or none that can be told apart.
+        """
+        if stages == "all":
+            self.backbone.requires_grad_(False)
+        else:
+            frozen = {name for stage in self._backbone_stages(stages) for name in stage.parameters}
+            for name, parameter in self.named_parameters():
+                if name in frozen:
+                    parameter.requires_grad = False
+        self._frozen = [
+            module
+            for module in self.backbone.modules()
+            if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
+        ]
+        self.train(self.training)
+
+    def _backbone_stages(self, count: int) -> list[Stage]:
+        try:
+            stages = [stage for stage in find_stages(self) if stage.name != "head"]
+        except ValueError as error:
+            raise UserError(f"backbone {self.config.backbone_name}: {error}; freeze all of it, or none") from error
+        if count >= len(stages):
+            names = ", ".join(stage.name for stage in stages)
+            raise UserError(
+                f"backbone {self.config.backbone_name} has {len(stages)} stages ({names}); freeze fewer, or all"
+            )
+        return stages[:count]
+
+    def train(self, mode: bool = True) -> MetaAlignForImageClassification:
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def effective_classifier(self) -> tuple[Tensor, Tensor]:
         """Weight `(K, D)` and bias `(K,)` of the classifier less the objectives' bridges."""
@@ -330,3 +475,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
     def get_input_embeddings(self) -> nn.Module | None:
         """What the backbone says; None for most."""
         return self.backbone.get_input_embeddings()
+
+
+def _check_labels(labels: list[str]) -> None:
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise UserError(f"labels: at least two different class names are needed, got {labels!r}")

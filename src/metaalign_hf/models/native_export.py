@@ -16,6 +16,7 @@ from transformers import (
 from ..errors import UserError
 from .backbone import classifier_name
 from .image_processor import timm_data_config
+from .lora import merged_state
 
 if TYPE_CHECKING:
     from .image_classification import MetaAlignForImageClassification
@@ -27,7 +28,8 @@ def export_native(model: MetaAlignForImageClassification, processor: Any = None)
     """The adapted backbone and classifier as the plain image classification class of transformers.
 
     The objectives' bridges and the bottleneck are folded into the classifier, with which `forward` computes as well, so
-    that the logits are bit-identical. Discriminators are left out.
+    that the logits are bit-identical. Discriminators are left out. Low-rank adapters are added to the weights that they
+    belong to, which may change the last digits of the logits.
 
     A timm backbone's configuration also says how its images are made (`pretrained_cfg`), because transformers reads
     that, and no `preprocessor_config.json`, for such a folder. Beside the others save `model.image_processor()`.
@@ -63,7 +65,7 @@ def export_native(model: MetaAlignForImageClassification, processor: Any = None)
     if is_timm:
         classifier = f"timm_model.{classifier}"
     weight, bias = model.folded_classifier()
-    state = {key: value.detach().clone() for key, value in model.backbone.state_dict().items()}
+    state = {key: value.clone() for key, value in merged_state(model.backbone).items()}
     state[f"{classifier}.weight"], state[f"{classifier}.bias"] = weight.detach().clone(), bias.detach().clone()
     native.to(device=weight.device, dtype=weight.dtype)
     torch.nn.Module.load_state_dict(native, state, strict=True)

@@ -27,7 +27,10 @@ from .kinds import TaskKind
 from .summary import RunFacts, Summary, figure_names
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ..data import DomainPair, ImageSet
+    from ..interruption import Interruption
     from ..target_losses import TargetLoss
 
 __all__ = ["Answer", "Batch", "Kept", "Measured", "Scores", "Skip", "StepClosures", "Task", "rows_of"]
@@ -91,6 +94,7 @@ class Task:
         target_losses: Further terms of the loss, on target images.
         bad_images: The images that could not be read and were skipped.
         drawn: By domain, the names of the images of the last micro-batches.
+        cached: Whether the run's steps are on features that were computed once.
     """
 
     kind: ClassVar[TaskKind]
@@ -106,6 +110,7 @@ class Task:
         self.config, self.pair, self.model, self.processor = config, pair, model, processor
         self.statistics = batch_statistics(config.training.batch_norm, model, is_pretrained(model.config))
         self.target_losses: list[TargetLoss] = []
+        self.cached = False
 
     def _readable(self, pair: DomainPair[Any]) -> DomainPair[Any]:
         """The pair without the test images that cannot be read."""
@@ -128,6 +133,18 @@ class Task:
     def stream(self, images: Any, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images, as `data.streams.endless` takes the options."""
         raise NotImplementedError
+
+    def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
+        """Compute what can be computed once, before the first step, when the run's folder is its own.
+
+        Args:
+            accelerator: Wrapped the model.
+            stop: Hears what is asked of the run from outside.
+
+        Returns:
+            Whether images are loaded otherwise from now on, so that streams must be opened again.
+        """
+        return False
 
     @property
     def target_augmentation(self) -> str:

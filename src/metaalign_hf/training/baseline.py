@@ -19,8 +19,19 @@ from ..tasks.summary import Summary
 __all__ = ["baseline_config", "baseline_figures", "read_summary"]
 
 
-def baseline_config(config: Config) -> Config:
-    """The configuration of the source-only run that a run is compared with."""
+def baseline_config(config: Config, cached: bool = False) -> Config:
+    """The configuration of the source-only run that a run is compared with.
+
+    Args:
+        config: The run's.
+        cached: Whether its steps are on cached features: then those of the baseline are on the same ones.
+    """
+    data = config.data
+    if config.model.freeze == "all" and data.cache_features == "auto":
+        folder = config.training.output_dir if data.cache_folder is None else data.cache_folder
+        data = (
+            replace(data, cache_folder=folder) if cached else replace(data, cache_features="never", cache_folder=None)
+        )
     training = replace(
         config.training,
         output_dir=str(Path(config.training.output_dir) / BASELINE_FOLDER),
@@ -34,7 +45,8 @@ def baseline_config(config: Config) -> Config:
         pseudo_label_threshold=TrainingConfig.pseudo_label_threshold,
         recalibrate_bn="none",
     )
-    return replace(config, coordination=CoordinationConfig(method="source_only"), training=training, hub=HubConfig())
+    coordination = CoordinationConfig(method="source_only")
+    return replace(config, data=data, coordination=coordination, training=training, hub=HubConfig())
 
 
 def read_summary(config: Config, kind: TaskKind) -> Summary | None:

@@ -115,7 +115,7 @@ def adapt(
         def baseline() -> dict[str, Any] | None:
             if not config.training.baseline:
                 return None
-            alone = baseline_config(config)
+            alone = baseline_config(config, run.task.cached)
             compared = read_summary(alone, run.task.kind)
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
@@ -206,6 +206,8 @@ class _Run:
             f"{self.task.evaluated_images} images"
         )
         with self.stop.patient(), display(self.console):
+            if self.task.prepare(self.accelerator, self.stop):
+                self.stepper.open_streams(self.step)
             if self.step == 0 and training.source_steps == 0:
                 self._evaluate("before", adapting=False)
             for end in (training.source_steps, total):

@@ -36,6 +36,8 @@ _MOST_KEYS = 5
 
 # A resumed run may differ in these: they do not change what is computed.
 _FREE = {
+    "data.cache_folder",
+    "data.cache_gigabytes",
     "data.num_workers",
     "data.on_bad_image",
     "training.checkpoint_every",

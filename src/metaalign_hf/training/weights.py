@@ -62,7 +62,11 @@ class WeightAverage(ModelEmaV3):
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """One update with the given decay; tensors of whole numbers are copied."""
         averages = [*self.module.parameters(), *self.module.buffers()]
-        pairs = list(zip(averages, [*model.parameters(), *_buffers(model)], strict=True))
+        pairs = [
+            (average, value)
+            for average, value in zip(averages, [*model.parameters(), *_buffers(model)], strict=True)
+            if value.requires_grad or not isinstance(value, nn.Parameter)  # frozen ones are what they were
+        ]
         moved = [pair for pair in pairs if pair[0].is_floating_point()]
         # One call for all: a detector has hundreds of small tensors.
         torch._foreach_lerp_([average for average, _ in moved], [value for _, value in moved], 1.0 - decay)

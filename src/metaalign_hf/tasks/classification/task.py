@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from ...batch_norm import batch_statistics
@@ -22,12 +23,15 @@ from ...data import (
     ImageSet,
     augment,
     evaluation_batches,
+    load_domain,
     load_domain_pair,
     load_target,
     preprocess,
     training_stream,
 )
 from ...data.domain_pair import LABELS
+from ...data.fixed_views import with_fixed_views
+from ...data.images import read_images
 from ...errors import UserError, one_line
 from ...evaluation import (
     FEWEST_IMAGES,
@@ -39,6 +43,7 @@ from ...evaluation import (
     get_validator,
     predict_probabilities,
 )
+from ...interruption import Interruption
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.origin import is_pretrained
 from ...progress import track
@@ -49,9 +54,13 @@ from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm, starting_model
 from . import IMAGE_CLASSIFICATION, serving
+from .frozen import check_something_aligns, feature_pair, why_not_cached
 
 __all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
 
+
+_CACHED_VIEWS = 4
+"""Augmented views of each training image, where features are cached and nothing is said."""
 
 _EXAMPLES = 128
 """Target test images that are predicted for the picture: many enough to hold some that changed their class."""
@@ -88,14 +97,17 @@ class ClassificationTask(Task):
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"
             )
-        if pair is None and data.source is None:
+        if pair is None and data.source is None and config.model.checkpoint is None and model is None:
+            name = str(config.model.backbone).rstrip("/").split("/")[-1]
+            pair = load_target(data.target, _zero_shot_labels(config), name, data.label_policy)
+        elif pair is None and data.source is None:
             model = model or build_model(config.model, [])
             name = (config.model.checkpoint or model.config.backbone_name or "model").rstrip("/").split("/")[-1]
             pair = load_target(data.target, model.config.labels, name, data.label_policy)
         elif pair is None:
             assert data.source is not None
             pair = load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
-        model = model or build_model(config.model, pair.labels)
+        model = model or build_model(_without_alignment(config), pair.labels, pair.target_train)
         check_labels(model.config.labels, pair.labels)
         pair = pair.in_order(model.config.labels)
         _check_sources(config, pair, model)
@@ -110,6 +122,43 @@ class ClassificationTask(Task):
         self.target_losses = build_target_losses(
             config.training.target_loss_specs, TargetContext(pair.labels, self.processor)
         )
+        self._pictures = self.pair.target_test_images
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What `model.freeze` says, and images in fixed views where that is said, or features are cached."""
+        config, model = self.config, self.model
+        if config.model.freeze != "none":
+            model.freeze(config.model.freeze)
+        if config.model.freeze == "all":
+            self.statistics = batch_statistics("frozen", model, True)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise UserError("model.freeze: with all of the backbone and, without a source, the head nothing trains")
+            if config.coordination.method != "source_only":
+                check_something_aligns(model)
+        self._without_cache = why_not_cached(config, self.target_losses)
+        self.cached, views = self._without_cache is None, config.data.views
+        if self.cached or views is not None:
+            count = _CACHED_VIEWS if views is None else views
+            self.pair = with_fixed_views(self.pair, self.processor, config.data.augmentation, count)
+
+    def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
+        """Compute the features of a frozen backbone."""
+        if not self.cached or accelerator.distributed_type == DistributedType.FSDP:
+            return False
+        self.pair = feature_pair(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop)
+        return True
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain statements about the data, and about features that are computed once."""
+        notes, data = super().notes, self.config.data
+        if self.config.model.freeze != "all":
+            return notes
+        if not self.cached:
+            return [*notes, f"The frozen backbone's features were computed in every pass: {self._without_cache}."]
+        views = "" if data.augmentation == "none" else f" in {data.views or _CACHED_VIEWS} augmented views"
+        return [*notes, f"The frozen backbone's features were computed once for each image{views}."]
 
     def _let_the_target_lead(self) -> None:
         """Without a source the head stays as it learnt from labels, and statistics become the target's.
@@ -304,8 +353,8 @@ class ClassificationTask(Task):
         confidence, label = found.max(1)
         return {"label": label.tolist(), "confidence": confidence.tolist()}
 
-    def _shown(self) -> ImageSet:
-        view = self.pair.target_test_images
+    def _shown(self, view: ImageSet | None = None) -> ImageSet:
+        view = self.pair.target_test_images if view is None else view
         order = np.random.default_rng([self.config.training.seed, 5]).permutation(len(view))
         return view.subset(order[:_EXAMPLES].tolist()).without_annotations()
 
@@ -373,7 +422,7 @@ class ClassificationTask(Task):
             [Prediction(*pair) for pair in zip(found["label"], found["confidence"], strict=True)]
             for found in (before, after)
         )
-        shown = self._shown()
+        shown = self._shown(self._pictures)
         names = [path.name for path in shown.paths]
         draw_target_images(shown.load, old, new, self.pair.labels, names).save(folder / TARGET_IMAGES_FILE)
         return [TARGET_IMAGES_FILE]
@@ -389,14 +438,27 @@ class ClassificationTask(Task):
         return " and ".join(self._penalties) or None
 
 
-def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClassification:
+def build_model(
+    config: ModelConfig, labels: list[str], images: ImageSet | None = None
+) -> MetaAlignForImageClassification:
     """The model that the configuration describes: from a backbone, or from a metaalign checkpoint.
+
+    Args:
+        config: The model's section.
+        labels: Class names in the order of the logits.
+        images: Images on some of which a zero-shot head is scaled.
 
     Raises:
         UserError: If the backbone or checkpoint cannot be loaded.
     """
 
     def fresh() -> MetaAlignForImageClassification:
+        model = _zero_shot(config, labels, images) if config.head == "zero_shot" else linear()
+        if config.lora is not None:
+            model.add_lora(**config.lora)
+        return model
+
+    def linear() -> MetaAlignForImageClassification:
         return MetaAlignForImageClassification.from_backbone(
             config.backbone,
             labels,
@@ -408,6 +470,38 @@ def build_model(config: ModelConfig, labels: list[str]) -> MetaAlignForImageClas
         )
 
     return starting_model(config, IMAGE_CLASSIFICATION, MetaAlignForImageClassification, fresh)
+
+
+def _without_alignment(config: Config) -> ModelConfig:
+    """The model's section; a zero-shot head without a source has nothing to align with."""
+    alone = config.data.source is None and config.model.head == "zero_shot"
+    return replace(config.model, alignment=None) if alone else config.model
+
+
+_SCALED_ON = 32
+"""Images on which a zero-shot head is scaled: a mean of lengths that differ little."""
+
+
+def _zero_shot(config: ModelConfig, labels: list[str], images: ImageSet | None) -> MetaAlignForImageClassification:
+    assert images is not None and isinstance(config.backbone, str)
+    chosen = range(0, len(images), max(1, len(images) // _SCALED_ON))
+    _, read = read_images(images, chosen, skip=lambda index, error: None)
+    if not read:
+        raise UserError(f"domain {images.name}: none of {len(chosen)} images can be read")
+    alignment = "cdan" if config.alignment == "auto" else config.alignment
+    return MetaAlignForImageClassification.from_dual_encoder(
+        config.backbone, labels, alignment, images=read, prompts=config.prompt
+    )
+
+
+def _zero_shot_labels(config: Config) -> list[str]:
+    """The classes of a zero-shot head that no source names: those that are given, or the target's own names."""
+    if config.model.labels is not None:
+        return config.model.labels
+    domain = load_domain(config.data.target)
+    if domain.labels is None:
+        raise UserError(f"model.labels: target {domain.name} has no class names; name the classes, such as [cat, dog]")
+    return domain.labels
 
 
 def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:

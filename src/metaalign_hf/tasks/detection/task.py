@@ -88,6 +88,8 @@ class DetectionTask(Task):
         start = config.model.checkpoint if given is None else None
         place = model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = model.config.detector_config.model_type
+        if config.model.freeze != "none":
+            raise UserError("model.freeze: it is for classifiers; leave it at none")
         super().__init__(config, pair, model, build_detector_processor(model_type, place, data.detector_size))
         context = TargetContext(pair.labels, self.processor, self.model.adapter.probabilities)
         self.target_losses = build_target_losses(config.training.target_loss_specs, context, "object-detection")

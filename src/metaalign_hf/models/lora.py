@@ -1,0 +1,168 @@
+"""Low-rank adapters in a backbone, through peft.
+
+A linear layer y = W x + b becomes y = (W + (alpha / r) B A) x + b, of which A `(r, in)` and B `(out, r)` train. B
+begins at zero, so that the model begins as it was.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+
+__all__ = ["add_adapters", "called_linears", "choose_layers", "merged_state", "only_adapters_train", "write_adapter"]
+
+_ADAPTER = "default"
+
+
+def called_linears(backbone: nn.Module, pixel_values: Tensor) -> list[str]:
+    """Names of the linear layers that a pass calls; some networks read the weight of a layer and never call it.
+
+    Args:
+        backbone: The backbone.
+        pixel_values: An image `(1, 3, H, W)` that it takes.
+    """
+    called: set[nn.Module] = set()
+    hooks = [
+        layer.register_forward_hook(lambda module, *_: called.add(module))
+        for layer in backbone.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(pixel_values)
+    finally:
+        backbone.train(training)
+        for hook in hooks:
+            hook.remove()
+    return [name for name, layer in backbone.named_modules() if layer in called]
+
+
+def add_adapters(backbone: nn.Module, lora: Mapping[str, Any]) -> None:
+    """Put adapters into a backbone, in place; nothing else of it trains from now on.
+
+    Args:
+        backbone: The backbone.
+        lora: `r`, `alpha`, and `target_modules`, the names of the linear layers.
+
+    Raises:
+        UserError: If peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("model.lora: it needs peft; pip install 'metaalign-hf[peft]'") from error
+    # Peft tells of models of transformers that it does not know, which does not matter here.
+    logger = logging.getLogger("peft")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        inject_adapter_in_model(
+            LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], target_modules=list(lora["target_modules"])),
+            backbone,
+            adapter_name=_ADAPTER,
+        )
+    finally:
+        logger.setLevel(level)
+
+
+def only_adapters_train(backbone: nn.Module) -> None:
+    """Let nothing of a backbone train but its adapters."""
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad = ".lora_" in name
+
+
+def choose_layers(wanted: Any, linears: list[str], backbone_name: str) -> list[str]:
+    """The linear layers that get adapters.
+
+    Args:
+        wanted: `auto`, all of them; or last parts of their names, such as `qkv`.
+        linears: Names of the linear layers that a pass calls.
+        backbone_name: Name of the backbone, for the error.
+
+    Raises:
+        UserError: If there are none, or a name fits none.
+    """
+    if not linears:
+        raise UserError(
+            f"model.lora: {backbone_name} has no linear layers, so no adapters; leave it out, or set model.freeze"
+        )
+    if wanted == "auto":
+        return linears
+    chosen: list[str] = []
+    for part in wanted:
+        found = [name for name in linears if name == part or name.endswith(f".{part}")]
+        if not found:
+            parts = sorted({name.rpartition(".")[2] for name in linears})
+            raise UserError(
+                f"model.lora.target_modules: no linear layer of {backbone_name} is called {part}; it has "
+                f"{', '.join(parts)}"
+            )
+        chosen += [name for name in found if name not in chosen]
+    return chosen
+
+
+def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a backbone by the names that they have without adapters, with the adapters added in."""
+    state = {
+        key.replace(".base_layer.", "."): value.detach()
+        for key, value in backbone.state_dict().items()
+        if ".lora_" not in key
+    }
+    for name, layer in backbone.named_modules():
+        if hasattr(layer, "lora_A"):
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_ADAPTER).detach()
+    return state
+
+
+def write_adapter(
+    folder: Path,
+    backbone: PreTrainedModel,
+    lora: Mapping[str, Any],
+    classifier: str,
+    state: Mapping[str, Tensor],
+    base: str,
+) -> None:
+    """Write the adapters and a classifier in the format of peft.
+
+    `PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(base, ...), folder)` reads them.
+
+    Args:
+        folder: Where to.
+        backbone: The backbone with its adapters.
+        lora: As `add_adapters` takes it.
+        classifier: Name of the classifier in the plain model.
+        state: Its weight and bias.
+        base: Name of the plain model.
+    """
+    tensors = {
+        f"base_model.model.{key.replace(f'.{_ADAPTER}.', '.')}": value.detach().cpu().contiguous()
+        for key, value in backbone.state_dict().items()
+        if ".lora_" in key
+    }
+    tensors |= {f"base_model.model.{classifier}.{key}": value.detach().cpu() for key, value in state.items()}
+    described = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": lora["r"],
+        "lora_alpha": lora["alpha"],
+        "target_modules": list(lora["target_modules"]),
+        "modules_to_save": [classifier],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -1,0 +1,127 @@
+"""Low-rank adapters: what trains, what is saved, and the plain model that they are merged into."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, pipeline
+
+from metaalign_hf import MetaAlign, MetaAlignForImageClassification, UserError
+from metaalign_hf.cli import run
+from metaalign_hf.training import keeping
+from tests.helpers.runs import TINY, assert_same_run, weights
+from tests.helpers.squares import write_squares
+
+VIT = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16}
+VIT |= {"patch_size": 8}
+
+
+def tiny(name: str = "vit", **options) -> MetaAlignForImageClassification:
+    torch.manual_seed(0)
+    return MetaAlignForImageClassification.from_backbone(name, ["a", "b"], "dann", pretrained=False, **(options or VIT))
+
+
+def test_it_begins_as_it_was_and_nothing_else_of_the_backbone_trains(tmp_path):
+    model, images = tiny().eval(), torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        before = model(images).logits
+        model.add_lora(r=4, alpha=8)
+        assert torch.equal(model.eval()(images).logits, before)
+    roles = model.parameter_roles()
+    assert roles["backbone"] and all(".lora_" in name for name in roles["backbone"]) and roles["discriminator"]
+    optimizer = torch.optim.SGD([p for role in roles.values() for p in role.values()], lr=0.1)
+    labels, domains = torch.tensor([0, 1, -100, -100]), torch.tensor([0, 0, 1, 1])
+    for _ in range(3):
+        MetaAlign(optimizer, inner_lr=1.0).backward(
+            [lambda: model(images[:2], labels[:2], objective="task").task_loss],
+            [lambda: model(images, labels, domains, objective="alignment").alignment_loss],
+        )
+        optimizer.step()
+    with torch.no_grad():
+        trained = model.eval()(images).logits
+        assert not torch.allclose(trained, before, atol=1e-3)
+        model.save_pretrained(tmp_path / "adapted")
+        loaded = MetaAlignForImageClassification.from_pretrained(tmp_path / "adapted").eval()
+        assert torch.equal(loaded(images).logits, trained)
+        assert loaded.parameter_roles()["backbone"].keys() == roles["backbone"].keys()
+        loaded.export_native().save_pretrained(tmp_path / "native")
+        native = AutoModelForImageClassification.from_pretrained(tmp_path / "native").eval()
+        assert torch.allclose(native(images).logits, trained, atol=1e-5)
+        assert not any("lora" in name for name in native.state_dict())
+
+
+def test_a_layer_that_is_never_called_gets_no_adapter():
+    """EVA-02 reads the weight of its qkv layer; an adapter there would train nothing."""
+    model = tiny("timm/eva02_tiny_patch14_224", img_size=28)
+    model.add_lora(r=2)
+    chosen = model.config.lora["target_modules"]
+    for name in chosen:
+        torch.nn.init.normal_(model.backbone.get_submodule(name).lora_B["default"].weight)
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.allclose(model.eval().export_native().eval()(images).logits, model(images).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "said"),
+    [
+        ("resnet", {}, "resnet has no linear layers"),
+        ("vit", {"target_modules": ["qvk"]}, "no linear layer of vit is called qvk; it has"),
+        ("vit", {"r": 0}, "model.lora.r is 0: it must be a whole number, 1 or more"),
+    ],
+)
+def test_bad_input(name, lora, said):
+    options = VIT if name == "vit" else {"depths": [1, 1, 1, 1]}
+    with pytest.raises(UserError, match=said) as caught:
+        tiny(name, **options).add_lora(**lora)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_squares(tmp_path_factory.mktemp("domains"))
+
+
+def command(folders, output, *options: str) -> list[str]:
+    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}"
+    return [
+        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
+        "--model.backbone", "vit", "--model.backbone_options", json.dumps(VIT), "--model.lora", "{r: 4}",
+        "--training.output_dir", str(output), *options,
+    ]  # fmt: skip
+
+
+def test_a_run(folders, tmp_path, monkeypatch):
+    """Stages, an average, a checkpoint: stopped and resumed is never stopped; what is served is what was trained."""
+    options = ["--coordination.groups", "stage", "--training.ema_decay", "0.9", "--training.checkpoint_every", "4"]
+    options += ["--coordination.inner_scope", "last_stage", "--training.seed", "3"]
+    assert run(command(folders, tmp_path / "whole", *options)) == 0
+    save = keeping.save_checkpoint
+
+    def save_and_stop(*args, **keywords):
+        save(*args, **keywords)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping, "save_checkpoint", save_and_stop)
+        assert run(command(folders, tmp_path / "killed", *options)) == 130
+    assert run(command(folders, tmp_path / "killed", *options, "--training.resume", "auto")) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    trained = weights(tmp_path / "whole")
+    assert any(name.endswith("lora_B.default.weight") and tensor.any() for name, tensor in trained.items())
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert run(["export", str(tmp_path / "whole"), str(tmp_path / "native")]) == 0
+    assert not any("lora" in name for name in load_file(tmp_path / "native" / "model.safetensors"))
+    for place in ("whole", "native"):
+        classify = pipeline("image-classification", model=str(tmp_path / place))
+        files = sorted((folders / "tests").glob("*/*.png"))
+        right = sum(classify(str(file), top_k=1)[0]["label"] == file.parent.name for file in files) / len(files)
+        assert right == summary["target_accuracy_after"]
+
+
+def test_adapters_and_a_frozen_backbone_are_two_ways(folders, tmp_path, capsys):
+    assert run(command(folders, tmp_path / "run", "--model.freeze", "all")) == 2
+    assert "model.freeze: adapters (model.lora) leave the backbone as it is anyway" in capsys.readouterr().err
+    assert run(command(folders, tmp_path / "run", "--model.lora", "{rank: 4}")) == 2
+    assert "model.lora.rank: unknown key; valid: r, alpha, target_modules" in capsys.readouterr().err
