@@ -63,6 +63,36 @@ def test_a_layer_that_is_never_called_gets_no_adapter():
         assert torch.allclose(model.eval().export_native().eval()(images).logits, model(images).logits, atol=1e-5)
 
 
+def test_adapters_alone_are_what_peft_reads(tmp_path):
+    """Small, on top of the plain base model, with the same logits."""
+    from peft import PeftModel
+
+    base = tiny()
+    plain = base.export_native()
+    plain.save_pretrained(tmp_path / "base")
+    model = tiny().eval()
+    model.add_lora(r=4)
+    for name, parameter in model.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "run")
+    model.image_processor().save_pretrained(tmp_path / "run")
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 2
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["origin"] = {"name": "org/base", "pretrained": True, "weights": "org/base", "revision": None}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    assert "base_model: org/base\nbase_model_relation: adapter" in (tmp_path / "adapter" / "README.md").read_text()
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        found = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(images).logits
+        assert torch.allclose(found, model(images).logits, atol=1e-5)
+    sizes = [
+        (tmp_path / name).stat().st_size for name in ("run/model.safetensors", "adapter/adapter_model.safetensors")
+    ]
+    assert sizes[1] < sizes[0] / 2
+
+
 @pytest.mark.parametrize(
     ("name", "lora", "said"),
     [

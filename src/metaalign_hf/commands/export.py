@@ -26,6 +26,11 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="new folder for the native model")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx, checked against torch")
     parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write low-rank adapters and classifier alone, as peft reads them, and not the whole model",
+    )
+    parser.add_argument(
         "--image-size",
         type=at_least_one,
         nargs=2,
@@ -35,6 +40,8 @@ def export(arguments: list[str]) -> None:
     options = parser.read(arguments)
     if options.image_size is not None and not options.onnx:
         raise UserError("--image-size is for --onnx; the native model keeps the size of its image processor")
+    if options.adapter and options.onnx:
+        raise UserError("--adapter is a part of a model, which ONNX has no form for; leave out one of both")
     refuse_existing(options.folder)
     from ..progress import display, stage
 
@@ -60,6 +67,12 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     from ..progress import no_model_progress_bars
 
     model, processor = load_checkpoint(checkpoint)
+    if options.adapter:
+        from ..models.lora import export_adapter
+
+        base = export_adapter(model, folder)
+        processor.save_pretrained(folder)
+        return [f"Adapters and classifier for {base}, as peft reads them: {options.folder}"]
     is_native = not hasattr(model, "export_native")
     if is_native and not options.onnx:
         raise UserError(f"checkpoint {checkpoint} is a native {type(model).__name__} already")

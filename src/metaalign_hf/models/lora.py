@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..errors import UserError
+from ..run_folder import CARD_FILE
+from .backbone import classifier_name
 
-__all__ = ["add_adapters", "called_linears", "choose_layers", "merged_state", "only_adapters_train", "write_adapter"]
+__all__ = ["add_adapters", "called_linears", "choose_layers", "export_adapter", "merged_state", "only_adapters_train"]
 
 _ADAPTER = "default"
 
@@ -127,35 +128,46 @@ def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def write_adapter(
-    folder: Path,
-    backbone: PreTrainedModel,
-    lora: Mapping[str, Any],
-    classifier: str,
-    state: Mapping[str, Tensor],
-    base: str,
-) -> None:
-    """Write the adapters and a classifier in the format of peft.
+def export_adapter(model: Any, folder: Path) -> str:
+    """Write the adapters and the classifier of an adapted model as peft reads them, with a model card.
 
-    `PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(base, ...), folder)` reads them.
+    `PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(base, num_labels=K), folder)` is then the
+    adapted classifier, without metaalign-hf.
 
     Args:
+        model: A `MetaAlignForImageClassification`.
         folder: Where to.
-        backbone: The backbone with its adapters.
-        lora: As `add_adapters` takes it.
-        classifier: Name of the classifier in the plain model.
-        state: Its weight and bias.
-        base: Name of the plain model.
+
+    Returns:
+        Name of the base model.
+
+    Raises:
+        UserError: If the model has no adapters, or was not built on a plain model of the Hub.
     """
+    lora, origin = getattr(model.config, "lora", None), getattr(model.config, "origin", None) or {}
+    if lora is None:
+        raise UserError("--adapter: the model has no low-rank adapters (model.lora)")
+    base = origin.get("weights")
+    native = model.export_native()
+    timm_model = getattr(native, "timm_model", None)
+    if base is None or (timm_model is not None and not str(base).startswith("timm/")):
+        raise UserError(
+            "--adapter: adapters need a base model of the Hub of the same class, and this one was built on "
+            f"{origin.get('name') or 'another'}; export it whole, without --adapter"
+        )
+    name = classifier_name(native if timm_model is None else timm_model)
+    classifier = name if timm_model is None else f"timm_model.{name}"
     tensors = {
         f"base_model.model.{key.replace(f'.{_ADAPTER}.', '.')}": value.detach().cpu().contiguous()
-        for key, value in backbone.state_dict().items()
+        for key, value in model.backbone.state_dict().items()
         if ".lora_" in key
     }
-    tensors |= {f"base_model.model.{classifier}.{key}": value.detach().cpu() for key, value in state.items()}
+    head = native.get_submodule(classifier)
+    tensors |= {f"base_model.model.{classifier}.{key}": value.cpu() for key, value in head.state_dict().items()}
     described = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
+        "revision": origin.get("revision"),
         "r": lora["r"],
         "lora_alpha": lora["alpha"],
         "target_modules": list(lora["target_modules"]),
@@ -163,6 +175,30 @@ def write_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(_CARD.format(base=base, labels=json.dumps(model.config.labels)), encoding="utf-8")
+    return str(base)
+
+
+_CARD = """---
+base_model: {base}
+base_model_relation: adapter
+library_name: peft
+pipeline_tag: image-classification
+tags: [metaalign, domain-adaptation, lora]
+---
+
+# Adapters for {base}
+
+Low-rank adapters and a classifier, adapted to another domain by MetaAlign.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+labels = {labels}
+base = AutoModelForImageClassification.from_pretrained("{base}", num_labels=len(labels), ignore_mismatched_sizes=True)
+model = PeftModel.from_pretrained(base, "THIS REPOSITORY")
+```
+"""
