@@ -98,7 +98,7 @@ def _content(images: ImageSet) -> str:
     for path in images.paths:
         try:
             found = path.stat()
-            digest.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(f"{path.absolute()} {found.st_size} {found.st_mtime_ns}\n".encode())
         except OSError as error:
             digest.update(f"{path} {error.errno}\n".encode())
     if not images.paths:

@@ -144,7 +144,9 @@ class ClassificationTask(Task):
 
     def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
         """Compute the features of a frozen backbone."""
-        if not self.cached or accelerator.distributed_type == DistributedType.FSDP:
+        if self.cached and accelerator.distributed_type == DistributedType.FSDP:
+            self.cached, self._without_cache = False, "its weights are sharded"
+        if not self.cached:
             return False
         self.pair = feature_pair(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop)
         return True
@@ -255,7 +257,8 @@ class ClassificationTask(Task):
             return None
         if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
             return None
-        return self.model.stage_entry(coordination.inner_scope)
+        # Cached features enter where the heads begin.
+        return self.model.stage_entry("head" if self.cached else coordination.inner_scope)
 
     def _shared_closures(
         self,
