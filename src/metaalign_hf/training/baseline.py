@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..configuration import Config, CoordinationConfig, HubConfig, TrainingConfig
+from ..configuration import Config, CoordinationConfig, DataConfig, HubConfig, TrainingConfig
 from ..run_folder import BASELINE_FOLDER, SUMMARY_FILE, with_present_names
 from ..tasks import TaskKind
 from ..tasks.summary import Summary
@@ -29,9 +29,12 @@ def baseline_config(config: Config, cached: bool = False) -> Config:
     data = config.data
     if config.model.freeze == "all" and data.cache_features == "auto":
         folder = config.training.output_dir if data.cache_folder is None else data.cache_folder
-        data = (
-            replace(data, cache_folder=folder) if cached else replace(data, cache_features="never", cache_folder=None)
-        )
+        never: dict[str, Any] = {
+            "cache_features": "never",
+            "cache_folder": None,
+            "cache_gigabytes": DataConfig.cache_gigabytes,
+        }
+        data = replace(data, cache_folder=folder) if cached else replace(data, **never)
     training = replace(
         config.training,
         output_dir=str(Path(config.training.output_dir) / BASELINE_FOLDER),
