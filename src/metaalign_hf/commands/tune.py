@@ -12,6 +12,7 @@ import yaml
 
 from ..configuration import parse_config
 from ..errors import UserError
+from ..interruption import RunInterrupted
 from .options import Parser, at_least_one
 
 __all__ = ["tune"]
@@ -67,7 +68,12 @@ def tune(arguments: list[str]) -> int:
     chosen = settings(space or default_space(config), options.trials, config.training.seed)
     # In a file or a pipe a table is not cut to a terminal that is not there.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    found = Search(options.folder, config, chosen, with_setting, console).run()
+    search = Search(options.folder, config, chosen, with_setting, console)
+    try:
+        found = search.run()
+    except RunInterrupted:
+        print("metaalign: that run was one of a search, with which the same command goes on", file=sys.stderr)
+        raise
     return 0 if found is not None else 1
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..alignment import normalise_alignment
+from ..alignment.detection import normalise_levels
 from ..configuration import Config, HubConfig
 from ..disk import write_whole
 from ..errors import UserError
@@ -134,8 +135,9 @@ class Search:
             return False
 
     def _of_trial(self, config: Config, name: str) -> Config:
-        if config.model.detector is None and config.model.alignment != "auto":
-            normalise_alignment(config.model.alignment)
+        if config.model.alignment != "auto":
+            spelt_out = normalise_alignment if config.model.detector is None else normalise_levels
+            spelt_out(config.model.alignment)
         folder = str(self.folder / name)
         training = replace(config.training, output_dir=folder, resume="auto", baseline=False, trackers=[])
         return replace(config, training=training, hub=HubConfig())
