@@ -28,8 +28,9 @@ USAGE = """usage: metaalign COMMAND ...
 metaalign COMMAND --help explains a command, metaalign --version says which release this is.
 
 CHECKPOINT is a folder, a Hub id (org/name) or an id at a branch, tag or commit (org/name@revision).
-DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER, list:FILE or dataset:ORG/NAME, and for
-detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER or dataset:ORG/NAME; --data.KEY VALUE refines it.
+DOMAIN is mnist, uci_digits, mnist_m, solar_mono, solar_poly, imagefolder:FOLDER, list:FILE, dataset:ORG/NAME, or
+parquet, arrow or webdataset:FILES, and for detectors scenes_plain, scenes_photo, coco:FILE.json, voc:FOLDER,
+yolo:DATA.yaml or those of datasets; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
 COMMANDS = ("train", "tune", "evaluate", "predict", "export", "push", "runs", "data")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from metaalign_hf import DomainConfig, UserError, load_domain, load_domain_pair
 from metaalign_hf.data import image_files, load_digits_images, load_labelled_view
-from metaalign_hf.data.readers import dataset_split
+from metaalign_hf.data.dataset_files import dataset_split
 
 
 def picture(path: Path, shade: int, size: tuple[int, int] = (10, 12)) -> None:

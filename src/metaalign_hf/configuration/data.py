@@ -7,10 +7,10 @@ from typing import ClassVar, Literal, get_args
 
 from ..checks import LARGEST_SEED, Limits, check_entries
 from ..errors import UserError, did_you_mean
-from .reading import unread_of_domain
+from .reading import FILE_KINDS, unread_of_domain
 from .section import Section
 
-__all__ = ["DIGITS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
+__all__ = ["DIGITS", "FILE_KINDS", "SCENES", "SOLAR", "DataConfig", "DomainConfig", "Kind"]
 
 DIGITS = ("mnist", "uci_digits", "mnist_m")
 SOLAR = ("solar_mono", "solar_poly")
@@ -23,7 +23,20 @@ SCENES = (
     "scenes_ground",
     "scenes_writers",
 )
-Kind = Literal["digits", "solar", "imagefolder", "list", "dataset", "digit_scenes", "coco", "voc"]
+Kind = Literal[
+    "digits",
+    "solar",
+    "imagefolder",
+    "list",
+    "dataset",
+    "parquet",
+    "arrow",
+    "webdataset",
+    "digit_scenes",
+    "coco",
+    "voc",
+    "yolo",
+]
 EMBEDDED = ("digits", "solar", "digit_scenes")
 
 
@@ -32,15 +45,17 @@ class DomainConfig:
     """Where the images of a domain come from.
 
     Args:
-        kind: digits or solar (embedded), imagefolder (one folder per class), list (a file with lines `path label`) or
-            dataset (a data set of the Hub or a local one); for detectors digit_scenes (embedded), coco (a json file and
-            a folder of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main) or dataset.
+        kind: digits or solar (embedded), imagefolder (one folder per class), list (a file with lines `path label`),
+            dataset (a data set of the Hub or a local one), or parquet, arrow or webdataset (a file, a folder, a pattern
+            or an address such as s3://BUCKET/FILE); for detectors digit_scenes (embedded), coco (a json file and a
+            folder of images), voc (a folder with JPEGImages, Annotations and ImageSets/Main), yolo (the yaml file of
+            a data set), dataset, parquet, arrow or webdataset.
         name: Name of an embedded domain (mnist, uci_digits, mnist_m; solar_mono, solar_poly; scenes_plain,
             scenes_photo, and with one gap each scenes_fog, scenes_night, scenes_noise, scenes_ground, scenes_writers);
             for other kinds a display name.
         path: Folder of images, list file, or data set id or folder.
         root: Folder that the paths of a list start from; by default the list's own folder.
-        labels_file: Class names of a list with integer labels, one a line.
+        labels_file: Class names of a list, or of a data set whose labels are plain integers, one a line.
         test_path: Folder or list of test images; the same as path tests on the training images, as published tables do.
         annotations: The json file of a coco domain.
         test_annotations: The json file of its test images.
@@ -56,7 +71,7 @@ class DomainConfig:
         bad_boxes: What happens to boxes without area or outside the image, unknown categories and repeated ids: drop
             (and count in the notes) or error.
         train_split: Split with the training images; of a voc domain a list in ImageSets/Main, or several, with the
-            folder they are in: VOC2007/trainval,VOC2012/trainval.
+            folder they are in: VOC2007/trainval,VOC2012/trainval; of a yolo domain a key of its yaml file.
         test_split: Split with the test images; by default a share of the training split.
         test_fraction: Share of the images that is held out as test images where there is no test path or split.
         split_seed: Seed of that choice, which never looks at labels.
@@ -111,9 +126,10 @@ class DomainConfig:
         """A domain from its short form.
 
         Args:
-            text: `mnist`, `uci_digits`, `mnist_m`, `solar_mono`, `solar_poly`, `imagefolder:FOLDER`, `list:FILE` or
-                `dataset:ORG/NAME`; for detectors `scenes_plain`, `scenes_photo`, `scenes_fog` and the other embedded
-                scenes, `coco:ANNOTATIONS.json`, `voc:FOLDER` or `dataset:ORG/NAME`.
+            text: `mnist`, `uci_digits`, `mnist_m`, `solar_mono`, `solar_poly`, `imagefolder:FOLDER`, `list:FILE`,
+                `dataset:ORG/NAME`, `parquet:FILES`, `arrow:FILES` or `webdataset:FILES`; for detectors `scenes_plain`,
+                `scenes_photo`, `scenes_fog` and the other embedded scenes, `coco:ANNOTATIONS.json`, `voc:FOLDER`,
+                `yolo:DATA.yaml`, or one of `dataset`, `parquet`, `arrow`, `webdataset`.
 
         Returns:
             The domain.
@@ -136,7 +152,8 @@ class DomainConfig:
         if kind in kinds and not path:
             raise UserError(f"domain {text!r} has no path; write {kind}:PATH, and refine it with more keys")
         hint = f"{did_you_mean(text, [*DIGITS, *SOLAR, *SCENES])} ".lstrip()
-        forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", "coco:ANNOTATIONS.json", "voc:FOLDER"]
+        forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", *(f"{kind}:FILES" for kind in FILE_KINDS)]
+        forms += ["coco:ANNOTATIONS.json", "voc:FOLDER", "yolo:DATA.yaml"]
         valid = ", ".join([*DIGITS, *SOLAR, *SCENES, *forms])
         raise UserError(f"domain {text!r} is unknown; {hint}valid: {valid}")
 

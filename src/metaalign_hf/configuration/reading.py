@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DOMAIN_READS",
+    "FILE_KINDS",
     "READ_WHERE",
     "Condition",
     "defaults_of",
@@ -143,6 +144,9 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
 _SPLIT = ("test_fraction", "split_seed")
 _OBJECTS = ("classes", "bad_boxes")
 _DATASET = ("config_name", "revision", "domain_column", "image_column", "train_split", "test_split")
+_COLUMNS = ("domain_column", "domain", "image_column", "label_column", "objects_column", "box_format")
+_FILES = ("path", "test_path", "labels_file", *_COLUMNS, *_OBJECTS, *_SPLIT)
+FILE_KINDS = ("parquet", "arrow", "webdataset")
 # Entries that a domain of a kind reads, beside kind and name.
 DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
     "digits": (),
@@ -150,9 +154,21 @@ DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
     "digit_scenes": ("classes",),
     "imagefolder": ("path", "test_path", *_SPLIT),
     "list": ("path", "root", "labels_file", "test_path", *_SPLIT),
-    "dataset": ("path", *_DATASET, "domain", "label_column", "objects_column", "box_format", *_OBJECTS, *_SPLIT),
+    "dataset": (
+        "path",
+        "labels_file",
+        *_DATASET,
+        "domain",
+        "label_column",
+        "objects_column",
+        "box_format",
+        *_OBJECTS,
+        *_SPLIT,
+    ),
     "coco": ("path", "annotations", "test_annotations", "test_path", *_OBJECTS, *_SPLIT),
     "voc": ("path", "train_split", "test_split", *_OBJECTS, *_SPLIT),
+    "yolo": ("path", "train_split", "test_split", *_OBJECTS, *_SPLIT),
+    **dict.fromkeys(FILE_KINDS, _FILES),
 }
 _TEST_IMAGES = ("test_path", "test_split", "test_annotations")
 
@@ -236,7 +252,7 @@ def refuse_unread_by_task(config: Any, kind: TaskKind) -> None:
     domains = [(f"source[{n}]" if several else "source", domain) for n, domain in enumerate(config.data.sources)]
     defaults = defaults_of(type(config.data.target))
     for name, domain in [*domains, ("target", config.data.target)]:
-        for key in kind.ignores_of_dataset if domain.kind == "dataset" else ():
+        for key in kind.ignores_of_dataset if domain.kind in ("dataset", *FILE_KINDS) else ():
             value = getattr(domain, key)
             if value != defaults[key]:
                 raise UserError(f"data.{name}.{key} is {_shown(value)}: {who} does not read it; drop it")

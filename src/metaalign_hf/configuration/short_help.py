@@ -57,7 +57,8 @@ def short_help() -> str:
     lines += [
         "",
         "A domain is embedded (mnist, uci_digits, mnist_m, solar_mono, solar_poly), imagefolder:FOLDER (class",
-        "folders; without them unlabelled), list:FILE (lines `path label`) or dataset:ORG/NAME;",
+        "folders; without them unlabelled), list:FILE (lines `path label`), dataset:ORG/NAME, or parquet, arrow or",
+        "webdataset:FILES;",
         "--data.target.KEY VALUE refines it.",
         "metaalign train --help all explains every entry.",
     ]

@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..configuration import SCENES, DomainConfig
+from ..configuration.data import FILE_KINDS
 from ..errors import UserError
 from .annotations import ClassNames
 from .bad_boxes import BoxCheck
 from .coco import read_coco
+from .dataset_files import required_path
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, KeptLoader
 from .notes import transparency_notes
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
-from .readers import existing_images, required_path
+from .readers import existing_images
 from .voc import read_voc
+from .yolo import read_yolo
 
 __all__ = ["read_detection_domain"]
 
@@ -37,7 +40,9 @@ def read_detection_domain(config: DomainConfig) -> RawDomain[DetectionSet]:
     readers = {
         "coco": read_coco,
         "voc": read_voc,
+        "yolo": read_yolo,
         "dataset": read_objects_dataset,
+        **dict.fromkeys(FILE_KINDS, read_objects_dataset),
         "digit_scenes": _digit_scenes,
         "imagefolder": _unlabelled_folder,
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..configuration import DomainConfig
@@ -17,7 +18,7 @@ from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .notes import transparency_notes
 from .path_list import PathList, Places
 
-__all__ = ["WHOLE", "read_list"]
+__all__ = ["WHOLE", "class_index", "label_names", "read_list"]
 
 WHOLE = re.compile(r"-?[0-9]{1,18}")
 """A label that is a number."""
@@ -34,7 +35,7 @@ def read_list(path: str, config: DomainConfig) -> RawDomain[ImageSet]:
         UserError: If a list is empty or malformed, or names a file that does not exist.
     """
     name = config.describe()
-    names = _label_names(config)
+    names = label_names(config)
     train = _read(path, config, name)
     parts = [train, *([_read(config.test_path, config, name)] if config.test_path is not None else [])]
     notes = transparency_notes(name, train.paths)
@@ -133,7 +134,7 @@ def _classes(parts: Sequence[_Rows], names: list[str] | None, config: DomainConf
     """
     texts = sorted({label for part in parts for label in part.labels or ()})
     if names is not None:
-        return names, {text: _known(text, names, parts, config) for text in texts}
+        return names, {text: class_index(text, names, config, partial(_place, text, parts)) for text in texts}
     if not all(WHOLE.fullmatch(text) for text in texts):
         return texts, {text: i for i, text in enumerate(texts)}
     if negative := next((text for text in texts if int(text) < 0), None):
@@ -152,14 +153,24 @@ def _classes(parts: Sequence[_Rows], names: list[str] | None, config: DomainConf
     return ordered, index
 
 
-def _known(text: str, names: list[str], parts: Sequence[_Rows], config: DomainConfig) -> int:
+def class_index(text: str, names: list[str], config: DomainConfig, place: Callable[[], str]) -> int:
+    """Class index of a label that is a name of `labels_file` or a number into it.
+
+    Args:
+        text: The label.
+        names: The class names.
+        config: The domain.
+        place: Says where the label stands, for errors.
+
+    Raises:
+        UserError: If it is neither.
+    """
     if text in names:
         return names.index(text)
     if WHOLE.fullmatch(text) and 0 <= int(text) < len(names):
         return int(text)
     raise UserError(
-        f"{_place(text, parts)}: label {text!r} is neither a name in {config.labels_file} nor a number from 0 to "
-        f"{len(names) - 1}"
+        f"{place()}: label {text!r} is neither a name in {config.labels_file} nor a number from 0 to {len(names) - 1}"
     )
 
 
@@ -173,7 +184,12 @@ def _listed(rows: _Rows, index: dict[str, int], name: str) -> ImageSet:
     return ImageSet(name, len(rows.paths), FileLoader(rows.paths, rows.places), labels, rows.paths)
 
 
-def _label_names(config: DomainConfig) -> list[str] | None:
+def label_names(config: DomainConfig) -> list[str] | None:
+    """The class names of `labels_file`; None where it is not set.
+
+    Raises:
+        UserError: If it cannot be read, or its names are not different.
+    """
     if config.labels_file is None:
         return None
     text = read_text(Path(config.labels_file).expanduser(), "labels_file:")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..paths import printable
 from .images import transparent_images
 
-__all__ = ["shown", "transparency_notes"]
+__all__ = ["transparency_notes"]
 
 
 def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:
@@ -16,11 +17,7 @@ def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:
     if not found:
         return []
     return [
-        f"{name}: {len(found)} of {looked_at} images looked at have transparent pixels, e.g. {shown(found[0])}; the "
-        "alpha channel is dropped, as pipeline of transformers does, and the colours stored beneath it are used."
+        f"{name}: {len(found)} of {looked_at} images looked at have transparent pixels, e.g. "
+        f"{printable(found[0].name)}; the alpha channel is dropped, as pipeline of transformers does, and the "
+        "colours stored beneath it are used."
     ]
-
-
-def shown(path: Path) -> str:
-    """Name of a file for the notes; bytes that are not UTF-8 are escaped."""
-    return path.name.encode(errors="backslashreplace").decode()

@@ -11,10 +11,10 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .annotations import ClassNames, FoundObject, corners, packed, upright_size
 from .bad_boxes import BoxCheck
+from .dataset_files import dataset_split, open_dataset
 from .domains import RawDomain
 from .images import DatasetLoader, ImageSet
 from .objects import DetectionSet
-from .readers import dataset_split, load_splits
 
 __all__ = ["objects_of_rows", "read_objects_dataset"]
 
@@ -26,7 +26,7 @@ def read_objects_dataset(config: DomainConfig) -> RawDomain[DetectionSet]:
         UserError: If the data set, a split or a column is missing or malformed.
     """
     name = config.describe()
-    splits = load_splits(config, name)
+    splits, config = open_dataset(config)
     train = dataset_split(splits, config.train_split, config, name)
     labels = _dataset_classes(train, config, name)
     check = BoxCheck(name, config.bad_boxes)

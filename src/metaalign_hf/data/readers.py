@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..configuration import DomainConfig
-from ..errors import UserError, one_line
+from ..configuration.data import FILE_KINDS
+from ..errors import UserError
 from ..paths import printable
+from .dataset_files import dataset_split, open_dataset, required_path
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
-from .lists import WHOLE, read_list
-from .notes import shown, transparency_notes
+from .lists import WHOLE, class_index, label_names, read_list
+from .notes import transparency_notes
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
-__all__ = ["dataset_split", "load_splits", "read_domain", "required_path"]
+__all__ = ["existing_images", "read_domain"]
 
 
 def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
@@ -31,6 +34,7 @@ def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
         UserError: If something is missing, empty or malformed: one line that names the file, row or key.
     """
     readers = {"digits": _digits, "solar": _solar, "imagefolder": _imagefolder, "list": _list, "dataset": _dataset}
+    readers |= dict.fromkeys(FILE_KINDS, _dataset)
     if config.kind not in readers:
         raise UserError(f"domain {config.describe()}: kind {config.kind} is for detectors; valid: {', '.join(readers)}")
     return readers[config.kind](config)
@@ -80,7 +84,8 @@ def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]
     loose = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     if loose:
         notes.append(
-            f"{name}: {len(loose)} images beside the class folders of {folder} are not used, e.g. {shown(loose[0])}."
+            f"{name}: {len(loose)} images beside the class folders of {folder} are not used, e.g. "
+            f"{printable(loose[0].name)}."
         )
     files, labels = [], []
     for class_folder in folders:
@@ -130,7 +135,7 @@ def _list(config: DomainConfig) -> RawDomain[ImageSet]:
 
 def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
     name = config.describe()
-    splits = load_splits(config, name)
+    splits, config = open_dataset(config)
     train = dataset_split(splits, config.train_split, config, name)
     classes, labels, encoded = _dataset_labels(train, config, name)
     images = ImageSet(name, len(train), _images_only(train, config, name), labels)
@@ -147,58 +152,6 @@ def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
     return RawDomain(name, classes, images, ImageSet(name, len(test), _images_only(test, config, name), test_labels))
 
 
-def load_splits(config: DomainConfig, name: str) -> Any:
-    """All splits of a data set, of the Hub or saved to a folder.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    import datasets
-
-    path = Path(required_path(config)).expanduser()
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            found = datasets.load_from_disk(str(path))
-            return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
-        return datasets.load_dataset(str(path), name=config.config_name, revision=config.revision)
-    except Exception as error:
-        raise UserError(
-            f"domain {name}: the data set {config.path} cannot be loaded: {one_line(error)[:300]}"
-        ) from error
-
-
-def dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:
-    """One split, reduced to the rows of the domain.
-
-    Raises:
-        UserError: If a split or column is missing, or no row is of the domain.
-    """
-    if split not in splits:
-        raise UserError(f"domain {name}: there is no split {split!r}; the data set has {', '.join(splits)}")
-    data = splits[split]
-    for key, column in (("image_column", config.image_column), ("domain_column", config.domain_column)):
-        if column is not None and column not in data.column_names:
-            raise UserError(f"domain {name}: {key} {column!r} does not exist; columns: {', '.join(data.column_names)}")
-    if len(data) == 0:
-        raise UserError(f"domain {name}: split {split} has no rows")
-    if config.domain_column is None:
-        return data
-    if config.domain is None:
-        raise UserError(f"domain {name}: domain_column is {config.domain_column}; name the domain to keep as well")
-    feature = data.features[config.domain_column]
-    values = data[config.domain_column]
-    if hasattr(feature, "int2str"):
-        values = [feature.int2str(value) for value in values]
-    texts = [str(value) for value in values]
-    kept = [index for index, text in enumerate(texts) if text == config.domain]
-    if not kept:
-        known = ", ".join(sorted(set(texts))[:20])
-        raise UserError(
-            f"domain {name}: no row of {split} has {config.domain_column} = {config.domain}; it has {known}"
-        )
-    return data.select(kept)
-
-
 def _dataset_labels(
     data: Any, config: DomainConfig, name: str
 ) -> tuple[list[str] | None, tuple[int, ...] | None, bool]:
@@ -211,6 +164,8 @@ def _dataset_labels(
         row = next(index for index, value in enumerate(values) if value is None)
         raise UserError(f"domain {name}: row {row} has no {config.label_column}")
     if hasattr(feature, "int2str"):
+        if config.labels_file is not None:
+            raise UserError(f"domain {name}: {config.label_column} has names of its own; drop labels_file")
         if all(value == -1 for value in values):
             return None, None, True
         wrong = next((row for row, value in enumerate(values) if not 0 <= value < len(feature.names)), None)
@@ -221,22 +176,19 @@ def _dataset_labels(
             )
         return list(feature.names), tuple(values), True
     texts = {str(value) for value in values}
+    if (given := label_names(config)) is not None:
+        first = {str(value): row for row, value in reversed(list(enumerate(values)))}
+        index = {text: class_index(text, given, config, partial(_row, name, first[text])) for text in texts}
+        return given, tuple(index[str(value)] for value in values), True
     names = sorted(texts, key=int) if all(WHOLE.fullmatch(text) for text in texts) else sorted(texts)
     index = {text: i for i, text in enumerate(names)}
     return names, tuple(index[str(value)] for value in values), False
 
 
+def _row(name: str, row: int) -> str:
+    return f"domain {name}: row {row}"
+
+
 def _images_only(data: Any, config: DomainConfig, name: str) -> DatasetLoader:
     """The image column alone, so that nothing downstream can reach a label."""
     return DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)
-
-
-def required_path(config: DomainConfig) -> str:
-    """The domain's path.
-
-    Raises:
-        UserError: If it has none.
-    """
-    if not config.path:
-        raise UserError(f"a domain of kind {config.kind} needs a path")
-    return config.path

@@ -15,10 +15,10 @@ from ..paths import is_file
 from ..text_files import read_text
 from .annotations import ClassNames, FoundObject, header_size, packed
 from .bad_boxes import BoxCheck
+from .dataset_files import required_path
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .objects import DetectionSet
-from .readers import required_path
 
 __all__ = ["read_voc"]
 

@@ -51,12 +51,12 @@ def perceptual_hashes(thumbnails: Tensor) -> np.ndarray:
     The constant coefficient, which is the brightness, always gives 0.
 
     Args:
-        thumbnails: `(n, 3, 32, 32)`, uint8.
+        thumbnails: In grey `(n, 32, 32)`.
 
     Returns:
         `(n,)`, uint64.
     """
-    grey = _grey(thumbnails)
+    grey = thumbnails.float()
     side = grey.shape[-1]
     place = torch.arange(side, dtype=torch.float32)
     waves = torch.cos(torch.pi / side * (place[None] + 0.5) * torch.arange(8, dtype=torch.float32)[:, None])
@@ -73,7 +73,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: Tensor) -> Iterator[tuple[int, in
         hashes: As `perceptual_hashes` gives them.
         thumbnails: The pictures they are of.
     """
-    grey = _grey(thumbnails).flatten(1)
+    grey = thumbnails.float().flatten(1)
     grey = grey - grey.mean(1, keepdim=True)
     spread = grey.norm(dim=1) / grey.shape[1] ** 0.5
     unit = torch.nn.functional.normalize(grey, dim=1)
@@ -145,7 +145,3 @@ class _Groups:
         for number in range(len(self.parent)):
             sets.setdefault(self.root(number), []).append(number)
         return [members for members in sets.values() if len(members) > 1]
-
-
-def _grey(thumbnails: Tensor) -> Tensor:
-    return (thumbnails.float() * torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1)

@@ -52,7 +52,7 @@ class SeenImages:
         domain: The domain.
         indices: Which of its images were read, as numbers into `domain.images`.
         sizes: Width and height of each `(n, 2)`.
-        thumbnails: Each `(n, 3, 32, 32)`, uint8.
+        thumbnails: Each in grey `(n, 32, 32)`, uint8: a kilobyte an image.
         digests: A digest of the pixels of each; equal for equal images.
         unreadable: Names of the images that could not be read, each with the reason.
         seconds: How long the pass took.
@@ -125,7 +125,7 @@ def read_all(domain: DomainImages, most: int | None) -> SeenImages:
         domain,
         kept,
         np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        torch.stack(thumbnails) if thumbnails else torch.empty(0, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8),
+        torch.stack(thumbnails) if thumbnails else torch.empty(0, THUMBNAIL, THUMBNAIL, dtype=torch.uint8),
         digests,
         unreadable,
         time.perf_counter() - started,
@@ -146,5 +146,5 @@ def _look(images: Any, index: int) -> tuple[tuple[int, int], Tensor, bytes] | Us
     except UserError as error:
         return error
     digest = hashlib.blake2b(image.contiguous().numpy(), digest_size=16, key=str(tuple(image.shape)).encode())
-    small = F.resize(image, [THUMBNAIL, THUMBNAIL], antialias=True)
+    small = F.resize(F.rgb_to_grayscale(image), [THUMBNAIL, THUMBNAIL], antialias=True)[0]
     return (image.shape[2], image.shape[1]), small, digest.digest()

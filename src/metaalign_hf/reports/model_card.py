@@ -201,6 +201,10 @@ class _Facts:
             "list": "a local list of images",
             "coco": "a local set of images with COCO annotations",
             "voc": "a local folder of images with VOC annotations",
+            "yolo": "a local folder of images with YOLO annotations",
+            "parquet": "parquet files",
+            "arrow": "arrow files",
+            "webdataset": "webdataset files",
             "digit_scenes": "scenes drawn by code with digits of installed packages",
             "dataset": "data set",
         }

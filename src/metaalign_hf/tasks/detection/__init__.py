@@ -27,7 +27,7 @@ OBJECT_DETECTION = register_task(
             "views": "a new view for every batch",
             "cache_folder": "every image anew",
         },
-        ignores_of_dataset=("label_column",),
+        ignores_of_dataset=("label_column", "labels_file"),
         cited_as=("level", "detection_validator"),
         start_key="detector",
         start_words="with new alignment heads",
