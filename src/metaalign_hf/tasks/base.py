@@ -181,7 +181,7 @@ class Task:
                 seed=seed,
                 augmentation=augmentation,
                 start_batch=start_batch,
-                num_workers=data.num_workers,
+                num_workers=0 if self.cached else data.num_workers,  # rows of a file need none
                 rank=rank,
                 world_size=world_size,
                 even=data.source_sampling == "even",
