@@ -35,15 +35,17 @@ WAYS: dict[str, Callable[[MetaAlignForImageClassification], object]] = {
 
 def gigabytes(backbone: str, way: str, bf16: bool, checkpointing: bool = False) -> tuple[float, float, float]:
     """Weights and their optimiser, kept activations, and the sum, in GB (1e9 bytes)."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         labels = [str(number) for number in range(CLASSES)]
         model = MetaAlignForImageClassification.from_backbone(
             backbone, labels, "cdan", pretrained=False, bottleneck_dim=256
         )
         WAYS[way](model)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         weights = 4 * (sum(p.numel() for p in model.parameters()) + 4 * trained)
         own = {p.untyped_storage()._cdata for p in model.parameters()}

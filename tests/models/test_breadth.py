@@ -128,7 +128,6 @@ FOUNDATION = (
         "dinov2_with_registers",
         "siglip",
         "convnextv2",
-        "timm/convnextv2_atto",
         "timm/eva02_tiny_patch14_224",
     ),
     *("timm/hiera_tiny_224", "timm/vit_small_patch14_reg4_dinov2", "timm/vit_small_patch16_dinov3"),

@@ -17,38 +17,43 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..run_folder import CARD_FILE
-from .backbone import classifier_name
+from .backbone import classifier_name, pooled_features
 
 __all__ = ["add_adapters", "called_linears", "choose_layers", "export_adapter", "merged_state", "only_adapters_train"]
 
 _ADAPTER = "default"
 
 
-def called_linears(backbone: nn.Module, pixel_values: Tensor) -> list[str]:
-    """Names of the linear layers that a pass calls; some networks read the weight of a layer and never call it.
+def called_linears(backbone: PreTrainedModel, pixel_values: Tensor) -> list[str]:
+    """Names of the linear layers in which an adapter would train.
+
+    Some networks read the weight of a layer and never call it, and some call layers whose output they do not use.
 
     Args:
         backbone: The backbone.
         pixel_values: An image `(1, 3, H, W)` that it takes.
     """
-    called: set[nn.Module] = set()
-    hooks = [
-        layer.register_forward_hook(lambda module, *_: called.add(module))
-        for layer in backbone.modules()
-        if isinstance(layer, nn.Linear)
-    ]
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def note(layer: nn.Module, _: Any, output: Tensor) -> None:
+        outputs[layer] = output
+
+    hooks = [layer.register_forward_hook(note) for layer in backbone.modules() if isinstance(layer, nn.Linear)]
     training = backbone.training
     try:
-        with torch.no_grad():
-            backbone.eval()(pixel_values)
+        with torch.enable_grad():
+            total = pooled_features(backbone.eval(), pixel_values.requires_grad_()).sum()
+            found = torch.autograd.grad(total, list(outputs.values()), allow_unused=True) if outputs else ()
     finally:
         backbone.train(training)
         for hook in hooks:
             hook.remove()
-    return [name for name, layer in backbone.named_modules() if layer in called]
+    used = {layer for layer, gradient in zip(outputs, found, strict=True) if gradient is not None}
+    return [name for name, layer in backbone.named_modules() if layer in used]
 
 
 def add_adapters(backbone: nn.Module, lora: Mapping[str, Any]) -> None:
