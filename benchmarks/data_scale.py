@@ -1,13 +1,14 @@
 """How long a list of a million images takes to load, and how much memory: `python benchmarks/data_scale.py`.
 
-Writes that many empty files, which nothing opens, into a temporary folder, and a list of them with labels of 1,000
-classes. A process of its own then loads the list as a domain, and a pair of two such lists.
+Writes that many empty files, which nothing opens, into a temporary folder, and two lists of them with labels of 1,000
+classes. A process of its own then loads a list as a domain, and both as a pair.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,18 +34,18 @@ print(json.dumps(found))
 
 
 def measure(rows: int) -> dict[str, object]:
-    """Seconds, and gigabytes beyond those of the imported libraries, of a list of so many rows and of a pair of two."""
+    """Seconds, and gigabytes beyond those of the imported libraries, of a list of so many rows and of a pair of them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, per_class = Path(scratch), max(1, rows // 1000)
+        lines = []
+        for number in range(rows):
+            label = number // per_class
+            file = f"images/class_{label:04}/{number:07}.jpg"
+            if number % per_class == 0:
+                (folder / "images" / f"class_{label:04}").mkdir(parents=True)
+            os.close(os.open(folder / file, os.O_CREAT))
+            lines.append(f"{file} {label}\n")
         for name in ("source", "target"):
-            lines = []
-            for number in range(rows):
-                label = number // per_class
-                file = f"{name}/class_{label:04}/{number:07}.jpg"
-                if number % per_class == 0:
-                    (folder / name / f"class_{label:04}").mkdir(parents=True, exist_ok=True)
-                (folder / file).touch()
-                lines.append(f"{file} {label}\n")
             (folder / f"{name}.txt").write_text("".join(lines))
         done = subprocess.run([sys.executable, "-c", LOAD, scratch], capture_output=True, text=True, check=True)
     return {"rows": rows, **json.loads(done.stdout)}
