@@ -34,7 +34,7 @@ print(json.dumps(found))
 
 
 def measure(rows: int) -> dict[str, object]:
-    """Seconds, and gigabytes beyond those of the imported libraries, of a list of so many rows and of a pair of them."""
+    """Seconds, and gigabytes beyond those of the imported libraries: a list of so many rows, and a pair of two."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, per_class = Path(scratch), max(1, rows // 1000)
         lines = []
