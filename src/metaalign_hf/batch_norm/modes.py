@@ -225,7 +225,7 @@ class PerDomain(Mixed):
         """All processes take over the first one's statistics of both domains."""
         super().synchronise(model)
         if self.source is not None:
-            self.source.synchronise(model)
+            broadcast(list(self.source.buffers()))
 
     def modules(self) -> dict[str, nn.Module]:
         """The source's statistics."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..coordination._replacement import replaced_attribute
@@ -85,16 +84,6 @@ class SourceStatistics(nn.Module):
                     split = _split(layer, kept, source_rows, rows, reached)
                     stack.enter_context(replaced_attribute(layer, "forward", split))
             yield
-
-    def synchronise(self, model: nn.Module) -> None:
-        """All processes take over the first one's statistics of both domains: before an evaluation that they share.
-
-        DistributedDataParallel does so with the model's before every training pass, but not before every other one.
-
-        Args:
-            model: The model that is evaluated, wrapped or not.
-        """
-        broadcast([buffer for layers in self._pairs(model) for layer in layers for buffer in layer.buffers(False)])
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:

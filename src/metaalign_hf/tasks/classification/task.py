@@ -217,27 +217,16 @@ class ClassificationTask(Task):
     ) -> Callable[[], Tensor]:
         """A pass that returns a loss of the logits of target images, on both domains where batch statistics need it."""
         pixels, rows, first = view["pixel_values"], None, 0
-        if not self.pair.has_source:
-            return self._target_alone(model, view, loss)
-        if self.statistics.task_needs_target(model):
+        if self.pair.has_source and self.statistics.task_needs_target(model):
             mixed, first = mix(source, view), len(source["labels"])
             pixels, rows = mixed["pixel_values"], rows_of(source, mixed)
+        # Without a source, running statistics are moved by plain views and by no augmented one.
+        moves = not self.pair.has_source and view["plain"]
 
         def run() -> Tensor:
-            with self.statistics.task_pass(model, rows):
+            with nullcontext() if moves else self.statistics.task_pass(model, rows):
                 logits: Tensor = model(pixels).logits
             return loss(logits[first:])
-
-        return run
-
-    def _target_alone(self, model: nn.Module, view: Batch, loss: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        """A pass on the target alone; running statistics are moved by plain views and by no augmented one."""
-        around = nullcontext if view["plain"] else partial(self.statistics.task_pass, model)
-
-        def run() -> Tensor:
-            with around():
-                logits: Tensor = model(view["pixel_values"]).logits
-            return loss(logits)
 
         return run
 
