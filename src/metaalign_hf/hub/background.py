@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from ..configuration import HubConfig
@@ -100,24 +101,12 @@ class BackgroundPusher:
         if self.thread is not None:
             self.thread.join()
         shutil.rmtree(self._staged(), ignore_errors=True)
-        config = self.config
+        settings = asdict(self.config)
+        del settings["repo_id"], settings["push_every"]
         try:
-            return push(
-                self.folder,
-                self.target.repo_id,
-                private=config.private,
-                revision=config.revision,
-                create_pr=config.create_pr,
-                commit_message=config.commit_message,
-                license=config.license,
-                token=self.target.token,
-                overwrite=config.overwrite,
-                attempts=config.attempts,
-                retry_seconds=config.retry_seconds,
-                report=self.report,
-            )
+            return push(self.folder, self.target.repo_id, token=self.target.token, report=self.report, **settings)
         except Exception as error:  # the run is complete; the user must learn how to push it
-            command = push_command(self.folder, config)
+            command = push_command(self.folder, self.config)
             raise HubError(f"{error}. The run is finished and its folder complete; push it with: {command}") from error
 
     def _staged(self) -> Path:
