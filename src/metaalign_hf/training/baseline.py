@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import Config, CoordinationConfig, DataConfig, HubConfig, TrainingConfig
-from ..run_folder import BASELINE_FOLDER, SUMMARY_FILE, with_present_names
-from ..tasks import TaskKind
+from ..run_folder import BASELINE_FOLDER, SUMMARY_FILE
 from ..tasks.summary import Summary
 
 __all__ = ["baseline_config", "baseline_figures", "read_summary"]
@@ -52,16 +51,13 @@ def baseline_config(config: Config, cached: bool = False) -> Config:
     return replace(config, data=data, coordination=coordination, training=training, hub=HubConfig())
 
 
-def read_summary(config: Config, kind: TaskKind) -> Summary | None:
+def read_summary(config: Config) -> Summary | None:
     """The summary of a run that is finished with all its steps, or None."""
     path = Path(config.training.output_dir) / SUMMARY_FILE
     if not path.is_file():
         return None
-    values = with_present_names(json.loads(path.read_text()))
-    if values["adaptation_steps"] != config.training.max_steps:
-        return None
-    # Older releases wrote neither.
-    return Summary.from_dict({"task": kind.pipeline_tag, "metric": kind.measures[0].name, **values})
+    summary = Summary.from_dict(json.loads(path.read_text()))
+    return summary if summary.adaptation_steps == config.training.max_steps else None
 
 
 def baseline_figures(summary: Summary, config: Config) -> dict[str, Any]:

@@ -49,5 +49,5 @@ class MeanCosines:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.total += state["cosine_sum"]
-        self.penalty_total += state.get("penalty_cosine_sum", 0.0)
+        self.penalty_total += state["penalty_cosine_sum"]
         self.count = state["cosine_count"]

@@ -106,11 +106,9 @@ class Keeper:
         self.cosines.load_state_dict(state)
         self.evaluator.load_state_dict(state)
         self.publisher.evaluations = state["evaluation_count"]
-        self.skipped, self._in_a_row = state.get("skipped_steps", [0, 0])
-        # Older releases had one such loss.
-        kept = state.get("target_losses") or {"mean_teacher": {"pseudo_boxes": state.get("pseudo_boxes", 0.0)}}
+        self.skipped, self._in_a_row = state["skipped_steps"]
         for loss in self.stepper.task.target_losses:
-            loss.load_state_dict(kept[loss.name])
+            loss.load_state_dict(state["target_losses"][loss.name])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.stepper.coordinator.load_state_dict(state["coordinator"])

@@ -116,7 +116,7 @@ def adapt(
             if not config.training.baseline:
                 return None
             alone = baseline_config(config, run.task.cached)
-            compared = read_summary(alone, run.task.kind)
+            compared = read_summary(alone)
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
                 recorded = recorded_config(alone, pair, untrained)
@@ -218,8 +218,7 @@ class _Run:
                 self.keeper.save(self.step)  # that other run may take hours
         summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
         if self.accelerator.is_main_process:
-            # A run that began with an older release kept no examples.
-            old, new = (found[name].get("examples") for name in ("before", "after"))
+            old, new = (found[name]["examples"] for name in ("before", "after"))
             files = self.task.write_files(self.output_dir, old, new) if old and new else []
             write_summary(summary)
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
