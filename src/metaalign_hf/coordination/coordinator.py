@@ -139,7 +139,7 @@ class Coordinator(ABC):
             raise
 
     def backward_alone(self, closures: Sequence[Closure], first: str) -> StepReport:
-        """Leave the gradient of one loss in `.grad`, without an inner step: before the adaptation, or beside no other.
+        """Leave the gradient of one loss in `.grad`, such as that of the task before the adaptation.
 
         Args:
             closures: As for `backward`; without any there is no gradient, and the loss is 0.
