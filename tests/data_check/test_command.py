@@ -87,6 +87,17 @@ def test_what_is_wrong_with_the_command_is_told(capsys, tmp_path):
     assert "holds something else than an earlier check" in capsys.readouterr().err
 
 
+def test_a_frozen_backbone_whose_features_are_computed_once(capsys, tmp_path):
+    root = write_squares(tmp_path)
+    text, found = check(
+        capsys, tmp_path, "--data.source", f"imagefolder:{root}/source", "--data.target", f"imagefolder:{root}/target",
+        "--model.freeze", "all", "--model.bottleneck_dim", "4", "--data.views", "2", code=0,
+    )  # fmt: skip
+    # Two views and the image itself of 19 training images, and 5 test images, of each domain.
+    assert "computed once, for about 124 images and views" in text
+    assert found["cost"] is None and found["shift"]["a_distance"] > 1.5
+
+
 def test_a_detection_pair(capsys, tmp_path):
     out = tmp_path / "check"
     assert run(["data", "check", TINY_DETECTION, "--images", "60", "--output", str(out)]) == 0

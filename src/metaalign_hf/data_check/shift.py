@@ -105,13 +105,14 @@ def proxy_a_distance(source: Tensor, target: Tensor) -> tuple[float, float]:
     return 2 * (1 - 2 * (1 - share)), share
 
 
-def measure_shift(task: Any) -> Shift:
+def measure_shift(task: Any, pair: Any) -> Shift:
     """How far source and target are apart on the features of the task's model as it starts.
 
     Args:
         task: The task; its model is left as it was.
+        pair: Its domain pair as it was loaded: the task may hold views of the images in their place.
     """
-    pair = task.pair
+    pair = pair.in_order(task.model.config.labels)
     views = {name: view for name in _WANTED if (view := getattr(pair, name)) is not None and len(view) > 0}
     wanted = {name: min(_WANTED[name], len(view)) for name, view in views.items()}
     found, labels, rate = _features(task, views, wanted)

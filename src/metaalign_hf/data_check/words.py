@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..training.cost import duration
 from .check import Check
 from .facts import DomainFacts
 
@@ -113,13 +114,6 @@ def _cost(check: Check) -> Iterator[str]:
         f"waiting for images){source}, the median of three{memory}."
     )
     yield (
-        f"A run takes about {_duration(cost.seconds)}: {_duration(cost.training_seconds)} of training and "
-        f"{_duration(cost.evaluation_seconds)} for {cost.evaluations} evaluations on {cost.evaluated_images:,} images."
+        f"A run takes about {duration(cost.seconds)}: {duration(cost.training_seconds)} of training and "
+        f"{duration(cost.evaluation_seconds)} for {cost.evaluations} evaluations on {cost.evaluated_images:,} images."
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.2g} seconds"

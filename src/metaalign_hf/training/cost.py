@@ -21,7 +21,7 @@ from .schedules import evaluation_interval
 from .stepper import Stepper
 from .weights import Weights, average_decay
 
-__all__ = ["Cost", "measure_cost"]
+__all__ = ["Cost", "duration", "measure_cost"]
 
 STEPS = 3
 
@@ -124,6 +124,14 @@ def measure_cost(config: Config, task: Task, images_per_second: float) -> Cost:
         evaluations * task.evaluated_images / images_per_second,
         torch.cuda.max_memory_allocated() if on_gpu else _most_memory(),
     )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it, such as `3.5 hours`."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2g} seconds"
 
 
 def _most_memory() -> int | None:
