@@ -60,6 +60,8 @@ def test_the_saved_model_is_whole(folders, tmp_path, capsys):
     assert "The frozen backbone's features were computed once for each image in 2 augmented views." in said
     summary = json.loads((output / "summary.json").read_text())
     assert (output / "target_images.png").exists()
+    card = (output / "README.md").read_text()
+    assert "model.freeze" in card and "computed once for each image in 2 augmented views" in card
     classify = pipeline("image-classification", model=str(output))
     files = sorted((folders / "tests").glob("*/*.png"))
     right = sum(classify(str(file), top_k=1)[0]["label"] == file.parent.name for file in files) / len(files)

@@ -338,7 +338,9 @@ class _Facts:
         ]
 
     def _settings(self) -> list[tuple[str, Any]]:
-        shown: list[tuple[str, Any]] = []
+        model = self.training.get("model") or {}
+        names = ("freeze", "lora", *(("head", "prompt") if model.get("head") == "zero_shot" else ()))
+        shown = [(f"model.{name}", model[name]) for name in names if model.get(name) not in (None, "none")]
         for section in ("coordination", "optimizer"):
             read = read_entries(section, self.training.get(section, {}), _DEFAULTS[section])
             shown += [(f"{section}.{key}", value) for key, value in read.items()]
