@@ -1,7 +1,7 @@
 """Citations of the methods, as BibTeX. A citation is given where its method is registered.
 
 A citation is known by a kind and a name: `alignment/dann`, `level/query`, `validator/bnm`, `coordination/metaalign`,
-`batch_norm/per_domain`, `target_loss/mean_teacher`. It imports without torch.
+`batch_norm/per_domain`, `target_loss/mean_teacher`, `model/lora`. It imports without torch.
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ def known_citations() -> set[str]:
 def import_methods() -> None:
     """Import what registers methods and their citations, and with it torch."""
     modules = ("alignment", "alignment.detection", "batch_norm", "evaluation", "evaluation.detection_validators")
-    for module in (*modules, "target_losses", "training"):
+    for module in (*modules, "target_losses", "training", "models.dual_encoders", "models.lora"):
         import_module(f"{__package__}.{module}")

@@ -141,6 +141,7 @@ def test_a_run(folders, tmp_path, monkeypatch):
     trained = weights(tmp_path / "whole")
     assert any(name.endswith("lora_B.default.weight") and tensor.any() for name, tensor in trained.items())
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert "hu2022lora" in (tmp_path / "whole" / "README.md").read_text()
     assert run(["export", str(tmp_path / "whole"), str(tmp_path / "native")]) == 0
     assert not any("lora" in name for name in load_file(tmp_path / "native" / "model.safetensors"))
     for place in ("whole", "native"):

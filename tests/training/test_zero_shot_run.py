@@ -58,6 +58,7 @@ def test_without_any_source(folders, encoder, tmp_path, capsys):
     after = weights(output)
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], start[name])}
     assert moved == {"backbone"}
+    assert "radford2021learning" in (output / "README.md").read_text()
     assert run(["export", str(output), str(tmp_path / "native")]) == 0
     file = sorted((folders / "tests").glob("*/*.png"))[0]
     ours, native = (pipeline("image-classification", str(tmp_path / name))(str(file)) for name in ("run", "native"))

@@ -17,12 +17,24 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from ..checks import PROMPT, check_prompts
+from ..citations import cite
 from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from .backbone import BackboneSource, described_images, resolve_backbone
 from .loading import require_in_reach
 
 __all__ = ["ZeroShot", "load_dual_encoder"]
+
+CITATION = """\
+@inproceedings{radford2021learning,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+               Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}"""
+cite("model/zero_shot", CITATION)
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _LAYER = {

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..citations import cite
 from ..errors import UserError
 from ..run_folder import CARD_FILE
 from .backbone import classifier_name, pooled_features
@@ -26,6 +27,16 @@ from .backbone import classifier_name, pooled_features
 __all__ = ["add_adapters", "called_linears", "choose_layers", "export_adapter", "merged_state", "only_adapters_train"]
 
 _ADAPTER = "default"
+
+CITATION = """\
+@inproceedings{hu2022lora,
+  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author    = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and
+               Wang, Shean and Wang, Lu and Chen, Weizhu},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}"""
+cite("model/lora", CITATION)
 
 
 def called_linears(backbone: PreTrainedModel, pixel_values: Tensor) -> list[str]:

@@ -65,5 +65,9 @@ def methods_of(record: RunRecord) -> list[str]:
     found.append(f"batch_norm/{record.summary.get('batch_norm') or training.get('batch_norm')}")
     if training.get("recalibrate_bn") == "target":
         found.append("batch_norm/recalibrate_bn")
+    if record.model.get("lora"):
+        found.append("model/lora")
+    if (record.training.get("model") or {}).get("head") == "zero_shot":
+        found.append("model/zero_shot")
     selecting = next(iter(record.summary.get("validators") or {}), None)
     return [*found, f"{validator}/{selecting}"]
