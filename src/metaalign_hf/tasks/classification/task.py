@@ -32,6 +32,7 @@ from ...data import (
 from ...data.domain_pair import LABELS
 from ...data.fixed_views import with_fixed_views
 from ...data.images import read_images
+from ...disk import refuse_unwritable
 from ...errors import UserError, one_line
 from ...evaluation import (
     FEWEST_IMAGES,
@@ -138,6 +139,8 @@ class ClassificationTask(Task):
                 check_something_aligns(model)
         self._without_cache = why_not_cached(config, self.target_losses)
         self.cached, views = self._without_cache is None, config.data.views
+        if self.cached and config.data.cache_folder is not None:
+            refuse_unwritable(Path(config.data.cache_folder), "data.cache_folder")
         if self.cached or views is not None:
             count = _CACHED_VIEWS if views is None else views
             self.pair = with_fixed_views(self.pair, self.processor, config.data.augmentation, count)
@@ -158,9 +161,9 @@ class ClassificationTask(Task):
         if self.config.model.freeze != "all":
             return notes
         if not self.cached:
-            return [*notes, f"The frozen backbone's features were computed in every pass: {self._without_cache}."]
+            return [*notes, f"The frozen backbone's features are computed in every pass: {self._without_cache}."]
         views = "" if data.augmentation == "none" else f" in {data.views or _CACHED_VIEWS} augmented views"
-        return [*notes, f"The frozen backbone's features were computed once for each image{views}."]
+        return [*notes, f"The frozen backbone's features are computed once for each image{views}."]
 
     def _let_the_target_lead(self) -> None:
         """Without a source the head stays as it learnt from labels, and statistics become the target's.
