@@ -40,8 +40,9 @@ from rich.table import Table
 import frozen
 from frozen import FORMS, Domain
 from frozen_features import frozen_features
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, PinnedRows, machine, with_interval
+from runs import RESULTS, PinnedRows, machine
 
 FAMILIES = {
     "solar": (("solar_mono", "solar_poly"), ("solar_poly", "solar_mono")),

@@ -16,8 +16,9 @@ from rich import box
 from rich.table import Table
 
 from imagenet_weights import write_imagenet_weights
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import ROOT, pinned_run, with_interval
+from runs import ROOT, pinned_run
 
 SEEDS = (0, 1, 2)
 SETTINGS = ("mixed", "frozen")

@@ -27,9 +27,10 @@ from rich.table import Table
 
 from frozen import Noise
 from metaalign_hf import MetaAlignForObjectDetection, adapt, load_config
+from metaalign_hf.intervals import with_interval
 from metaalign_hf.training import steps as training_steps
 from readme import publish
-from runs import RESULTS, ROOT, PinnedRows, machine, with_interval
+from runs import RESULTS, ROOT, PinnedRows, machine
 
 CONFIG = ROOT / "examples" / "digit_scenes.yaml"
 FOLDER = RESULTS / "detection"

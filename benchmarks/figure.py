@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 import accuracy
 import from_scratch
-from runs import mean_and_interval
+from metaalign_hf.intervals import mean_and_interval
 
 matplotlib.use("Agg")
 COLOURS = {"source only": "#999999", "joint": "#0072b2", "remembered": "#d55e00"}  # Okabe and Ito's

@@ -31,8 +31,9 @@ import frozen
 from accuracy import FAMILIES, PAIRS_SHORT, Pair
 from frozen import OPTIONS, WIDTH, Domain
 from frozen_features import DIGITS, FLIPS, SOLAR, chosen, digit_images, imagenet_backbone, outputs, solar_cells
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, PinnedRows, machine, with_interval
+from runs import RESULTS, PinnedRows, machine
 
 STEPS = 300
 RATES = (0.003, 0.01)

@@ -20,8 +20,9 @@ from rich import box
 from rich.table import Table
 
 from metaalign_hf import adapt, load_config
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, ROOT, PinnedRows, machine, with_interval
+from runs import RESULTS, ROOT, PinnedRows, machine
 
 CONFIG = ROOT / "examples" / "digits.yaml"
 FOLDER = RESULTS / "from_scratch"

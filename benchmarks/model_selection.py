@@ -20,9 +20,10 @@ from scipy.stats import spearmanr
 
 from metaalign_hf import adapt, load_config
 from metaalign_hf.evaluation import get_validator, validator_names
+from metaalign_hf.intervals import with_interval
 from metaalign_hf.training.selection import Evaluation, choose
 from readme import publish
-from runs import RESULTS, ROOT, machine, may_run, with_interval
+from runs import RESULTS, ROOT, machine, may_run
 
 PAIRS = (("uci_digits", "mnist"), ("mnist", "mnist_m"), ("mnist", "uci_digits"))
 TOLERANCE = 0.05

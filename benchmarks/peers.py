@@ -37,8 +37,9 @@ from safetensors.torch import save_file
 import accuracy
 from accuracy import CHOICE_SEEDS, FAMILIES, PAIRS, PAIRS_SHORT, SEEDS, SHORT, principal
 from frozen_features import frozen_features
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, PinnedRows, machine, with_interval
+from runs import RESULTS, PinnedRows, machine
 
 REQUIREMENTS = {
     "pytorch-adapt": ("pytorch-adapt==0.0.83", "setuptools<81"),

@@ -1,13 +1,11 @@
-"""What the accuracy benchmarks share: runs that are pinned as JSON and never repeated, and paired statistics."""
+"""What the accuracy benchmarks share: runs that are pinned as JSON and never repeated."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,19 +95,3 @@ class PinnedRows:
             with self.path.open("a") as file:
                 file.write(json.dumps({"run": key, **self.found[key]}) + "\n")
         return self.found[key]
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t)."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(half)
-
-
-def with_interval(values: Sequence[float], sign: str = "") -> str:
-    """A mean with its 95 % interval, for a table; `sign` is `+` for differences."""
-    mean, half = mean_and_interval(values)
-    return f"{mean:{sign}.1f} ± {half:.1f}"
