@@ -148,8 +148,14 @@ def test_push_and_pull_both_forms_bit_equal(hub, trained, images_and_logits, tmp
         ["push", trained, "digits", "--revision", "trial", "--commit-message", "A trial"],
         ["push", "lab/digits", "lab/digits-native", "--native"],
         ["push", "alice/digits@trial", "lab/digits", "--create-pr"],
+        ["push", trained, "lab/shown", "--images"],
+        ["push", "lab/digits", "lab/shown", "--images"],
     )
-    assert [code for code, _, _ in done] == [0, 0, 0, 0], done
+    assert [code for code, _, _ in done] == [0, 0, 0, 0, 0, 2], done
+    shown = hub.files("lab/shown")
+    assert set(shown) == FULL | {"figures/target_images.png", "figures/detections.png"}, "pictures only if asked for"
+    assert b"](figures/target_images.png)" in shown["README.md"]
+    assert "no picture of target images" in refused(done[5])
     assert f"{hub.url}/lab/digits/commit/" in done[0][1] and "discussions/1" in done[3][1]
     assert hub.repos["lab/digits"].private and not hub.repos["alice/digits"].private
     assert set(hub.files("lab/digits")) == FULL and set(hub.files("alice/digits")) == {".gitattributes"}

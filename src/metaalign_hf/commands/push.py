@@ -26,6 +26,11 @@ def push(arguments: list[str]) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request on an existing repository")
     parser.add_argument("--commit-message", help="message of the commit")
     parser.add_argument("--license", help="licence for the model card, such as apache-2.0")
+    parser.add_argument(
+        "--images",
+        action="store_true",
+        help="also publish the picture of target images, in the card; only if those images may be published",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is not of metaalign-hf")
     parser.add_argument("--token", help="access token; by default HF_TOKEN or that of hf auth login")
     values = vars(parser.read(arguments))

@@ -37,6 +37,8 @@ class HubConfig(Section):
             the end.
         commit_message: Message of the final commit.
         license: Licence for the model card, such as apache-2.0; null states none.
+        images: At the end, also publish the picture of target images and show it in the card; only if those images
+            may be published.
         push_every: Push in the background once in this number of evaluations; 0 pushes only at the end.
         attempts: How many times a push is tried when the Hub fails or does not answer.
         retry_seconds: Seconds to wait before the second try; doubled for each further try.
@@ -49,6 +51,7 @@ class HubConfig(Section):
     create_pr: bool = False
     commit_message: str | None = None
     license: str | None = None
+    images: bool = False
     push_every: int = 0
     attempts: int = 5
     retry_seconds: float = 2.0

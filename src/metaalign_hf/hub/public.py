@@ -18,9 +18,18 @@ from ..reports import (
     without_local_paths,
     write_figures,
 )
-from ..run_folder import CARD_FILE, FIGURES_FOLDER, MODEL_CONFIG_FILE, PROCESSOR_FILES, RECORD_FILES, WEIGHT_FILES
+from ..run_folder import (
+    CARD_FILE,
+    DETECTIONS_FILE,
+    FIGURES_FOLDER,
+    MODEL_CONFIG_FILE,
+    PROCESSOR_FILES,
+    RECORD_FILES,
+    TARGET_IMAGES_FILE,
+    WEIGHT_FILES,
+)
 
-__all__ = ["curve_figures", "may_write_card", "public_files", "write_card"]
+__all__ = ["curve_figures", "may_write_card", "public_files", "target_pictures", "write_card"]
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
@@ -80,9 +89,14 @@ def write_card(folder: Path, repo_id: str | None = None, license: str | None = N
 
 
 def curve_figures(record: RunRecord, folder: Path, scratch: Path) -> list[Path]:
-    """The training curves in the folder, or newly drawn ones. Pictures of images are never published."""
+    """The training curves in the folder, or newly drawn ones, without an image of any data set."""
     there = [path for name in FIGURE_FILES if (path := folder / FIGURES_FOLDER / name).is_file()]
     return there or write_figures(record, scratch)
+
+
+def target_pictures(folder: Path) -> list[Path]:
+    """The pictures of target images in a run's folder, which are published only where somebody asks for it."""
+    return [path for name in (TARGET_IMAGES_FILE, DETECTIONS_FILE) if (path := folder / name).is_file()]
 
 
 def may_write_card(folder: Path) -> bool:

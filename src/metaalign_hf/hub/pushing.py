@@ -16,7 +16,7 @@ from ..reports import model_card, read_record, record_folder
 from ..run_folder import CARD_FILE, FIGURES_FOLDER
 from .errors import retry
 from .fetch import fetch, load_checkpoint
-from .public import curve_figures, may_write_card, public_files
+from .public import curve_figures, may_write_card, public_files, target_pictures
 from .repository import Repository
 
 __all__ = ["push", "push_command"]
@@ -34,6 +34,7 @@ def push(
     create_pr: bool = False,
     commit_message: str | None = None,
     license: str | None = None,
+    images: bool = False,
     token: str | None = None,
     overwrite: bool = False,
     attempts: int = 5,
@@ -51,6 +52,8 @@ def push(
         create_pr: Open a pull request instead of committing; the repository must exist.
         commit_message: Message of the commit.
         license: Licence for the card.
+        images: Also publish the picture of target images that the run left, and show it in the card. Only if those
+            images may be published.
         token: Access token; by default that of `HF_TOKEN` or `hf auth login`.
         overwrite: Replace the files of a repository whose model is not of metaalign-hf.
         attempts: How often to try when the Hub does not answer or fails.
@@ -69,6 +72,9 @@ def push(
     for note in license_notes(license):
         report(note)
     folder = fetch(str(checkpoint), token)
+    pictures = target_pictures(record_folder(folder)) if images else []
+    if images and not pictures:
+        raise UserError(f"push: {checkpoint} holds no picture of target images, which --images publishes; leave it out")
     message = commit_message or ("Push the plain transformers model" if native else "Push the adapted checkpoint")
     with tempfile.TemporaryDirectory() as scratch:
         architecture = _write_native(str(folder), Path(scratch)) if native else None
@@ -79,20 +85,21 @@ def push(
             target = Repository(repo_id, private, revision, create_pr, overwrite, token)
             target.prepare()
             figures = curve_figures(record, record_folder(folder), Path(scratch) / FIGURES_FOLDER)
-            names = [f"{FIGURES_FOLDER}/{path.name}" for path in figures]
+            names, shown = ([f"{FIGURES_FOLDER}/{path.name}" for path in paths] for paths in (figures, pictures))
             card = model_card(
                 record,
                 repo_id=target.repo_id,
                 native=native,
                 architecture=architecture,
                 figures=names,
+                pictures=shown,
                 license=license,
             )
             if not native and not may_write_card(folder):
                 card = (folder / CARD_FILE).read_text()
             files = (
                 public_files(place, record_folder(folder))
-                | dict(zip(names, figures, strict=True))
+                | dict(zip([*names, *shown], [*figures, *pictures], strict=True))
                 | {CARD_FILE: card.encode()}
             )
             return target.commit(files, message)
@@ -105,6 +112,7 @@ def push_command(folder: Path, config: HubConfig) -> str:
     words = ["metaalign", "push", str(folder), str(config.repo_id)]
     words += ["--private"] if config.private else []
     words += ["--create-pr"] if config.create_pr else []
+    words += ["--images"] if config.images else []
     words += ["--overwrite"] if config.overwrite else []
     for name in ("revision", "commit_message", "license"):
         if (value := getattr(config, name)) is not None:

@@ -51,6 +51,7 @@ def model_card(
     native: bool = False,
     architecture: str | None = None,
     figures: Sequence[str] = (),
+    pictures: Sequence[str] = (),
     license: str | None = None,
 ) -> str:
     """The text of a README.md.
@@ -61,6 +62,7 @@ def model_card(
         native: Whether the card is for the plain transformers model.
         architecture: Class of the plain model.
         figures: Figures to show, as paths relative to the card.
+        pictures: Pictures of target images to show, as paths relative to the card.
         license: Licence identifier, such as `apache-2.0`; None leaves it out.
 
     Returns:
@@ -78,6 +80,7 @@ def model_card(
         title=title,
         place=repo_id or "PATH/TO/THIS/FOLDER",
         figures=list(figures),
+        pictures=list(pictures),
         license=license,
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
