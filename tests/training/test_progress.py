@@ -28,6 +28,7 @@ def test_without_a_terminal_lines_tell_losses_speed_and_time_left(monkeypatch, t
     training = [line for line in lines if line.startswith("adaptation: ") and " left" in line]
     assert training and "task loss" in training[-1] and "alignment loss" in training[-1]
     assert "of 6 steps" in training[-1] and "images/s" in training[-1]
+    assert "cosine" in training[-1] and "bnm" in training[-1], "the score that needs no target label"
     assert any(line.startswith("evaluating on target: ") and "of 1000 images" in line for line in lines)
     assert any(line.startswith("target images for validators: ") for line in lines)
     (words,) = [line for line in lines if "After is the last checkpoint" in line]

@@ -1,5 +1,6 @@
 """A run from the command line to a checkpoint that loads: the files, the numbers, determinism, kill and resume."""
 
+import io
 import json
 import os
 import signal
@@ -288,8 +289,17 @@ def test_a_later_option_refines_or_replaces_an_earlier_one(tmp_path):
 
 
 def test_trackers_write_offline(tmp_path):
-    train(tmp_path / "run", "--training.trackers", "[tensorboard]")
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    options = ["--training.tracker_options", "{tensorboard: {filename_suffix: .mine}}"]
+    train(tmp_path / "run", "--training.trackers", "[tensorboard]", *options)
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*.mine")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(events)).Reload()
+    assert "task_loss" in found.Tags()["scalars"]
+    curves = found.Images("curves")
+    assert [image.step for image in curves] == [4, 10], "one for each evaluation"
+    with Image.open(io.BytesIO(curves[-1].encoded_image_string)) as picture:
+        assert picture.width > 600
 
 
 def test_the_published_recipe_is_reachable_by_configuration():

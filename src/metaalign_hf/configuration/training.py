@@ -254,7 +254,9 @@ class TrainingConfig(Section):
             is stopped by a signal, or by max_time, writes one in any case.
         keep_checkpoints: How many of the newest checkpoints stay.
         evaluation_batch_size: Images in an evaluation batch.
-        trackers: Experiment trackers of accelerate, such as tensorboard.
+        trackers: Experiment trackers of accelerate, such as tensorboard, trackio or wandb. They get the numbers and, at
+            evaluations, the curves where they take images.
+        tracker_options: What a tracker is started with, by its name, such as {trackio: {space_id: me/space}}.
         resume: auto (or true) goes on from the newest checkpoint in output_dir that is not damaged, and starts from the
             beginning where there is none; never (or false) refuses a folder that holds a run; or the folder of a
             checkpoint in output_dir, from which the run goes on, whatever came after.
@@ -293,6 +295,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 64
     trackers: list[str] = field(default_factory=list)
+    tracker_options: dict[str, dict[str, Any]] | None = None
     resume: bool | str = "never"
     max_time: float | str | None = None
     max_bad_steps: int = 3
@@ -340,6 +343,11 @@ class TrainingConfig(Section):
             if not 0 <= value <= 1:
                 key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
                 raise UserError(f"{key} is {value}: it must lie in 0..1")
+        for name in self.tracker_options or {}:
+            if name not in self.trackers:
+                raise UserError(
+                    f"training.tracker_options: {name} is not among training.trackers; add it, or leave it out"
+                )
         if self.pseudo_label_weight > 0 and self.ema_decay is None:
             raise UserError(
                 "training.pseudo_label_weight: its teacher is the average of the weights; set training.ema_decay: 0.999"

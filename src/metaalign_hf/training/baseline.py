@@ -42,6 +42,7 @@ def baseline_config(config: Config, cached: bool = False) -> Config:
         resume="auto",
         max_time=None,
         trackers=[],
+        tracker_options=None,
         target_losses=None,
         pseudo_label_weight=0.0,
         pseudo_label_threshold=TrainingConfig.pseudo_label_threshold,

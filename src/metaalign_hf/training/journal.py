@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from accelerate import Accelerator
 from rich.console import Console
 
 from ..configuration import Config
 from ..errors import UserError, one_line
 from ..run_folder import LOG_FILE, METRICS_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Journal"]
 
@@ -60,7 +64,11 @@ class Journal:
         """
         if self.trackers:
             try:
-                self.accelerator.init_trackers("metaalign", config=_flat_scalars(self.config))
+                self.accelerator.init_trackers(
+                    "metaalign",
+                    config=_flat_scalars(self.config),
+                    init_kwargs=self.config.training.tracker_options or {},
+                )
             except Exception as error:  # of whatever library
                 names = ", ".join(self.config.training.trackers)
                 raise UserError(f"training.trackers: {names} could not be started ({one_line(error)})") from error
@@ -76,6 +84,22 @@ class Journal:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         self._tracked(lambda: self.accelerator.log(numbers, step=step))
+
+    def show(self, step: int, name: str, figure: Figure) -> None:
+        """Send a figure to the trackers that take images; called on the main process alone."""
+
+        def send() -> None:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[None, :, :, :3].copy()
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({name: pixels}, step=step, **order)
+
+        self._tracked(send)
 
     def _tracked(self, send: Callable[[], None]) -> None:
         """Send something to the trackers. They are a convenience: one that fails never ends a run."""

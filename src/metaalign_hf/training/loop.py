@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -244,7 +244,7 @@ class _Run:
             while self.step < end:
                 report = self._take_step(adapting)
                 if report is not None:
-                    shown.figures = partial(_losses, report)
+                    shown.figures = partial(_shown, report, self.evaluator.latest)
                 shown.advance(1, domains * batch_images)
                 if self.step == end:
                     self._evaluate("after" if adapting else "before", adapting)
@@ -339,6 +339,7 @@ class _Run:
         return notes
 
 
-def _losses(report: StepReport) -> dict[str, float]:
-    found = {"task_loss": report.task_loss, "alignment_loss": report.alignment_loss}
-    return {name: float(value) for name, value in found.items() if value is not None}
+def _shown(report: StepReport, validated: Mapping[str, float]) -> dict[str, float]:
+    """The figures beside the bar: losses, cosine, and the last value of the validator."""
+    found = {"task_loss": report.task_loss, "alignment_loss": report.alignment_loss, "cosine": report.cosine}
+    return {name: float(value) for name, value in found.items() if value is not None} | dict(validated)
