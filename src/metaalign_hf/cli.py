@@ -1,4 +1,4 @@
-"""`metaalign train | tune | evaluate | predict | export | push | runs | data`.
+"""`metaalign train | tune | evaluate | predict | export | push | runs | data | report`.
 
 Nothing here imports torch: help, the version and usage errors are answered at once.
 """
@@ -24,6 +24,7 @@ USAGE = """usage: metaalign COMMAND ...
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
   runs      FOLDER                                            a table of the runs in a folder
   data      check [CONFIG] [--section.key VALUE ...]          look at a domain pair before a long run
+  report    RUN [RUN ...] [--output FOLDER]                   one HTML file on a run, or on several beside each other
 
 metaalign COMMAND --help explains a command, metaalign --version says which release this is.
 
@@ -33,7 +34,7 @@ parquet, arrow or webdataset:FILES, and for detectors scenes_plain, scenes_photo
 yolo:DATA.yaml or those of datasets; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
-COMMANDS = ("train", "tune", "evaluate", "predict", "export", "push", "runs", "data")
+COMMANDS = ("train", "tune", "evaluate", "predict", "export", "push", "runs", "data", "report")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,9 +20,11 @@ __all__ = [
     "LOG_FILE",
     "METRICS_FILE",
     "MODEL_CONFIG_FILE",
+    "OUTPUTS_FILE",
     "PROCESSOR_FILES",
     "PUSH_FOLDER",
     "RECORD_FILES",
+    "REPORT_FOLDER",
     "RUN_FILE",
     "SELECTED_FOLDER",
     "SUMMARY_FILE",
@@ -63,6 +65,12 @@ TARGET_IMAGES_FILE = "target_images.png"
 
 DETECTIONS_FILE = "detections.png"
 """Picture of target test images with the boxes found before and after."""
+
+OUTPUTS_FILE = "outputs.safetensors"
+"""What the model said of test images before and after, for `metaalign report`. It stays on the machine."""
+
+REPORT_FOLDER = "report"
+"""What `metaalign report` writes."""
 
 SELECTED_FOLDER = "selected"
 """The checkpoint that a validator selected, if it is not the last one."""

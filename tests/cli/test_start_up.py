@@ -54,6 +54,7 @@ def test_the_program_starts_outside_the_package():
         (["predict", "--help"], ["--top-k", "exit code"]),
         (["export", "--help"], ["--onnx"]),
         (["push", "--help"], ["--create-pr"]),
+        (["report", "--help"], ["--output", "RUN"]),
     ],
     ids=" ".join,
 )
@@ -90,6 +91,7 @@ def test_the_short_help_has_the_keys_that_people_set():
         (["export", "run", "native", "--onnx", "--image-size", "-5", "5"], ["--image-size", "-5", "1 or more"]),
         (["export", "run", "native", "--image-size", "5", "5"], ["--image-size", "--onnx"]),
         (["push", "run"], ["repo_id"]),
+        (["report", "a", "b"], ["--output"]),
         (["train"], ["--config", "--data.source"]),
         (["train", "--training.batchsize", "8"], ["training.batchsize", "training.batch_size"]),
         (["train", "--data.source", "mnist"], ["data.target is missing"]),

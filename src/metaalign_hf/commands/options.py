@@ -103,8 +103,8 @@ def refuse_options_of_others(own: TaskKind, options: argparse.Namespace) -> None
                 raise UserError(f"{option.flag} is for {kind.noun}s; {options.checkpoint} is a {own.noun}")
 
 
-def split_off(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Separate the options that start with `prefix`, each with its value, from the rest."""
+def split_off(arguments: list[str], prefix: str | tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Separate the options that start with `prefix` (or one of several), each with its value, from the rest."""
     kept, split = [], []
     rest = list(arguments)
     while rest:

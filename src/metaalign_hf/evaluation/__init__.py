@@ -1,8 +1,16 @@
 """Measuring a model: metrics with labels, validators without."""
 
-from .detection import Detections, Precision, average_precision, evaluate_detector, predict_objects, voc_precision
+from .detection import (
+    Detections,
+    Precision,
+    average_precision,
+    evaluate_detector,
+    precision_curves,
+    predict_objects,
+    voc_precision,
+)
 from .metrics import Accuracy, evaluate_classifier, predict_probabilities
-from .outputs import collect_outputs, gather_rows
+from .outputs import Collected, collect_outputs, gather_rows
 from .validators import (
     FEWEST_IMAGES,
     CachedOutputs,
@@ -17,6 +25,7 @@ __all__ = [
     "FEWEST_IMAGES",
     "Accuracy",
     "CachedOutputs",
+    "Collected",
     "Detections",
     "Precision",
     "Validator",
@@ -27,6 +36,7 @@ __all__ = [
     "evaluate_detector",
     "gather_rows",
     "get_validator",
+    "precision_curves",
     "predict_objects",
     "predict_probabilities",
     "register_validator",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,15 @@ from torchvision.ops import box_convert, box_iou
 
 from ..data.objects import Objects
 
-__all__ = ["Detections", "Precision", "average_precision", "evaluate_detector", "predict_objects", "voc_precision"]
+__all__ = [
+    "Detections",
+    "Precision",
+    "average_precision",
+    "evaluate_detector",
+    "precision_curves",
+    "predict_objects",
+    "voc_precision",
+]
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,11 @@ def _best(shares: Tensor, boxes: Tensor, one_class: bool, most: int, threshold: 
 
 
 def evaluate_detector(
-    model: nn.Module, probabilities: Any, batches: Iterable[dict[str, Any]], num_labels: int
+    model: nn.Module,
+    probabilities: Any,
+    batches: Iterable[dict[str, Any]],
+    num_labels: int,
+    keep: Callable[[list[Detections], list[Objects]], object] = lambda found, objects: None,
 ) -> Precision:
     """Average precision over batches with objects; with several processes, over all their batches.
 
@@ -123,6 +135,7 @@ def evaluate_detector(
         probabilities: As `predict_objects` takes it.
         batches: The batches, on any device; each process brings its own share.
         num_labels: Number of classes.
+        keep: Called with what was found and what is there, for whatever else is made of it.
 
     Returns:
         The precision.
@@ -135,7 +148,9 @@ def evaluate_detector(
         torch.distributed.all_gather_object(shares, found)
         found = [entry for share in shares for entry in share]
     pairs = [(detections, objects) for detections, objects in found if objects is not None]
-    return average_precision([pair[0] for pair in pairs], [pair[1] for pair in pairs], num_labels)
+    detected, there = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    keep(detected, there)
+    return average_precision(detected, there, num_labels)
 
 
 def average_precision(found: Sequence[Detections], objects: Sequence[Objects], num_labels: int) -> Precision:
@@ -197,7 +212,31 @@ def voc_precision(
 
     Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2.
     """
-    areas, points = [], []
+    curves = [_interpolated(*judged) for judged in _judged(found, objects, num_labels, iou)]
+    return [_area(*curve) for curve in curves], [_eleven_points(*curve) for curve in curves]
+
+
+def precision_curves(found: Sequence[Detections], objects: Sequence[Objects], num_labels: int) -> tuple[Tensor, Tensor]:
+    """Precision-recall curves at an IoU of .50, as `voc_precision` judges detections.
+
+    Args:
+        found: What was found in each image.
+        objects: What is there.
+        num_labels: Number of classes.
+
+    Returns:
+        The interpolated precision `(K, 101)` at recalls 0, .01, ... 1 and the area under the curve `(K,)`; NaN for a
+        class without objects.
+    """
+    curves = [_interpolated(*judged) for judged in _judged(found, objects, num_labels, 0.5)]
+    rows = [[_best_from(*curve, mark / 100) for mark in range(101)] for curve in curves]
+    return torch.tensor(rows), torch.tensor([_area(*curve) for curve in curves])
+
+
+def _judged(
+    found: Sequence[Detections], objects: Sequence[Objects], num_labels: int, iou: float
+) -> Iterable[tuple[list[float], list[bool], int]]:
+    """Of each class the score of every detection that counts, whether it is right, and how many objects there are."""
     for label in range(num_labels):
         scores, hits, total = [], [], 0
         for detections, truth in zip(found, objects, strict=True):
@@ -218,28 +257,36 @@ def voc_precision(
                 hits.append(overlaps and pick not in taken)
                 if overlaps:
                     taken.add(pick)
-        area, eleven = _curve(scores, hits, total)
-        areas.append(area)
-        points.append(eleven)
-    return areas, points
+        yield scores, hits, total
 
 
-def _curve(scores: list[float], hits: list[bool], total: int) -> tuple[float, float]:
-    """Area and 11-point average precision of one class."""
+def _interpolated(scores: list[float], hits: list[bool], total: int) -> tuple[Tensor, Tensor]:
+    """Recall of one class, rising, and the highest precision at it or a higher one; NaN without objects."""
     if total == 0:
-        return math.nan, math.nan
+        return torch.full((1,), math.nan), torch.full((1,), math.nan)
     order = torch.tensor(scores).argsort(descending=True, stable=True)
     right = torch.tensor(hits, dtype=torch.float64)[order].cumsum(0)
     recall = right / total
     precision = right / torch.arange(1, len(right) + 1)
-    # Interpolated: the highest precision at this recall or a higher one.
-    best = precision.flip(0).cummax(0).values.flip(0) if len(right) else precision
-    steps = torch.diff(recall, prepend=torch.zeros(1, dtype=torch.float64))
-    marks = [
-        float(best[recall >= mark / 10 - 1e-9].max()) if bool((recall >= mark / 10 - 1e-9).any()) else 0.0
-        for mark in range(11)
-    ]
-    return float((steps * best).sum()), sum(marks) / 11
+    return recall, precision.flip(0).cummax(0).values.flip(0) if len(right) else precision
+
+
+def _area(recall: Tensor, best: Tensor) -> float:
+    """Area under the interpolated curve."""
+    return float((torch.diff(recall, prepend=recall.new_zeros(1)) * best).sum())
+
+
+def _eleven_points(recall: Tensor, best: Tensor) -> float:
+    """Mean of the interpolated precision at recalls 0, .1, ... 1."""
+    return sum(_best_from(recall, best, mark / 10) for mark in range(11)) / 11
+
+
+def _best_from(recall: Tensor, best: Tensor, mark: float) -> float:
+    """The highest precision at a recall or a higher one; 0 where no recall is so high."""
+    if len(recall) and bool(recall[0].isnan()):
+        return math.nan
+    reached = recall >= mark - 1e-9
+    return float(best[reached].max()) if bool(reached.any()) else 0.0
 
 
 def _measured(value: Tensor) -> float:

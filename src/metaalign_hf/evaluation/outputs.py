@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["collect_outputs", "gather_rows"]
+__all__ = ["Collected", "collect_outputs", "gather_rows"]
 
 
 @torch.no_grad()
@@ -37,6 +37,39 @@ def collect_outputs(model: nn.Module, batches: Iterable[Sequence[Tensor]]) -> li
             views[index][1].append(output.logits.float())
     model.train(was_training)
     return [(torch.cat(features), torch.cat(logits)) for features, logits in views]
+
+
+class Collected:
+    """Classes and confidences of all images of an evaluation, and features of some, batch by batch.
+
+    Args:
+        chosen: Numbers of the images whose features are kept.
+    """
+
+    def __init__(self, chosen: Sequence[int]) -> None:
+        self.chosen, self.count = list(chosen), 0
+        self._place = {number: place for place, number in enumerate(self.chosen)}
+        self._found: list[tuple[Tensor, Tensor]] = []
+        self._features: list[Tensor] = []
+        self._order: list[int] = []
+
+    def add(self, features: Tensor, logits: Tensor) -> None:
+        """Take the next images: features `(B, D)` and logits `(B, K)`."""
+        confidence, label = logits.detach().float().softmax(1).max(1)
+        self._found.append((label.cpu(), confidence.cpu()))
+        rows = [row for row in range(len(logits)) if self.count + row in self._place]
+        self._order += [self._place[self.count + row] for row in rows]
+        self._features.append(features.detach()[rows].float().cpu())
+        self.count += len(logits)
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Class and its probability of each image, `(N,)` both."""
+        labels, confidences = zip(*self._found, strict=True)
+        return torch.cat(labels), torch.cat(confidences)
+
+    def features(self) -> Tensor:
+        """Features of the chosen images, in their order."""
+        return torch.cat(self._features)[torch.tensor(self._order, dtype=torch.long).argsort()]
 
 
 def gather_rows(rows: Tensor, world_size: int) -> Tensor:

@@ -15,8 +15,9 @@ from .record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["FIGURE_FILES", "running_mean", "write_figures"]
+__all__ = ["FIGURE_FILES", "draw_curves", "running_mean", "selecting_validator", "write_figures"]
 
 FIGURE_FILES = ("training.png",)
 """Every file that `write_figures` may write: curves alone, no image of any data set."""
@@ -42,9 +43,20 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     Returns:
         The files written; none where the record holds nothing to draw.
     """
+    figure = draw_curves(record)
+    if figure is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FIGURE_FILES[0]
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return [path]
+
+
+def draw_curves(record: RunRecord) -> Figure | None:
+    """The figure that `write_figures` writes; None where the record holds nothing to draw."""
     panels = [panel for panel in (_measure(record), *_losses(record), *_validators(record)) if panel is not None]
     if not panels:
-        return []
+        return None
     # Imported on use, because it is slow. The object interface works without a display.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -69,10 +81,7 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     if labels:
         # Below the panels, where it covers no curve.
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 3), fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FIGURE_FILES[0]
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    return [path]
+    return figure
 
 
 def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
@@ -145,7 +154,7 @@ def _validators(record: RunRecord) -> list[Callable[[Axes], None]]:
                 axes.plot(*_columns(beside), "s:", markersize=4, color=_OTHER, alpha=0.5)
             for mark, step in marked.items():
                 _mark(axes, [point for point in points if point[0] == step], *_MARKS[mark])
-            chooses = name == _selector(record)
+            chooses = name == selecting_validator(record)
             title = f"{name.replace('_', ' ')}{_better(name)}" + (", selects" if chooses else "")
             axes.set_title(title, fontweight="bold" if chooses else "normal")
 
@@ -169,7 +178,7 @@ def _marked(record: RunRecord) -> dict[str, int]:
     return {mark: row["step"] for mark in _MARKS for row in rows if row["checkpoint"].startswith(mark)}
 
 
-def _selector(record: RunRecord) -> str | None:
+def selecting_validator(record: RunRecord) -> str | None:
     """Name of the validator that selected, as `selected (label-free, NAME)` states it."""
     rows = record.summary.get("checkpoints") or []
     named = [row["checkpoint"] for row in rows if row["checkpoint"].startswith("selected")]

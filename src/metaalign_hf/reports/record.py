@@ -25,7 +25,7 @@ from ..run_folder import (
 )
 from ..tasks import Measure, TaskKind, task_of_architecture
 
-__all__ = ["RunRecord", "read_record", "record_folder", "without_local_paths"]
+__all__ = ["RunRecord", "read_metrics", "read_record", "record_folder", "without_local_paths"]
 
 # An absolute path (`/home/ann/art`, `~/art`, `C:\\Users\\ann`) wherever it stands in a text; with blanks if in quotes.
 _PART = r"[^\s\"'<>,;:()/]+"
@@ -97,7 +97,7 @@ def read_record(folder: Path) -> RunRecord:
         model = json.loads(config_file.read_text())
         training = _load(folder / CONFIG_FILE, yaml.safe_load)
         summary = with_present_names(_load(folder / SUMMARY_FILE, json.loads))
-        metrics, baseline = (_load_lines(place / METRICS_FILE) for place in (folder, folder / BASELINE_FOLDER))
+        metrics, baseline = (read_metrics(place) for place in (folder, folder / BASELINE_FOLDER))
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoint {folder}: a file of it cannot be read ({one_line(error)})") from error
     if config_file.parent != folder:
@@ -171,5 +171,9 @@ def _load(path: Path, parse: Any) -> dict[str, Any]:
     return (parse(path.read_text()) or {}) if path.is_file() else {}
 
 
-def _load_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; one that is being written is left out."""
+    path = folder / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith(("\n", "}"))]
+    return [json.loads(line) for line in whole]

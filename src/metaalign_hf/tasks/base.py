@@ -345,6 +345,15 @@ class Task:
         """
         return {}
 
+    def outputs(self, model: nn.Module, kept: Kept) -> dict[str, Tensor]:
+        """What the model says of test images, as small tensors for `metaalign report`; a collective call.
+
+        Args:
+            model: The wrapped model.
+            kept: As `evaluate` filled it, for the same weights.
+        """
+        return {}
+
     def write_files(self, folder: Path, before: Scores, after: Scores) -> list[str]:
         """Write what the task adds to a finished run's folder, such as a picture; returns the names of the files.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from ..batch_norm import recalibrate_batch_norm
 from ..configuration import TrainingConfig
 from ..errors import UserError
 from ..evaluation import get_validator
+from ..reports.figures import draw_curves
+from ..reports.outputs import add_outputs
+from ..reports.record import RunRecord, read_metrics
 from ..tasks.base import Kept, Scores, Task
 from .journal import Journal
 from .selection import Evaluation, Selection
@@ -31,6 +35,7 @@ class Evaluator:
     Attributes:
         found: Scores by domain, and `examples`, by the name of the evaluation: `before` and `after`.
         selection: The selection; None where nothing is selected.
+        latest: Value of the selecting validator at the last evaluation, by its name; empty before one.
         seconds: Time that evaluations took.
     """
 
@@ -39,6 +44,7 @@ class Evaluator:
         accelerator = weights.accelerator
         self.place = accelerator.process_index, accelerator.num_processes
         self.found: dict[str, dict[str, Scores]] = {}
+        self.latest: dict[str, float] = {}
         self.seconds = 0.0
         select_by = task.validator if training.select_by == "auto" else training.select_by
         self.selection: Selection | None = None
@@ -66,6 +72,9 @@ class Evaluator:
         found = self.task.evaluate(self.weights.evaluated, *self.place, kept)
         if name in ("before", "after"):
             self.found[name] = {**found, "examples": self.task.examples(self.weights.evaluated)}
+            outputs = self.task.outputs(self.weights.evaluated, kept)
+            if self.weights.accelerator.is_main_process:
+                add_outputs(Path(self.training.output_dir), name, outputs)
         values = self._offer(step, found, kept) if adapting or name == "before" else {}
         measures = [measure.name for measure in self.task.kind.measures]
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in measures}
@@ -75,10 +84,20 @@ class Evaluator:
             for name, value in scores.get("logged", {}).items()
         }
         self.journal.log(step, {"evaluation": name, **figures, **logged, **values})
+        if self.journal.trackers and self.weights.accelerator.is_main_process:
+            self._show_curves(step)
         words = ", ".join(f"{domain} {100 * scores[self.task.metric]:.1f} %" for domain, scores in found.items())
         self.journal.say(f"{name:>12}: {self.task.title} {words}")
         self.seconds += time.perf_counter() - started
         return put_back
+
+    def _show_curves(self, step: int) -> None:
+        """Send the curves up to here to the trackers."""
+        model = {"architectures": [type(self.weights.bare).__name__]}
+        metrics = read_metrics(Path(self.training.output_dir))
+        figure = draw_curves(RunRecord(model, {"training": asdict(self.training)}, metrics=metrics))
+        if figure is not None:
+            self.journal.show(step, "curves", figure)
 
     def _offer(self, step: int, found: dict[str, Scores], kept: Kept) -> dict[str, float]:
         """Offer the model as it is for selection; returns the values of all validators for the log."""
@@ -92,6 +111,7 @@ class Evaluator:
         source, target = (found.get(domain, {}).get(metric) for domain in ("source", "target"))
         score = validator.score(values[validator.name])
         self.selection.offer(Evaluation(step, source, score, target), self.weights.kept)
+        self.latest = {validator.name: values[validator.name]}
         return {f"validator_{name}": value for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from .checkpoints import checkpoints, damage, step_of
 __all__ = [
     "as_new_run",
     "check_output_dir",
+    "differences",
     "open_run_folder",
     "recorded_steps",
     "skipped_checkpoints",
@@ -46,6 +48,7 @@ _FREE = {
     "training.max_time",
     "training.output_dir",
     "training.resume",
+    "training.tracker_options",
     "training.trackers",
 }
 
@@ -132,15 +135,10 @@ def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
             f"training.output_dir: {folder} holds another run; choose another folder, or --training.resume auto "
             "to go on with it"
         )
-    found = yaml.safe_load((folder / CONFIG_FILE).read_text()) or {}
-    before, now = _flat(_with_defaults(found, config)), _flat(recorded)
+    before, now = _flat_configs(config, recorded)
     longer = isinstance(steps := before.get(_STEPS), int) and now[_STEPS] > steps
-    keys = sorted({*before, *now} - _FREE - ({_STEPS} if longer else set()))
-    differing = [key for key in keys if before.get(key) != now.get(key) and not key.startswith("hub.")]
-    if differing:
-        told = ", ".join(f"{key} = {before.get(key)!r}, not {now.get(key)!r}" for key in differing[:_MOST_KEYS])
-        more = f", and {len(differing) - _MOST_KEYS} more keys differ" if len(differing) > _MOST_KEYS else ""
-        raise UserError(f"training.resume: {folder} holds a run with {told}{more}; resume with the same configuration")
+    if told := differences(config, recorded, {_STEPS} if longer else set()):
+        raise UserError(f"training.resume: {folder} holds a run with {told}; resume with the same configuration")
     checkpoint = _newest(folder) if resume == "auto" else _named(folder, str(resume))
     if (folder / SUMMARY_FILE).exists():
         if not longer:
@@ -155,6 +153,28 @@ def check_output_dir(config: Config, recorded: dict[str, Any]) -> Path | None:
                 f"(training.checkpoint_every); {as_new_run(config)}"
             )
     return checkpoint
+
+
+def differences(config: Config, recorded: dict[str, Any], free: Set[str] = frozenset()) -> str:
+    """In which keys the run in the folder differs from this one, in words; empty where it is the same run.
+
+    Args:
+        config: The run's configuration; its folder holds a run.
+        recorded: What `training_config.yaml` will say of it.
+        free: Further keys that may differ.
+    """
+    before, now = _flat_configs(config, recorded)
+    keys = sorted({*before, *now} - _FREE - free)
+    differing = [key for key in keys if before.get(key) != now.get(key) and not key.startswith("hub.")]
+    told = ", ".join(f"{key} = {before.get(key)!r}, not {now.get(key)!r}" for key in differing[:_MOST_KEYS])
+    more = f", and {len(differing) - _MOST_KEYS} more keys differ" if len(differing) > _MOST_KEYS else ""
+    return f"{told}{more}"
+
+
+def _flat_configs(config: Config, recorded: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of the run in the folder and that of this one, by dotted keys."""
+    found = yaml.safe_load((Path(config.training.output_dir) / CONFIG_FILE).read_text()) or {}
+    return _flat(_with_defaults(found, config)), _flat(recorded)
 
 
 def _named(folder: Path, path: str) -> Path:

@@ -37,6 +37,7 @@ from ...errors import UserError, one_line
 from ...evaluation import (
     FEWEST_IMAGES,
     CachedOutputs,
+    Collected,
     collect_outputs,
     compute_validators,
     evaluate_classifier,
@@ -48,6 +49,7 @@ from ...interruption import Interruption
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.origin import is_pretrained
 from ...progress import track
+from ...reports.outputs import MOST_FEATURES, MOST_IMAGES, classifier_outputs
 from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
@@ -317,12 +319,15 @@ class ClassificationTask(Task):
         outputs: list[tuple[Tensor, Tensor]] = []
         taught = [] if source else [loss for loss in self.target_losses if isinstance(loss, SelfTraining)]
         counts = torch.zeros(1, 3, dtype=torch.long, device=next(model.parameters()).device)
+        collected = Collected(self._reported_order(view)[:MOST_FEATURES])
 
         def keep(output: Any, labels: Tensor) -> None:
             for loss in taught:
                 counts.add_(counts.new_tensor(loss.judge(output.logits, labels)))
-            if kept is not None and world_size == 1 and source:
-                outputs.append((output.features.float(), output.logits.float()))
+            if kept is not None and world_size == 1:
+                collected.add(output.features, output.logits)
+                if source:
+                    outputs.append((output.features.float(), output.logits.float()))
 
         batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
         batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["labels"]))
@@ -336,6 +341,8 @@ class ClassificationTask(Task):
             logged = {"logged": {"self_training_accepted": accepted / max(count, 1), **agreement}}
         if kept is not None and outputs:
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
+        if kept is not None and world_size == 1:
+            kept[f"collected {domain}"] = collected
         unknown = math.isnan(found.average_precision)
         return {**asdict(found), **({"average_precision": None} if unknown else {}), **logged}
 
@@ -347,6 +354,39 @@ class ClassificationTask(Task):
         model.train(was_training)
         confidence, label = found.max(1)
         return {"label": label.tolist(), "confidence": confidence.tolist()}
+
+    def outputs(self, model: nn.Module, kept: Kept) -> dict[str, Tensor]:
+        """Classes, confidences and features of test images of both domains, and their labels where they are known.
+
+        Images that an evaluation has just seen do not go through the model again; of others a sample does.
+        """
+        labelled = self.pair.target_evaluation
+        views = {
+            "source": self.pair.source_test,
+            "target": self.pair.target_test_images if labelled is None else labelled,
+        }
+        found: dict[str, tuple[Tensor, Tensor, Tensor, Sequence[int] | None]] = {}
+        for domain, view in views.items():
+            if len(view) == 0:
+                continue
+            order, seen = self._reported_order(view), kept.get(f"collected {domain}")
+            rows = order[: MOST_FEATURES if seen is None else MOST_IMAGES]
+            if seen is None:
+                seen = Collected(range(len(rows)))
+                with self.statistics.as_source(model) if domain == "source" else nullcontext():
+                    views_of = self._views(view.subset(rows).without_annotations(), None)
+                    ((features, logits),) = collect_outputs(model, views_of)
+                seen.add(features, logits)
+                label, confidence = seen.predictions()
+            else:
+                label, confidence = (values[rows] for values in seen.predictions())
+            labels = view.labels
+            found[domain] = label, confidence, seen.features(), None if labels is None else [labels[n] for n in rows]
+        return classifier_outputs(found)
+
+    def _reported_order(self, view: ImageSet) -> list[int]:
+        """The order in which images are taken for the report."""
+        return np.random.default_rng([self.config.training.seed, 6]).permutation(len(view)).tolist()
 
     def _shown(self, view: ImageSet | None = None) -> ImageSet:
         view = self.pair.target_test_images if view is None else view

@@ -25,8 +25,9 @@ from ...data import (
 )
 from ...data.detection_batches import distort_color, weak_augmentation
 from ...data.detection_pair import OBJECTS
+from ...data.objects import Objects
 from ...errors import UserError
-from ...evaluation import Detections, evaluate_detector, predict_objects
+from ...evaluation import Detections, evaluate_detector, precision_curves, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
 from ...models import IGNORED_LABEL, MetaAlignForObjectDetection
 from ...models.detectors.processors import build_detector_processor
@@ -142,7 +143,13 @@ class DetectionTask(Task):
         batches = detection_batches(view, self.processor, relative, size, rank=rank, world_size=world_size)
         batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["index"]))
         with self.statistics.as_source(model) if domain == "source" else nullcontext():
-            precision = evaluate_detector(model, self.model.adapter.probabilities, batches, len(self.pair.labels))
+
+            def keep(found: list[Detections], objects: list[Objects]) -> None:
+                if kept is not None and domain == "target":
+                    kept["detections"] = found, objects
+
+            classes = len(self.pair.labels)
+            precision = evaluate_detector(model, self.model.adapter.probabilities, batches, classes, keep)
         return {key: serving.json_value(value) for key, value in asdict(precision).items()}
 
     def examples(self, model: nn.Module) -> Scores:
@@ -155,6 +162,14 @@ class DetectionTask(Task):
         found = [{key: value.tolist() for key, value in vars(d).items()} for _, d, _ in detections]
         model.train(was_training)
         return {"found": found}
+
+    def outputs(self, model: nn.Module, kept: Kept) -> dict[str, Tensor]:
+        """Precision-recall curves of the target's test images, where they have boxes."""
+        if "detections" not in kept:
+            return {}
+        found, objects = kept["detections"]
+        curves, areas = precision_curves(found, objects, len(self.pair.labels))
+        return {"precision": curves.float(), "ap50": areas.float()}
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Agreement and entropy of what is found in target training images, without labels."""

@@ -1,0 +1,70 @@
+"""A detector by class: precision-recall curves and average precision."""
+
+from __future__ import annotations
+
+from .shown import ShownRun
+from .style import GREY, INK, TARGET, Drawn, new_figure, shortened
+
+__all__ = ["average_precisions", "precision_recall"]
+
+_MOST_CURVES = 12
+_WHEN = {"before": (GREY, "--"), "after": (TARGET, "-")}
+
+
+def precision_recall(run: ShownRun) -> Drawn | None:
+    """Precision over recall of each class, at an IoU of .50."""
+    found = {when: run.outputs[when] for when in _WHEN if "precision" in run.outputs.get(when, {})}
+    if not found:
+        return None
+    last = list(found.values())[-1]
+    known = [n for n in range(len(last["ap50"])) if not bool(last["ap50"][n].isnan())]
+    if len(known) > _MOST_CURVES:
+        change = last["ap50"] - next(iter(found.values()))["ap50"]
+        known = sorted(sorted(known, key=lambda n: -abs(float(change[n])))[:_MOST_CURVES])
+    if not known:
+        return None
+    columns = min(4, len(known))
+    figure, panels = new_figure(columns, -(-len(known) // columns), width=2.6 * columns + 0.4, height=2.5)
+    recall = [mark / 100 for mark in range(101)]
+    for axes, n in zip(panels, known, strict=False):
+        for when, there in found.items():
+            colour, line = _WHEN[when]
+            axes.plot(recall, there["precision"][n].tolist(), line, color=colour, linewidth=1.8, label=when)
+        values = ", ".join(f"{100 * float(there['ap50'][n]):.0f}" for there in found.values())
+        axes.set_title(f"{shortened(_name(run, n), 18)}: AP {values.replace(', ', ' → ')}", fontsize=10)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    for axes in panels[len(known) :]:
+        axes.remove()
+    figure.supxlabel("recall", fontsize=10)
+    figure.supylabel("precision", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return Drawn("precision", figure, "Precision over recall of each class on the target's test images, at IoU .50.")
+
+
+def average_precisions(run: ShownRun) -> Drawn | None:
+    """Average precision of each class before and after."""
+    found = {when: run.outputs[when]["ap50"] for when in _WHEN if "ap50" in run.outputs.get(when, {})}
+    if set(found) != set(_WHEN):
+        return None
+    before, after = found["before"], found["after"]
+    change = after - before
+    known = [n for n in change.argsort(descending=True).tolist() if not bool(change[n].isnan())][:40]
+    if not known:
+        return None
+    figure, (axes,) = new_figure(width=7.5, height=0.9 + 0.36 * len(known))
+    rows = list(range(len(known)))[::-1]
+    old, new = (100 * before[known]).tolist(), (100 * after[known]).tolist()
+    axes.hlines(rows, old, new, color=GREY, linewidth=2)
+    axes.plot(old, rows, "o", color="white", markeredgecolor=INK, markersize=8, label="before")
+    axes.plot(new, rows, "o", color=TARGET, markersize=8, label="after")
+    for row, n in zip(rows, known, strict=True):
+        axes.text(103, row, f"{100 * float(change[n]):+.0f}", va="center", fontsize=10, color=INK)
+    axes.set_yticks(rows, [shortened(_name(run, n)) for n in known])
+    axes.set(xlabel="average precision on the target at IoU .50, %", xlim=(-3, 102), ylim=(-0.6, len(rows) - 0.4))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    text = "Classes by what they gained; the numbers on the right are the changes in points."
+    return Drawn("average_precision", figure, text)
+
+
+def _name(run: ShownRun, number: int) -> str:
+    return run.labels[number] if number < len(run.labels) else str(number)
