@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MetaAlignForObjectDetection,
         MetaAlignOutput,
     )
+    from .trainer import MetaAlignTrainer, MetaAlignTrainingArguments
     from .training import Summary, adapt
 
 _LAZY = {
@@ -64,6 +65,7 @@ _LAZY = {
         "MetaAlignForObjectDetection",
         "MetaAlignOutput",
     ),
+    "trainer": ("MetaAlignTrainer", "MetaAlignTrainingArguments"),
     "training": ("Summary", "adapt"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
@@ -86,6 +88,8 @@ __all__ = [
     "MetaAlignForImageClassification",
     "MetaAlignForObjectDetection",
     "MetaAlignOutput",
+    "MetaAlignTrainer",
+    "MetaAlignTrainingArguments",
     "ModelConfig",
     "OptimizerConfig",
     "RememberedMetaAlign",

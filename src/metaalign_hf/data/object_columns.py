@@ -16,7 +16,7 @@ from .domains import RawDomain
 from .images import DatasetLoader, ImageSet
 from .objects import DetectionSet
 
-__all__ = ["objects_of_rows", "read_objects_dataset"]
+__all__ = ["domain_of_rows", "objects_of_rows", "read_objects_dataset"]
 
 
 def read_objects_dataset(config: DomainConfig) -> RawDomain[DetectionSet]:
@@ -37,6 +37,23 @@ def read_objects_dataset(config: DomainConfig) -> RawDomain[DetectionSet]:
         data = dataset_split(splits, config.test_split, config, name)
         test = objects_of_rows(data, config, name, names, _dataset_classes(data, config, name), check)
     return RawDomain(name, names.names if names is not None else None, first, test, check.notes())
+
+
+def domain_of_rows(data: Any, config: DomainConfig, name: str) -> RawDomain[DetectionSet]:
+    """All rows of a `datasets.Dataset`, with their objects if there are any.
+
+    Args:
+        data: The data set.
+        config: Names the columns.
+        name: What to call it in errors.
+
+    Raises:
+        UserError: If a box is malformed.
+    """
+    labels, check = _dataset_classes(data, config, name), BoxCheck(name, config.bad_boxes)
+    names = ClassNames(config, labels) if labels is not None else None
+    images = objects_of_rows(data, config, name, names, labels, check)
+    return RawDomain(name, labels, images, notes=check.notes())
 
 
 def _dataset_classes(data: Any, config: DomainConfig, name: str) -> list[str] | None:

@@ -18,7 +18,7 @@ from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 
-__all__ = ["existing_images", "read_domain"]
+__all__ = ["domain_of_rows", "existing_images", "read_domain"]
 
 
 def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
@@ -150,6 +150,21 @@ def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
             raise UserError(f"domain {name}: class {missing[0]!r} occurs in {config.test_split} only")
         test_labels = tuple(classes.index(test_classes[i]) for i in test_labels or ())
     return RawDomain(name, classes, images, ImageSet(name, len(test), _images_only(test, config, name), test_labels))
+
+
+def domain_of_rows(data: Any, config: DomainConfig, name: str) -> RawDomain[ImageSet]:
+    """All rows of a `datasets.Dataset`, with their labels if there are any.
+
+    Args:
+        data: The data set.
+        config: Names the columns.
+        name: What to call it in errors.
+
+    Raises:
+        UserError: If a row has no label.
+    """
+    classes, labels, _ = _dataset_labels(data, config, name)
+    return RawDomain(name, classes, ImageSet(name, len(data), _images_only(data, config, name), labels))
 
 
 def _dataset_labels(

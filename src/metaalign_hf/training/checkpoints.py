@@ -35,6 +35,7 @@ __all__ = [
     "damage",
     "drop_after",
     "load_checkpoint",
+    "load_modules",
     "read_state",
     "save_checkpoint",
     "step_of",
@@ -197,10 +198,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
         UserError: If a file is damaged or does not fit the model.
     """
     try:
-        for name, module in modules.items():
-            state = load_file(folder / f"{name}.safetensors")
-            like = module.state_dict()
-            module.load_state_dict({key: _sharded(value, like.get(key)) for key, value in state.items()}, strict=True)
+        load_modules(folder, modules)
         tensors = load_file(folder / "optimizer.safetensors")
         _restore_optimizer_state(optimizer, tensors, read_state(folder)["optimizer"])
     except UserError:
@@ -209,6 +207,14 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
         raise UserError(
             f"checkpoint {folder}: cannot be loaded ({one_line(error, first=True)}); delete the folder"
         ) from error
+
+
+def load_modules(folder: Path, modules: dict[str, nn.Module]) -> None:
+    """Put the tensors of `NAME.safetensors` in a folder into each module."""
+    for name, module in modules.items():
+        state = load_file(folder / f"{name}.safetensors")
+        like = module.state_dict()
+        module.load_state_dict({key: _sharded(value, like.get(key)) for key, value in state.items()}, strict=True)
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +13,13 @@ from torch.optim import Optimizer
 from ..configuration import Config
 from ..coordination import StepReport
 from ..errors import UserError
-from ..target_losses import TargetStep, with_target_losses
-from ..tasks.base import Batch, StepClosures, Task
+from ..tasks.base import Batch, Task
 from .bad_steps import BadStep, BufferCopies, not_finite
+from .gradient import StepGradient, step_seed
 from .machine import Agreement
 from .optimizers import set_learning_rate
 from .schedules import learning_rate_factor, progress
-from .steps import adaptation_step, build_coordinator, micro_batches
+from .steps import micro_batches
 from .weights import Weights
 
 __all__ = ["Stepper"]
@@ -48,7 +47,10 @@ class Stepper:
         self.agreement = agreement
         self._buffers: BufferCopies | None = None
         self.model, self.accelerator = weights.model, weights.accelerator
-        self.coordinator = build_coordinator(config.coordination, optimizer, self.model, self.accelerator)
+        self.gradient = StepGradient(
+            config, task, self.model, optimizer, self.accelerator, teacher=lambda: weights.evaluated
+        )
+        self.coordinator = self.gradient.coordinator
         self.started = 0.0
 
     @property
@@ -112,7 +114,7 @@ class Stepper:
         source = micro_batches(self.source, k, device)
         target = micro_batches(self.target, k, device) if adapting and self.aligns else []
         self.started = time.perf_counter()
-        torch.manual_seed(_step_seed(training.seed, step, self.accelerator.process_index))
+        torch.manual_seed(step_seed(training.seed, step, self.accelerator.process_index))
         if target and local == 0:
             self.task.statistics.begin_adaptation()
         self.task.statistics.train_mode(self.model)
@@ -121,13 +123,7 @@ class Stepper:
         self._buffers.take()
         done, reason = progress(local, total), None
         try:
-            closures, figures = self._closures(source, target, done)
-            if target and not self.task.pair.has_source:
-                report = self.coordinator.backward_alone(closures.alignment, "target")
-            elif target:
-                report = adaptation_step(self.coordinator, closures, local)
-            else:
-                report = self.coordinator.backward_alone(closures.task, "source")
+            report, figures = self.gradient.leave(source, target, local, done)
             reason = None if self.accelerator.scaler is not None else not_finite(report)
         except FloatingPointError as error:
             reason = str(error)
@@ -148,18 +144,3 @@ class Stepper:
         self.optimizer.step()
         self.weights.update_average(step + 1)
         return report, {"lr": settings.lr * factor, **figures}
-
-    def _closures(self, source: list[Batch], target: list[Batch], done: float) -> tuple[StepClosures, dict[str, Any]]:
-        """The passes of a step, those of the target losses among them, and figures of these for the log."""
-        closures = self.task.closures(self.model, source, target, done)
-        if not target or not self.task.target_losses:
-            return closures, {}
-        task_pass = partial(self.task.target_pass, self.model)
-        logits_pass = partial(self.task.logits_pass, self.model)
-        seen = TargetStep(self.model, self.weights.evaluated, source, target, done, task_pass, logits_pass)
-        return with_target_losses(closures, self.task.target_losses, seen)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """A different seed for each step and process, so that dropout needs no saved random state."""
-    return (seed * 1_000_003 + step) * 1_009 + rank

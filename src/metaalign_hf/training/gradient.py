@@ -1,0 +1,86 @@
+"""The gradient of a step: the passes of the task and of the target losses, through the coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from ..configuration import Config
+from ..coordination import StepReport
+from ..target_losses import TargetStep, with_target_losses
+from ..tasks.base import Batch, StepClosures, Task
+from .steps import adaptation_step, build_coordinator
+
+__all__ = ["StepGradient", "step_seed"]
+
+
+class StepGradient:
+    """Leaves the gradient of a step in `.grad`; the loop and `MetaAlignTrainer` share it.
+
+    Args:
+        config: The whole configuration.
+        task: The task.
+        model: The wrapped model.
+        optimizer: As accelerate wrapped it.
+        accelerator: Wrapped both.
+        teacher: Gives the average of the weights; the model itself where none is kept.
+
+    Attributes:
+        coordinator: Turns task and alignment into one gradient.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        model: nn.Module,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        teacher: Callable[[], nn.Module],
+    ) -> None:
+        self.task, self.model, self.teacher = task, model, teacher
+        self.coordinator = build_coordinator(config.coordination, optimizer, model, accelerator)
+
+    def leave(
+        self, source: list[Batch], target: list[Batch], step: int, done: float
+    ) -> tuple[StepReport, dict[str, Any]]:
+        """Leave the gradient of a step.
+
+        Args:
+            source: Micro-batches of the source; empty ones without a source.
+            target: As many of the target; none in a step on the source alone.
+            step: Number of the adaptation step, which decides the roles.
+            done: Progress of the adaptation in 0..1.
+
+        Returns:
+            The coordinator's report, and figures of the target losses for the log.
+
+        Raises:
+            FloatingPointError: If the gradient is not finite and not scaled.
+        """
+        closures, figures = self._closures(source, target, done)
+        if not target:
+            return self.coordinator.backward_alone(closures.task, "source"), figures
+        if not self.task.pair.has_source:
+            return self.coordinator.backward_alone(closures.alignment, "target"), figures
+        return adaptation_step(self.coordinator, closures, step), figures
+
+    def _closures(self, source: list[Batch], target: list[Batch], done: float) -> tuple[StepClosures, dict[str, Any]]:
+        """The passes of a step, those of the target losses among them, and figures of these for the log."""
+        closures = self.task.closures(self.model, source, target, done)
+        if not target or not self.task.target_losses:
+            return closures, {}
+        task_pass = partial(self.task.target_pass, self.model)
+        logits_pass = partial(self.task.logits_pass, self.model)
+        seen = TargetStep(self.model, self.teacher(), source, target, done, task_pass, logits_pass)
+        return with_target_losses(closures, self.task.target_losses, seen)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A different seed for each step and process, so that dropout needs no saved random state."""
+    return (seed * 1_000_003 + step) * 1_009 + rank
