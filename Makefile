@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-detection test lint lower-bounds audit
+.PHONY: demo demo-detection test lint docs lower-bounds audit
 
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The site, in site/; a dead link is an error.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(VENV))/bin:$$PATH" $(BIN)/mkdocs build --strict
 
 # The oldest versions that pyproject.toml allows, in an environment of their own, and a part of the tests with them.
 LOW := .venv-lowest

@@ -1,9 +1,9 @@
-"""The tables of benchmarks/README.md, written from the pinned runs by the scripts that own them.
+"""The tables of benchmarks/README.md and docs/choosing.md, written from the pinned runs by the scripts that own them.
 
     python benchmarks/readme.py           # write every table anew
     python benchmarks/readme.py --check   # exit 1 where a table differs from its runs
 
-A script in `SCRIPTS` has `tables()`, which gives its tables by name; each stands in the README between
+A script in `PAGES` has `tables()`, which gives its tables by name; each stands in the page between
 `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
@@ -25,6 +25,7 @@ SCRIPTS = (
     *("step", "model_selection", "batch_norm", "detection"),
 )
 README = Path(__file__).with_name("README.md")
+PAGES = {README: SCRIPTS, README.parents[1] / "docs" / "choosing.md": ("choosing",)}
 
 
 def markdown(table: Table) -> str:
@@ -45,7 +46,7 @@ def with_tables(text: str, tables: dict[str, Table]) -> str:
     for name, table in tables.items():
         between = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not between.search(text):
-            raise SystemExit(f"{README.name} has no markers for the table {name!r}")
+            raise SystemExit(f"there are no markers for the table {name!r}")
         text = between.sub(lambda found, table=table: f"{found[1]}{markdown(table)}\n{found[2]}", text)
     return text
 
@@ -60,13 +61,14 @@ def publish(tables: dict[str, Table]) -> None:
 def main() -> None:
     check = sys.argv[1:] == ["--check"]
     runs.only_pinned = True
-    before = after = README.read_text()
-    for script in SCRIPTS:
-        after = with_tables(after, import_module(script).tables())
-    if not check:
-        README.write_text(after)
-    elif before != after:
-        raise SystemExit(f"{README.name} does not show what is pinned in results/: run python benchmarks/readme.py")
+    for page, scripts in PAGES.items():
+        before = after = page.read_text()
+        for script in scripts:
+            after = with_tables(after, import_module(script).tables())
+        if not check:
+            page.write_text(after)
+        elif before != after:
+            raise SystemExit(f"{page.name} does not show what is pinned in results/: run python benchmarks/readme.py")
 
 
 if __name__ == "__main__":
