@@ -76,7 +76,9 @@ def draw(axes: Axes, first: str) -> None:
     arrow(axes, theta, -OUTER * found["step"][1], COLOURS["step"])
     for point, text, right in ((theta, "θ", -14), (moved, "θ′", -18 if first == "alignment" else 7)):
         axes.plot(*point.tolist(), "o", color="black", ms=4, zorder=4)
-        axes.annotate(text, point.tolist(), xytext=(right, -4), textcoords="offset points", fontsize=12)
+        axes.annotate(
+            text, (float(point[0]), float(point[1])), xytext=(right, -4), textcoords="offset points", fontsize=12
+        )
     axes.set_title(f"meta-train {first}, meta-test {second}", fontsize=10)
     axes.set_aspect("equal")
     axes.set_xticks([])

@@ -1,8 +1,10 @@
-"""Runs every code block of docs/*.md and of the packaged skill file, page by page, in the current folder: `python run_blocks.py DOCS TINY.yaml`.
+"""Runs every code block of docs/*.md and of the packaged skill file, page by page, in the current folder.
+
+python run_blocks.py DOCS TINY.yaml
 
 What a reader would bring stands ready: folders of photos, `examples/digits.yaml` (small here), a run in `runs/digits`.
 Names of pretrained models are replaced by tiny ones. Training commands run where others build on them; otherwise their
-options are parsed.
+options are parsed. Of commands that take long only the name is tried.
 """
 
 import re
@@ -11,6 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import yaml
+
 from metaalign_hf import parse_config
 from metaalign_hf.cli import run
 from metaalign_hf.commands.skills import SKILL
@@ -18,6 +22,7 @@ from tests.helpers.squares import write_squares
 
 DOCS, TINY = Path(sys.argv[1]), sys.argv[2]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+RUN = ("evaluate", "predict", "export", "push", "runs", "skills")
 SMALL = ["--config", TINY, "--training.source_steps", "1", "--training.max_steps", "2"]
 STAND_INS = {
     '"PekingU/rtdetr_r50vd"': '{"model_type": "d_fine", "num_queries": 7, "encoder_hidden_dim": 32, "d_model": 32, '
@@ -44,8 +49,11 @@ def command(words: list[str]) -> None:
     if words[0] == "accelerate":
         words = ["metaalign", "train", *words[words.index("scripts/train.py") + 1 :]]
     assert words[0] == "metaalign", words
+    if words[1] not in ("train", *RUN):
+        assert run([words[1], "--help"]) == 0, words
+        return
     output = words[words.index("--training.output_dir") + 1] if "--training.output_dir" in words else None
-    if words[1] != "train":
+    if words[1] in RUN:
         known = Path(words[2]).is_dir() or not words[2].startswith("runs/")
         # A detector's run would take too long: what is left to see is that the options are known.
         assert run(words[1:]) == (0 if known else 2), words
@@ -73,6 +81,8 @@ def main() -> None:
                 for line in block.replace("\\\n", " ").splitlines():
                     if words := shlex.split(line, comments=True):
                         command(words)
+            elif language == "yaml":
+                assert yaml.safe_load(block)
             else:
                 raise AssertionError(f"{page.name}: a block in {language or 'no language'}, which nothing runs")
 
