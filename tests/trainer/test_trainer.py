@@ -28,7 +28,7 @@ from metaalign_hf import (
 )
 from metaalign_hf.tasks.building import build_task
 from tests.helpers.hub_server import HubServer
-from tests.helpers.runs import TINY, TINY_DETECTION
+from tests.helpers.runs import TINY, TINY_DETECTION, weights
 
 NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 STEPS = {
@@ -58,6 +58,7 @@ def model(pair):
 def arguments(output: Path, **options: object) -> MetaAlignTrainingArguments:
     given = {
         "output_dir": str(output),
+        "seed": 0,
         "max_steps": 6,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 100,
@@ -114,7 +115,8 @@ def test_the_weights_are_those_of_the_loop_bit_for_bit(name, pair, model, tmp_pa
     given = arguments(tmp_path / "trainer", coordination=coordination, gradient_accumulation_steps=k)
     trainer = MetaAlignTrainer(deepcopy(model), given, pair=pair)
     trainer.train()
-    assert_same(trainer.model.state_dict(), load_file(tmp_path / "loop" / "model.safetensors"))
+    trainer.save_model()
+    assert_same(weights(tmp_path / "trainer"), weights(tmp_path / "loop"))
     found = trainer.evaluate()
     assert found["eval_target_accuracy"] == summary.target_accuracy_after
     assert found["eval_source_balanced_accuracy"] == summary.source_balanced_accuracy_after
@@ -224,7 +226,8 @@ def test_a_detector_takes_the_steps_of_the_loop(tmp_path):
     trainer = MetaAlignTrainer(deepcopy(model), given, pair.source_train, pair.target_train, views)
     summary = adapt(loop, pair=pair, model=model)
     trainer.train()
-    assert_same(trainer.model.state_dict(), load_file(tmp_path / "loop" / "model.safetensors"))
+    trainer.save_model()
+    assert_same(weights(tmp_path / "trainer"), weights(tmp_path / "loop"))
     assert trainer.evaluate()["eval_target_map50"] == summary.target_map50_after
 
 
