@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import yaml
@@ -64,27 +65,38 @@ def command(words: list[str]) -> None:
         parse_config(words[2:])
 
 
+def run_page(page: Path) -> None:
+    names: dict[str, object] = {"__name__": page.stem}
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "python":
+            for name, stand_in in STAND_INS.items():
+                block = block.replace(name, stand_in)
+            exec(compile(block, page.name, "exec"), names)
+        elif language == "sh":
+            Path("predictions.csv").unlink(missing_ok=True)
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    command(words)
+        elif language == "yaml":
+            assert yaml.safe_load(block)
+        else:
+            raise AssertionError(f"a block in {language or 'no language'}, which nothing runs")
+
+
 def main() -> None:
     prepare()
     # The quickstart first: it trains what other pages use.
     pages = [*DOCS.glob("*.md"), SKILL]
+    failed = []
     for page in sorted(pages, key=lambda page: (page.name != "index.md", page.name)):
         print(f"--- {page.name}", flush=True)
-        names: dict[str, object] = {"__name__": page.stem}
-        for language, block in BLOCK.findall(page.read_text()):
-            if language == "python":
-                for name, stand_in in STAND_INS.items():
-                    block = block.replace(name, stand_in)
-                exec(compile(block, page.name, "exec"), names)
-            elif language == "sh":
-                Path("predictions.csv").unlink(missing_ok=True)
-                for line in block.replace("\\\n", " ").splitlines():
-                    if words := shlex.split(line, comments=True):
-                        command(words)
-            elif language == "yaml":
-                assert yaml.safe_load(block)
-            else:
-                raise AssertionError(f"{page.name}: a block in {language or 'no language'}, which nothing runs")
+        try:
+            run_page(page)
+        except Exception:
+            traceback.print_exc()
+            failed.append(page.name)
+    if failed:
+        raise SystemExit(f"blocks of these pages do not run: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
