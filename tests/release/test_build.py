@@ -84,5 +84,6 @@ def test_the_wheel_works_where_nothing_else_of_the_tree_is(built, tmp_path):
     succeeded(script, "train", "--config", TINY, "--training.output_dir", "run", *steps, **options)
     (session,) = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert session["versions"]["metaalign-hf"] == "0.1.0"
-    place = succeeded(python, "-c", "import metaalign_hf; print(metaalign_hf.__file__)", **options)
+    found = "import importlib.util as u; print(u.find_spec('metaalign_hf').origin)"
+    place = succeeded(python, "-c", found, **options)
     assert Path(place.strip()).is_relative_to(packages)
