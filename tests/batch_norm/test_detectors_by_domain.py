@@ -10,7 +10,9 @@ from transformers import AutoModelForObjectDetection
 
 from metaalign_hf import MetaAlignForObjectDetection, UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.batch_norm import Rows, SourceStatistics, batch_statistics, running_statistics
+from metaalign_hf.tasks.base import rows_of
 from metaalign_hf.tasks.building import build_task
+from metaalign_hf.tasks.detection.task import mix_detection
 from tests.helpers.runs import TINY_DETECTION as TINY
 from tests.helpers.tiny_detectors import tiny_detector
 
@@ -86,6 +88,31 @@ def test_both_domains_are_seen_as_in_passes_of_their_own():
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(together, loss, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(model(pixel_values=mixed).logits, found, rtol=1e-2)
+
+
+def test_a_joint_step_by_domain_shows_the_task_only_the_source(pair, tmp_path):
+    """The task's loss and gradient are those of one forward on both domains, for half of its time."""
+    options = {"training.batch_norm": "per_domain", "training.output_dir": str(tmp_path)}
+    options["model.detector_options.num_denoising"] = 0
+    task = build_task(load_config(TINY, options), pair)
+    source, target = (next(stream) for stream in task.streams(0, 0, 0, 1))
+    task.statistics.begin_adaptation()
+    model = task.model.train()
+    seen: list[int] = []
+    model.detector.model.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    found, aligned = task.closures(model, [source], [target], 0.5).both[0]()
+    assert seen == [4, 8] and float(aligned) > 0
+    batch = mix_detection(source, target)
+    with task.statistics.on_both(model, rows_of(source, batch)):
+        expected = model(**batch, progress=0.5).task_loss
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    parameters = list(model.detector.model.backbone.parameters())
+    gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, expected)]
+    assert any(own is not None for own in gradients[0])
+    for own, whole in zip(*gradients, strict=True):
+        assert (own is None) == (whole is None)
+        if own is not None:
+            torch.testing.assert_close(own, whole, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

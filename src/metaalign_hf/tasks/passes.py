@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..batch_norm import BatchStatistics, Rows
@@ -43,6 +44,7 @@ def full_passes(
     inside: MakesContext = nullcontext,
     penalty: bool = False,
     aligns: bool = True,
+    two_passes: bool = False,
 ) -> StepClosures:
     """A task pass with the source's loss, an alignment pass on both domains, and one forward for a joint step.
 
@@ -59,6 +61,8 @@ def full_passes(
         penalty: Whether a penalty stands in both losses.
         aligns: Whether the model has an alignment objective; without one there is no alignment pass, and the task's
             pass moves the running statistics in its place.
+        two_passes: Whether the model makes two passes for both losses. Where the task's does not need the target, a
+            joint step then makes it on the source alone, which takes half of its time.
     """
     rows = [rows_of(s, m) for s, m in zip(source, mixed, strict=True)] if mixed else []
     passes = list(zip(mixed, rows, strict=True))
@@ -93,12 +97,20 @@ def full_passes(
             alone = [task_pass(model, batch, inside=inside) for batch in source]
         return StepClosures(alone, [], [task_as_both(run) for run in alone])
     together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
-    return StepClosures(
-        [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source],
-        [alignment(*pass_) for pass_ in passes],
-        [both(*pass_) for pass_ in passes],
-        penalty=[alignment(*pass_, "penalty") for pass_ in passes] if penalty else [],
-    )
+    tasks = [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source]
+    aligned = [alignment(*pass_) for pass_ in passes]
+    joint = [both(*pass_) for pass_ in passes]
+    # DistributedDataParallel takes one forward before a backward; in mode `train` the task's pass moves statistics.
+    distributed = dist.is_available() and dist.is_initialized()
+    if mixed and two_passes and statistics.one_pass_moves and not together and not distributed:
+        joint = [_one_by_one(*pair) for pair in zip(tasks, aligned, strict=True)]
+    penalties = [alignment(*pass_, "penalty") for pass_ in passes] if penalty else []
+    return StepClosures(tasks, aligned, joint, penalty=penalties)
+
+
+def _one_by_one(task: Callable[[], Tensor], alignment: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Both losses, by two passes."""
+    return lambda: (task(), alignment())
 
 
 def task_as_both(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -120,6 +120,7 @@ class DetectionTask(Task):
             left_out=("labels",),
             inside=_divergence,
             aligns=self.model.alignment is not None,
+            two_passes=True,
         )
 
     def target_pass(self, model: nn.Module, source: Batch, view: Batch) -> Callable[[], Tensor]:
