@@ -96,6 +96,16 @@ def test_a_source_only_run_is_its_own_baseline():
         load_config(TINY, {"training.baseline": True, "coordination.method": "source_only"})
 
 
+def test_a_source_only_run_with_statistics_of_the_target_is_compared_with_one_without(tmp_path):
+    options = ["--coordination.method", "source_only", "--training.recalibrate_bn", "target"]
+    summary = train(tmp_path / "run", *options, "--training.baseline", "true")
+    alone = train(tmp_path / "alone", *options[:2])
+    assert summary["baseline"]["target"] == alone["target_accuracy_after"]
+    run, baseline = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "run/baseline"))
+    differ = {name for name in run if not torch.equal(run[name], baseline[name])}
+    assert differ and all("running" in name or "num_batches" in name for name in differ)
+
+
 def test_a_run_recorded_before_a_key_existed_is_resumed(compared, interrupted, tmp_path, capsys):
     """Absent keys count as their defaults, and only as those."""
     output = tmp_path / "old"

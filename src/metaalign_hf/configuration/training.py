@@ -392,10 +392,10 @@ class Config:
             raise UserError(
                 f"training.{key}: source_only reads no target; set coordination.method to joint or metaalign"
             )
-        if training.baseline and method == "source_only":
+        if training.baseline and method == "source_only" and training.recalibrate_bn == "none":
             raise UserError(
                 "training.baseline: the run is a source-only one itself; set it to false, or coordination.method to "
-                "joint or metaalign"
+                "joint or metaalign, or training.recalibrate_bn to target"
             )
         if self.model.freeze == "all":
             if training.batch_norm not in ("auto", "frozen"):
