@@ -1,15 +1,16 @@
-"""Digit scenes: what adapts a small detector, over several seeds, and what it gains over more training on the source.
+"""Digit scenes, one gap at a time: what adapts a small detector, and what it gains over more training on the source.
 
-    python benchmarks/detection.py               # every run that is not pinned yet, then the table
-    python benchmarks/detection.py --seeds 1 3   # the runs of seeds 1 to 3, and no table
+    python benchmarks/detection.py               # every run that is not pinned yet, then the tables
+    python benchmarks/detection.py --seeds 1 2   # the runs of these seeds, and no table
 
-For each seed the small D-FINE of `examples/digit_scenes.yaml` is trained on the source. All methods start from this one
-model, as from any pretrained detector, and take the same number of steps at half its learning rate; `source only` goes
-on as it began, `oracle` trains on the labels of the target. The models are kept in
-`runs/benchmark_detection/`, and used only where their weights have the checksum that is pinned with the runs in
-`results/detection/`. Score: target test mAP@50 of the last model in points; differences are paired by seed, with 95 %
-intervals (Student's t). The time of a step is the median over seeds of its ratio to that of source only:
-those of seed 3 ran beside other work.
+For each seed the small D-FINE of `examples/digit_scenes.yaml` is trained on plain scenes for 600 steps. All methods
+start from this one model, as from any pretrained detector, and take 100 steps at half its learning rate. `source only`
+goes on as it began, and is one run for all targets; `strong` is the same with `data.augmentation: strong`; `statistics`
+are these two with their running statistics re-estimated on 256 target images (as `training.recalibrate_bn: target`).
+`oracle` trains on the labels of the target. The models are kept in `runs/benchmark_detection/`, and used only where
+their weights have the checksum that is pinned with the runs in `results/detection/`. Score: target test mAP@50 of the
+last model in points; differences are paired by seed, with 95 % intervals (Student's t). The time of a step is the
+median over runs of its ratio to that of source only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import hashlib
 import json
 import tempfile
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,13 @@ from rich.table import Table
 
 from frozen import Noise
 from metaalign_hf import MetaAlignForObjectDetection, adapt, load_config
+from metaalign_hf.batch_norm import recalibrate_batch_norm
+from metaalign_hf.configuration import SCENES
+from metaalign_hf.data import detection_batches, load_detection_view
+from metaalign_hf.data.digit_scenes import SCENE_LABELS
+from metaalign_hf.evaluation import evaluate_detector
 from metaalign_hf.intervals import with_interval
+from metaalign_hf.models.detectors.processors import build_detector_processor
 from metaalign_hf.training import steps as training_steps
 from readme import publish
 from runs import RESULTS, ROOT, PinnedRows, machine
@@ -36,23 +43,38 @@ CONFIG = ROOT / "examples" / "digit_scenes.yaml"
 FOLDER = RESULTS / "detection"
 KEPT = ROOT / "runs" / "benchmark_detection"
 SEEDS = (1, 2, 3, 4)
-SOURCE_STEPS, STEPS = 600, 150
+GAPS = SCENES[1:]
+SOURCE_STEPS, STEPS = 600, 100
+STATISTICS_IMAGES = 256
 BASE: dict[str, Any] = {
     "training.source_steps": 0,
+    "training.baseline": False,
+    "training.recalibrate_bn": "none",
     "training.evaluate_every": 0,
     "training.select_by": None,
     "training.selection_images": 512,
 }
 ALONE = {"coordination.method": "source_only"}
-REMEMBERED = {"coordination.method": "metaalign", "coordination.direction": "remembered"}
+STRONG = {"data.augmentation": "strong"}
+ALIGNED = {"model.alignment": {"name": "swda", "weight": 20}, "training.batch_norm": "per_domain"}
+REMEMBERED = {**ALIGNED, "coordination.method": "metaalign", "coordination.direction": "remembered"}
+FOR_ALL_GAPS: dict[str, dict[str, Any]] = {"source only": ALONE, "strong": {**ALONE, **STRONG}}
 METHODS: dict[str, dict[str, Any]] = {
-    "source only": ALONE,
-    "joint": {"coordination.method": "joint"},
+    "joint": {**ALIGNED, "coordination.method": "joint"},
     "remembered": REMEMBERED,
     "control: noise": REMEMBERED,
-    "oracle": {**ALONE, "data.source": "scenes_photo", "data.target": "scenes_plain"},
+    "oracle": ALONE,
 }
-ALIGNED = ("joint", "remembered", "control: noise")
+FOG = "scenes_fog"
+ON_ALL_GAPS = ("start", "source only", "source only + statistics")
+ON_FOG = ("source only", "source only + statistics", "joint", "remembered")
+"""Rows of the tables; `+ statistics` re-estimates the running statistics after the run."""
+TITLES = {
+    "start": "the models they start from",
+    "strong": "source only, strong augmentation",
+    "source only + statistics": "source only, statistics of the target",
+    "strong + statistics": "strong augmentation, statistics of the target",
+}
 
 
 class Runs:
@@ -65,14 +87,12 @@ class Runs:
         """Figures of the model that a seed starts from."""
         return self.rows(("source", seed), lambda: train_source(seed))
 
-    def __call__(self, method: str, seed: int) -> dict[str, float]:
+    def __call__(self, method: str, gap: str, seed: int) -> dict[str, float]:
         """Figures of a run."""
-        self.source(seed)
-        return self.rows((method, seed), lambda: one(method, seed, self.source(seed)["checksum"]))
-
-    def scores(self, method: str, figure: str = "target") -> list[float]:
-        """A figure by seed, in points."""
-        return [100 * self(method, seed)[figure] for seed in SEEDS]
+        known = self.source(seed)["checksum"]
+        if method in FOR_ALL_GAPS:
+            return self.rows((method, seed), lambda: one(method, None, seed, known))
+        return self.rows((method, gap, seed), lambda: one(method, gap, seed, known))
 
 
 def train_source(seed: int) -> dict[str, float]:
@@ -80,9 +100,9 @@ def train_source(seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         overrides = {**BASE, **ALONE, "training.max_steps": SOURCE_STEPS, "training.seed": seed}
         summary = adapt(load_config(CONFIG, {**overrides, "training.output_dir": f"{folder}/run"}))
-        native = MetaAlignForObjectDetection.from_pretrained(f"{folder}/run").export_native()
-    native.save_pretrained(KEPT / str(seed))
-    return {**figures(summary), "checksum": checksum(seed)}
+        model = MetaAlignForObjectDetection.from_pretrained(f"{folder}/run")
+    model.export_native().save_pretrained(KEPT / str(seed))
+    return {"source": figures(summary)["source"], **on_all_gaps(model), "checksum": checksum(seed)}
 
 
 def checksum(seed: int) -> float:
@@ -91,7 +111,7 @@ def checksum(seed: int) -> float:
     return float(int(hashlib.sha256(weights).hexdigest()[:12], 16))
 
 
-def one(method: str, seed: int, known: float) -> dict[str, float]:
+def one(method: str, gap: str | None, seed: int, known: float) -> dict[str, float]:
     """Adapt the source model of a seed, in a folder that is thrown away."""
     if not (KEPT / str(seed)).is_dir():
         train_source(seed)
@@ -99,14 +119,41 @@ def one(method: str, seed: int, known: float) -> dict[str, float]:
         raise SystemExit(f"{KEPT / str(seed)} is not the model that the pinned runs of seed {seed} started from")
     with tempfile.TemporaryDirectory() as folder:
         given = load_config(CONFIG, BASE).optimizer.lr
-        overrides = {**BASE, **METHODS[method], "training.max_steps": STEPS, "training.seed": seed}
+        overrides = {**BASE, **(FOR_ALL_GAPS | METHODS)[method], "training.max_steps": STEPS, "training.seed": seed}
         overrides["optimizer.lr"] = given / 2
+        overrides["data.source"], overrides["data.target"] = SCENES[0], gap or GAPS[0]
+        if method == "oracle":
+            overrides["data.source"], overrides["data.target"] = overrides["data.target"], overrides["data.source"]
         places = {"training.output_dir": f"{folder}/run", "model.pretrained": str(KEPT / str(seed))}
         form = Noise if method == "control: noise" else training_steps.RememberedMetaAlign
         with patch.object(training_steps, "RememberedMetaAlign", form):
             found = figures(adapt(load_config(CONFIG, {**overrides, **places})))
-    if method == "oracle":  # its source is the target
+        if gap is None:
+            found.pop("target")
+            found.update(on_all_gaps(MetaAlignForObjectDetection.from_pretrained(f"{folder}/run")))
+    if method == "oracle":
         found["target"], found["source"] = found["source"], found["target"]
+    return found
+
+
+def on_all_gaps(model: MetaAlignForObjectDetection) -> dict[str, float]:
+    """Test mAP@50 of a model on every target, as it is and with statistics of the target."""
+    size = load_config(CONFIG, BASE).data.detector_size
+    processor = build_detector_processor(model.config.detector_config.model_type, None, size)
+
+    def score(gap: str) -> float:
+        view = load_detection_view(gap, list(SCENE_LABELS), "test")
+        batches = detection_batches(view, processor, model.boxes_relative_to_image, 64)
+        return evaluate_detector(model, model.adapter.probabilities, batches, len(SCENE_LABELS)).map50
+
+    found = {}
+    for gap in GAPS:
+        found[gap] = score(gap)
+        seen = load_detection_view(gap, list(SCENE_LABELS), "train").subset(range(STATISTICS_IMAGES))
+        batches = detection_batches(seen, processor, model.boxes_relative_to_image, 64)
+        put_back = recalibrate_batch_norm(model, (batch["pixel_values"] for batch in batches))
+        found[f"{gap}, statistics"] = score(gap)
+        put_back()
     return found
 
 
@@ -122,54 +169,69 @@ def figures(summary: Any) -> dict[str, float]:
     }
 
 
+def score(runs: Runs, method: str, gap: str, seed: int) -> float:
+    """Target test mAP@50 in points of a row of the table."""
+    run, _, how = method.partition(" + ")
+    if run == "start":
+        return 100 * runs.source(seed)[gap]
+    figure = f"{gap}, statistics" if how == "statistics" else gap if run in FOR_ALL_GAPS else "target"
+    return 100 * runs(run, gap, seed)[figure]
+
+
+def gains(runs: Runs, method: str, other: str, gap: str) -> list[float]:
+    """Differences of two rows by seed."""
+    return [score(runs, method, gap, seed) - score(runs, other, gap, seed) for seed in SEEDS]
+
+
 def table(runs: Runs) -> Table:
-    """Scores and paired differences."""
+    """Source only, and what is gained on it without another run for each target, by gap."""
     found = Table(box=box.MARKDOWN, title=f"Target test mAP@50 (points), {len(SEEDS)} seeds")
+    for column in ("method", *(gap.removeprefix("scenes_") for gap in GAPS)):
+        found.add_column(column)
+    for method in ON_ALL_GAPS:
+        if method in ("start", "source only"):
+            cells = [f"{fmean(score(runs, method, gap, seed) for seed in SEEDS):.1f}" for gap in GAPS]
+        else:
+            cells = [with_interval(gains(runs, method, "source only", gap), "+") for gap in GAPS]
+        found.add_row(TITLES.get(method, method), *cells)
+    return found
+
+
+def fog_table(runs: Runs) -> Table:
+    """On the gap that the demo shows: what adapts, MetaAlign's step, noise of its length, and labels of the target."""
+    found = Table(box=box.MARKDOWN, title=f"{FOG}, {len(SEEDS)} seeds")
     for column in ("method", "target", "source", "to source only", "to joint", "worst run", "step"):
         found.add_column(column)
-    alone, joint = runs.scores("source only"), runs.scores("joint")
-    pace = runs.scores("source only", "seconds_per_step")
-    begin = [runs.source(seed) for seed in SEEDS]
-    found.add_row(
-        "the models they start from",
-        with_interval([100 * model["target"] for model in begin]),
-        f"{sum(100 * model['source'] for model in begin) / len(begin):.1f}",
-        *[""] * 4,
-    )
-    for method in METHODS:
-        own = runs.scores(method)
-        against = ["" if own == other else with_interval(minus(own, other), "+") for other in (alone, joint)]
+    pace = [runs("source only", FOG, seed)["seconds_per_step"] for seed in SEEDS]
+    for method in ON_FOG:
+        own = [score(runs, method, FOG, seed) for seed in SEEDS]
+        every = [runs(method.partition(" + ")[0], FOG, seed) for seed in SEEDS]
         found.add_row(
-            method,
+            TITLES.get(method, method),
             with_interval(own),
-            f"{sum(runs.scores(method, 'source')) / len(SEEDS):.1f}",
-            against[0],
-            against[1] if method in ALIGNED else "",
+            "" if "statistics" in method else f"{fmean(100 * figures['source'] for figures in every):.1f}",
+            "" if method == "source only" else with_interval(gains(runs, method, "source only", FOG), "+"),
+            with_interval(gains(runs, method, "joint", FOG), "+") if method in ("remembered", "control: noise") else "",
             f"{min(own):.0f}",
-            f"x{median(a / b for a, b in zip(runs.scores(method, 'seconds_per_step'), pace, strict=True)):.1f}",
+            f"x{median(f['seconds_per_step'] / p for f, p in zip(every, pace, strict=True)):.1f}",
         )
     return found
 
 
-def minus(own: list[float], other: list[float]) -> list[float]:
-    """Differences by seed."""
-    return [a - b for a, b in zip(own, other, strict=True)]
-
-
 def tables() -> dict[str, Table]:
-    """The table of the README, from pinned runs."""
-    return {"detection": table(Runs("1"))}
+    """The tables of the README, from pinned runs."""
+    runs = Runs("1")
+    return {"detection": table(runs), "detection, fog": fog_table(runs)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these seeds, and no table")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds, and no table")
     options = parser.parse_args()
-    first, last = options.seeds or (SEEDS[0], SEEDS[-1])
-    runs = Runs(f"{first}-{last}")
-    for seed in range(first, last + 1):
-        for method in METHODS:
-            runs(method, seed)
+    runs = Runs("-".join(map(str, options.seeds or SEEDS)))
+    for seed in options.seeds or SEEDS:
+        for method in dict.fromkeys(row.partition(" + ")[0] for row in ON_ALL_GAPS[1:] + ON_FOG):
+            runs(method, FOG, seed)
     if options.seeds is None:
         publish(tables())
         (FOLDER / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
