@@ -101,7 +101,7 @@ def test_a_joint_step_by_domain_shows_the_task_only_the_source(pair, tmp_path):
     seen: list[int] = []
     model.detector.model.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     found, aligned = task.closures(model, [source], [target], 0.5).both[0]()
-    assert seen == [4, 8] and float(aligned) > 0
+    assert seen == [4, 8] and float(aligned.detach()) > 0
     batch = mix_detection(source, target)
     with task.statistics.on_both(model, rows_of(source, batch)):
         expected = model(**batch, progress=0.5).task_loss
