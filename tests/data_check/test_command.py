@@ -48,7 +48,7 @@ def test_a_leak_a_damaged_file_and_an_unlabelled_target(capsys, tmp_path):
     (root / "bare" / "damaged.png").write_bytes(b"no image")
     options = ["--data.source", f"imagefolder:{root}/source", "--data.target", f"imagefolder:{root}/bare", "--no-model"]
     text, found = check(capsys, tmp_path, *options, code=1)
-    assert "1 target images (4.0 %) have a copy in the source" in text
+    assert "1 target image (4.0 %) with a copy in the source" in text
     assert "damaged.png cannot be read" in text and "data.on_bad_image: skip" in text
     assert "The target has no labels; the source's 2 classes are taken for its own." in text
     assert found["copies"]["groups"][0] == [
@@ -56,7 +56,7 @@ def test_a_leak_a_damaged_file_and_an_unlabelled_target(capsys, tmp_path):
     ]  # fmt: skip
     assert found["shift"] is None and found["cost"] is None
     text, _ = check(capsys, tmp_path, *options, "--data.on_bad_image", "skip", code=1)
-    assert "Remark: target bare: 1 images cannot be read." in text and "1 problem: see above." in text
+    assert "Remark: target bare: 1 image cannot be read." in text and "1 problem: see above." in text
 
 
 def test_class_names_that_differ_are_a_problem_among_the_other_findings(capsys, tmp_path):
@@ -76,7 +76,7 @@ def test_labelled_target_images_among_the_test_images(capsys, tmp_path):
         "--data.target.test_path", f"{root}/tests", "--data.target_labeled", f"imagefolder:{root}/tests", "--no-model",
         code=1,
     )  # fmt: skip
-    assert "24 labelled target images are among the target's test images" in text
+    assert "24 labelled target images among the target's test images" in text
 
 
 def test_what_is_wrong_with_the_command_is_told(capsys, tmp_path):

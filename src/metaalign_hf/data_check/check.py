@@ -191,7 +191,7 @@ def _unusable(facts: Sequence[DomainFacts], on_bad_image: str) -> list[str]:
             found.append(f"{fact.title}: none of {len(fact.unreadable)} images can be read: {fact.unreadable[0][1]}")
         elif fact.unreadable and on_bad_image == "error":
             found.append(
-                f"{fact.title}: {len(fact.unreadable)} images cannot be read, at which a run would stop: "
+                f"{fact.title}: {_some(len(fact.unreadable), 'image')} cannot be read, at which a run would stop: "
                 f"{fact.unreadable[0][1]}; remove them, or set data.on_bad_image: skip"
             )
         empty = [name for name, count in (fact.classes or {}).items() if count.train == 0]
@@ -204,13 +204,13 @@ def _leaks(copies: CopyFacts) -> list[str]:
     found = []
     if copies.across_share >= LEAK:
         found.append(
-            f"{copies.across} target images ({100 * copies.across_share:.1f} %) have a copy in the source, whose label "
-            "a run learns: the target's figures would be too good; remove them from one of the two"
+            f"{_some(copies.across, 'target image')} ({100 * copies.across_share:.1f} %) with a copy in the source, "
+            "whose label a run learns: the target's figures would be too good; remove them from one of the two"
         )
     if copies.labeled_in_test:
         found.append(
-            f"{copies.labeled_in_test} labelled target images are among the target's test images: its figures would be "
-            "too good; keep them apart"
+            f"{_some(copies.labeled_in_test, 'labelled target image')} among the target's test images: its figures "
+            "would be too good; keep them apart"
         )
     return found
 
@@ -218,12 +218,12 @@ def _leaks(copies: CopyFacts) -> list[str]:
 def _remarks(facts: Sequence[DomainFacts], copies: CopyFacts) -> list[str]:
     found = [note for fact in facts for note in fact.notes]
     if 0 < copies.across_share < LEAK:
-        found.append(f"{copies.across} target images have a copy in the source.")
+        found.append(f"{_some(copies.across, 'target image')} with a copy in the source.")
     for fact in facts:
         if count := copies.split[fact.title]:
-            found.append(f"{fact.title}: {count} test images have a copy among its training images.")
+            found.append(f"{fact.title}: {_some(count, 'test image')} with a copy among its training images.")
         if fact.unreadable:
-            found.append(f"{fact.title}: {len(fact.unreadable)} images cannot be read.")
+            found.append(f"{fact.title}: {_some(len(fact.unreadable), 'image')} cannot be read.")
         rare = [name for name, count in (fact.classes or {}).items() if 0 < count.train < _RARE]
         if rare and fact.role == "source":
             found.append(f"{fact.title}: {_named(rare)} with fewer than {_RARE} training {fact.counted}.")
@@ -240,6 +240,10 @@ def _remarks(facts: Sequence[DomainFacts], copies: CopyFacts) -> list[str]:
                     "images would have to change class); alignment of whole domains suffers from that."
                 )
     return found
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _named(names: Sequence[str], most: int = 5) -> str:

@@ -79,7 +79,7 @@ def _domain(fact: DomainFacts) -> str:
 def _copies(check: Check) -> str:
     copies = check.copies
     within = ", ".join(f"{count} in {title}" for title, count in copies.within.items() if count)
-    across = f"{copies.across} target images have a copy in the source" if copies.across else "none across domains"
+    across = f"{copies.across} of the target in the source" if copies.across else "none across domains"
     return f"Copies (the same picture, perhaps saved anew): {across}; {within or 'none within a domain'}."
 
 
