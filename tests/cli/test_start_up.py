@@ -55,6 +55,7 @@ def test_the_program_starts_outside_the_package():
         (["export", "--help"], ["--onnx"]),
         (["push", "--help"], ["--create-pr"]),
         (["report", "--help"], ["--output", "RUN"]),
+        (["compare", "--help"], ["--methods", "--seeds"]),
     ],
     ids=" ".join,
 )
@@ -92,6 +93,7 @@ def test_the_short_help_has_the_keys_that_people_set():
         (["export", "run", "native", "--image-size", "5", "5"], ["--image-size", "--onnx"]),
         (["push", "run"], ["repo_id"]),
         (["report", "a", "b"], ["--output"]),
+        (["compare", "x.yaml"], ["--methods"]),
         (["train"], ["--config", "--data.source"]),
         (["train", "--training.batchsize", "8"], ["training.batchsize", "training.batch_size"]),
         (["train", "--data.source", "mnist"], ["data.target is missing"]),
