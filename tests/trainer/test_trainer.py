@@ -240,6 +240,7 @@ def test_bad_arguments_are_told_in_one_line(pair, model, tmp_path):
     assert "coordination.inner_lrr" in refused({"coordination": {"inner_lrr": 1}})
     assert "coordination.order" in refused({"coordination": {"order": 2}}), "nothing reads it with direction remembered"
     assert "needs an average" in refused({"target_losses": "self_training"})
+    assert "target labels" in refused({"metric_for_best_model": "eval_target_accuracy"})
     assert "give both" in refused({}, train_dataset=pair.source_train)
     assert "train_dataset has no labels" in refused(
         {}, train_dataset=pair.target_train, target_dataset=pair.target_train

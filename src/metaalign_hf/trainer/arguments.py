@@ -41,7 +41,7 @@ class MetaAlignTrainingArguments(TrainingArguments):
         discriminator_multiplier: The same for discriminators.
         discriminator_inner_multiplier: As `optimizer.discriminator_inner_multiplier`.
         validators: Whether an evaluation also judges the model without target labels; `metric_for_best_model` may name
-            one of these scores, such as `validator_bnm`.
+            one of these scores, such as `validator_bnm`, or a figure of the source, but none of the target's.
         selection_images: Largest number of images of each domain for that.
     """
 
@@ -85,7 +85,7 @@ class MetaAlignTrainingArguments(TrainingArguments):
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "max_grad_norm": clip if clip and clip > 0 else None,
             "batch_norm": self.batch_norm,
-            "gradient_checkpointing": bool(self.activation_checkpointing),
+            "gradient_checkpointing": bool(self.gradient_checkpointing),
             "compile": bool(self.torch_compile),
             "target_losses": self.target_losses,
             "seed": self.seed,

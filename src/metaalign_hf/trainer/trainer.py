@@ -377,5 +377,10 @@ def _check_arguments(args: Any) -> None:
         raise UserError("auto_find_batch_size: the batch size is fixed here; set per_device_train_batch_size")
     if args.label_smoothing_factor:
         raise UserError("label_smoothing_factor: the task loss is that of the model; leave it at 0")
+    if (args.metric_for_best_model or "").removeprefix("eval_").startswith("target_"):
+        raise UserError(
+            f"metric_for_best_model: {args.metric_for_best_model} is measured with target labels, which choose nothing "
+            "here; use validator_bnm, or source_accuracy"
+        )
     if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise UserError("hub_strategy: checkpoints hold pickles, which are not pushed; use end or every_save")
