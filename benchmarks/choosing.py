@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 import accuracy
-from runs import with_interval
+from metaalign_hf.intervals import with_interval
 
 __all__ = ["tables"]
 

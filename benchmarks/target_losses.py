@@ -36,8 +36,9 @@ import frozen
 from accuracy import CHOICE_SEEDS, FAMILIES, PAIRS, PAIRS_SHORT, SEEDS, SHORT, Pair, label_free_choice, principal
 from frozen_features import frozen_features, student_views
 from metaalign_hf.configuration.parsing import SOURCE_FREE_LOSSES
+from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, PinnedRows, with_interval
+from runs import RESULTS, PinnedRows
 
 FOLDER = RESULTS / "target_losses"
 RATES = accuracy.RATES[1:]
