@@ -1,11 +1,14 @@
 """Inside two gloo processes: one of them has no labelled image, and the other's loss counts the boxes of both.
 
+Then the boxes of one are not numbers any more: the gradient is none on either, and neither waits for the other.
+
 Run by test_object_detection.py through torch.distributed.run.
 """
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.tiny_detectors import tiny_detector
 
@@ -23,6 +26,15 @@ def main() -> None:
     losses = accelerator.gather(loss.detach().reshape(1))
     if accelerator.is_main_process:
         print(f"losses {losses[0]:.6f} {losses[1]:.6f}", flush=True)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped.zero_grad()
+    seen = images if accelerator.is_main_process else images * float("nan")
+    loss = wrapped(seen, labels=labels, objective="task").task_loss
+    loss.backward()
+    finite = accelerator.gather(torch.isfinite(loss.detach()).reshape(1))
+    assert not torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    if accelerator.is_main_process:
+        print(f"finite {finite.tolist()}", flush=True)
     dist.destroy_process_group()
 
 

@@ -186,6 +186,21 @@ def test_a_process_without_labelled_images_does_not_keep_the_others_waiting():
     assert done.returncode == 0, done.stderr[-3000:]
     with_boxes, without = map(float, re.search(r"losses (\S+) (\S+)", done.stdout).groups())
     assert with_boxes > 0 and without == 0
+    assert "finite [True, False]" in done.stdout
+
+
+@pytest.mark.parametrize("family", ["detr", "d_fine", "lw_detr"])
+def test_boxes_that_are_no_numbers_give_a_loss_that_is_none(family):
+    """A rank that raised in the matching would leave the others waiting."""
+    model = build(family)
+    images, _, labels = batch()
+    loss = model(images * float("nan"), labels=labels, objective="task").task_loss
+    assert loss.isnan()
+    loss.backward()
+    model.zero_grad()
+    again = model(images, labels=labels, objective="task").task_loss
+    again.backward()
+    assert again.isfinite() and "_loss_function" not in vars(model.detector)
 
 
 def test_two_stages_of_frozen_resnets_are_trainable():

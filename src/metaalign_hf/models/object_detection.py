@@ -25,6 +25,7 @@ from ..progress import quiet_loading
 from .base import MetaAlignModel
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
+from .detectors.finite_loss import loss_that_may_be_nan
 from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
 from .loading import require_in_reach, require_options
@@ -169,7 +170,8 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         if train:
             assert labels is not None
             # With both losses the running statistics move once, by the pass on both domains.
-            with frozen_running_statistics(self) if align else nullcontext():
+            frozen = frozen_running_statistics(self) if align else nullcontext()
+            with frozen, loss_that_may_be_nan(self.detector):
                 task_loss, logits, boxes = self._task(pixel_values, pixel_mask, labels)
         if align:
             assert domain_labels is not None

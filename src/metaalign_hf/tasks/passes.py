@@ -19,14 +19,12 @@ __all__ = ["full_passes", "task_as_both", "task_pass"]
 MakesContext = Callable[[], AbstractContextManager[None]]
 
 
-def task_pass(
-    model: nn.Module, batch: Batch, around: MakesContext = nullcontext, inside: MakesContext = nullcontext
-) -> Callable[[], Tensor]:
-    """A pass that returns the task loss of a batch, in two contexts."""
+def task_pass(model: nn.Module, batch: Batch, around: MakesContext = nullcontext) -> Callable[[], Tensor]:
+    """A pass that returns the task loss of a batch, in a context."""
     given = {key: batch[key] for key in ("pixel_values", "pixel_mask", "labels") if key in batch}
 
     def run() -> Tensor:
-        with around(), inside():
+        with around():
             loss: Tensor = model(**given, objective="task").task_loss
         return loss
 
@@ -41,7 +39,6 @@ def full_passes(
     progress: float,
     *,
     left_out: Sequence[str] = (),
-    inside: MakesContext = nullcontext,
     penalty: bool = False,
     aligns: bool = True,
     two_passes: bool = False,
@@ -57,7 +54,6 @@ def full_passes(
         mixed: The same with the target's rows behind them; empty in the source phase.
         progress: Progress of the adaptation in 0..1.
         left_out: Entries of a batch that the alignment pass does not see.
-        inside: A context of every forward with the task's loss.
         penalty: Whether a penalty stands in both losses.
         aligns: Whether the model has an alignment objective; without one there is no alignment pass, and the task's
             pass moves the running statistics in its place.
@@ -79,22 +75,20 @@ def full_passes(
 
     def both(batch: Batch, rows: Rows) -> Callable[[], tuple[Tensor, Tensor]]:
         def run() -> tuple[Tensor, Tensor]:
-            with statistics.on_both(model, rows), inside():
+            with statistics.on_both(model, rows):
                 output = model(**batch, progress=progress)
             return output.task_loss, output.alignment_loss
 
         return run
 
     def task(batch: Batch, rows: Rows | None = None) -> Callable[[], Tensor]:
-        return task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext, inside)
+        return task_pass(model, batch, partial(statistics.task_pass, model, rows) if mixed else nullcontext)
 
     if mixed and not aligns:
         if statistics.one_pass_moves and has_live_statistics(model):
-            alone = [
-                task_pass(model, batch, partial(statistics.on_both, model, rows), inside) for batch, rows in passes
-            ]
+            alone = [task_pass(model, batch, partial(statistics.on_both, model, rows)) for batch, rows in passes]
         else:
-            alone = [task_pass(model, batch, inside=inside) for batch in source]
+            alone = [task_pass(model, batch) for batch in source]
         return StepClosures(alone, [], [task_as_both(run) for run in alone])
     together = bool(mixed) and statistics.task_needs_target(model, "domain_labels" in source[0])
     tasks = [task(*pass_) for pass_ in passes] if together else [task(batch) for batch in source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,6 @@ class DetectionTask(Task):
             mixed,
             progress,
             left_out=("labels",),
-            inside=_divergence,
             aligns=self.model.alignment is not None,
             two_passes=True,
         )
@@ -129,7 +128,7 @@ class DetectionTask(Task):
         if self.statistics.task_needs_target(model):
             view = mix_detection({**source, "labels": [None] * len(source["labels"])}, view)
             rows = rows_of(source, view)
-        return task_pass(model, view, partial(self.statistics.task_pass, model, rows), _divergence)
+        return task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
     @property
     def validation_views(self) -> int:
@@ -249,17 +248,6 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
         )
 
     return starting_model(config, OBJECT_DETECTION, MetaAlignForObjectDetection, fresh)
-
-
-@contextmanager
-def _divergence() -> Iterator[None]:
-    """Report boxes that are not finite, on which matching fails in various ways, as a loss that is not finite."""
-    try:
-        yield
-    except ValueError as error:
-        if "nan" in str(error) or "invalid numeric" in str(error):
-            raise FloatingPointError("the detector's boxes are not numbers any more") from error
-        raise
 
 
 def mix_detection(source: Batch, target: Batch) -> Batch:
