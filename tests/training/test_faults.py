@@ -148,8 +148,9 @@ def broken(begin: float, end: float, **more):
         (["--coordination.direction", "remembered", "--training.ema_decay", "0.9"], False),
         (["--coordination.direction", "remembered", "--training.ema_decay", "0.9"], True),
         (["--coordination.method", "joint", "--training.batch_norm", "per_domain"], False),
+        (["--coordination.groups", "stage"], True),
     ],
-    ids=["fresh", "remembered", "remembered, the loss alone", "joint"],
+    ids=["fresh", "remembered", "remembered, the loss alone", "joint", "groups, the loss alone"],
 )
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(options, loss_alone, tmp_path, capsys):
     """After four source steps the steps 5..10 have progress 0, 1/6 ..., so that two of them are bad."""
@@ -160,8 +161,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(options, loss_
     assert any("not finite, and which were skipped: 2." in note for note in summary["notes"])
     folder = tmp_path / "run" / "checkpoints"
     names = {path.name for path in (folder / "step-000006").glob("*.safetensors")}
-    for name in names - ({"coordination.safetensors"} if loss_alone else set()):
+    assert ("coordination.safetensors" in names) == ("remembered" in options)
+    for name in names:
         assert (folder / "step-000006" / name).read_bytes() == (folder / "step-000008" / name).read_bytes(), name
+    states = [json.loads((folder / f"step-{step:06d}/state.json").read_text()) for step in (6, 8)]
+    own = [{name: value for name, value in state["coordinator"].items() if name != "step"} for state in states]
+    assert own[0] == own[1]
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values() if v.is_floating_point())
 
 

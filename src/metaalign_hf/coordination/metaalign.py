@@ -22,7 +22,7 @@ from .roles import Roles
 from .second_order import GradientGraph, RandomState, vector_jacobian_product
 from .shared_prefix import NOT_THE_ONLY_WAY, SharedPrefix
 from .statistics import frozen_running_statistics
-from .wrapping import averaging_of, is_fsdp
+from .wrapping import averaging_of, finite_everywhere, is_fsdp
 
 __all__ = ["MetaAlign"]
 
@@ -162,7 +162,9 @@ class MetaAlign(Coordinator):
             self._finish_shared(shared, parameters, factors)
         if self.group_weights is not None:
             measures["group_weights"] = self.group_weights.weights()
-        if products is not None and not skipped:
+        learns = self.group_weights is not None and not skipped
+        # A step with a loss that is not finite is not taken.
+        if learns and products is not None and finite_everywhere(list(losses.values()), self.module):
             self._learn(indices, products, alphas)
         return StepReport(
             first, losses["task"], losses["alignment"], displacement=displacement, skipped=skipped, **measures

@@ -16,6 +16,7 @@ from .inner_step import InnerStep, Scope, require_name
 from .last_update import preconditioned
 from .report import ROLES, StepReport
 from .roles import Roles
+from .wrapping import finite_everywhere
 
 __all__ = ["REMEMBERED", "RememberedMetaAlign"]
 
@@ -52,7 +53,7 @@ class RememberedMetaAlign(Coordinator):
 
     Cost: one joint step, and a copy of the gradients in memory (two for `role`). In the first step of a run nothing is
     remembered yet: it is the joint step. Parameters are restored exactly, also when a closure raises. After a step that
-    the gradient scaler skips, the memory stays as it was.
+    the gradient scaler skips, or with a loss that is not finite, the memory stays as it was.
 
     Source: the step is this package's. Popov, "A modification of the Arrow-Hurwicz method", 1980 (past-extragradient);
     Daskalakis et al., "Training GANs with Optimism", ICLR 2018; Acuna et al., "Domain Adversarial Training: A Game
@@ -124,11 +125,12 @@ class RememberedMetaAlign(Coordinator):
                 report, task_gradients = self._run_apart(passes)
             else:
                 report = self._run_together(passes.both)
+        taken = not report.skipped and finite_everywhere([report.task_loss, report.alignment_loss], self.module)
         if apart:
-            if by_role and not report.skipped:
+            if by_role and taken:
                 self._memory["task"].keep(task_gradients, scale)
                 self._memory["alignment"].keep([p.grad for p in parameters], scale)
             add_gradients(parameters, task_gradients)
-        if not by_role and not report.skipped:
+        if not by_role and taken:
             self._memory["total"].keep([p.grad for p in parameters], scale)
         return replace(report, first=first, displacement=displacement)

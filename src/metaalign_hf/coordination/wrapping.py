@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from .gradients import average_over_processes
 
-__all__ = ["averaging_of", "is_fsdp", "no_sync_of", "unwrapped"]
+__all__ = ["averaging_of", "finite_everywhere", "is_fsdp", "no_sync_of", "unwrapped"]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -44,6 +45,22 @@ def averaging_of(module: nn.Module | None) -> Callable[[list[Tensor]], None] | N
         return None
     group = module.process_group
     return lambda tensors: average_over_processes(tensors, group)
+
+
+def finite_everywhere(losses: Sequence[Tensor | None], module: nn.Module | None) -> bool:
+    """Whether losses are finite numbers on all processes of a wrapped model, which each have losses of their own.
+
+    Args:
+        losses: Scalars, on all processes the same ones; None where there is none.
+        module: The model as it is called; only this process counts where it is not distributed.
+    """
+    present = [loss.detach().float() for loss in losses if loss is not None]
+    bad = (~torch.isfinite(torch.stack(present))).float().sum()
+    if average := averaging_of(module):
+        average([bad])
+    elif is_fsdp(module):
+        average_over_processes([bad])
+    return not bool(bad)
 
 
 @contextmanager
