@@ -243,8 +243,8 @@ class TrainingConfig(Section):
             over classes. All three are reported.
         select_by: Validator (bnm, mutual_information, entropy, snd, dev, a_distance, agreement, source_accuracy; for
             detectors agreement or entropy) that selects among the models evaluated from the end of the source phase on,
-            without target labels; auto: bnm, and agreement for detectors; null selects none. The last model is saved in
-            output_dir, a selected earlier one in output_dir/selected.
+            without target labels; auto: bnm, and agreement for detectors and without a source; null selects none. The
+            last model is saved in output_dir, a selected earlier one in output_dir/selected.
         select_tolerance: How far the source figure of the selected checkpoint may lie below the best one, 0..1.
         selection_images: Largest number of held-out source images, and of target training images, for the validators.
         baseline: Also train the same number of steps on the source alone, from the same seed, in output_dir/baseline,

@@ -98,7 +98,7 @@ class Task:
     """
 
     kind: ClassVar[TaskKind]
-    validator: ClassVar[str | None] = None
+    validator: str | None = None
     annotations: ClassVar[Any] = None
     model: Any
 

@@ -172,7 +172,12 @@ class ClassificationTask(Task):
 
         Source: Liang et al., SHOT, ICML 2020, section 3: the classifier is frozen, the features move to it. Layers
         whose statistics were frozen when the model was trained stay so: its weights know no others.
+
+        Selection asks whether predictions agree in augmented views: there is no source accuracy to guard it, and
+        information maximisation raises bnm whatever becomes of the model.
         """
+        if self.config.data.augmentation != "none":
+            self.validator = "agreement"
         for module in (self.model.classifier, self.model.alignment):
             if module is not None:
                 module.requires_grad_(False)
