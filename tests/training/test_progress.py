@@ -11,6 +11,7 @@ from metaalign_hf import load_config, progress
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.loop import adapt
 from metaalign_hf.training.schedules import evaluation_interval
+from metaalign_hf.training.summary import waiting_share
 from tests.helpers.runs import TINY
 
 
@@ -77,7 +78,13 @@ def test_evaluations_take_a_tenth_of_a_default_run_at_most(images):
     assert between == 0 or (between + 2) * images <= 0.1 * 3 * 24 * 2 * 1000
 
 
-def test_the_summary_says_how_long_the_evaluations_took(tmp_path):
+def test_the_summary_says_how_long_the_evaluations_took(tmp_path, capsys):
     adapt(load_config(TINY, {"training.output_dir": str(tmp_path / "run")}))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 < summary["seconds_in_evaluation"] <= summary["seconds"]
+    assert 0 < summary["waiting_share"] < 1 and "Adaptation steps waited for images in" in capsys.readouterr().out
+
+
+def test_waiting_for_images_is_a_share_of_the_time_of_steps():
+    assert waiting_share([5.0, 0.1, 0.3], [1.0, 0.4, 1.2]) == 0.2, "without the first, which waits for the workers"
+    assert waiting_share([1.0], [3.0]) == 0.25 and waiting_share([], []) is None

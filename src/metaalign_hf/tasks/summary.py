@@ -56,7 +56,8 @@ class RunFacts:
         seconds_in_evaluation: How much of it was spent in evaluations.
         baseline: Figures of the same steps on the source alone: `source`, `target` (None without labels), `steps`,
             `output_dir`; None where no such run was asked for.
-        seconds_per_step: Median time of an adaptation step.
+        seconds_per_step: Median time of an adaptation step, once it has its images.
+        waiting_share: Share of the adaptation steps' time that was spent waiting for images, 0..1.
         notes: Plain statements about the data.
         checkpoints: Figures of the last checkpoint, the selected one and the best by target labels; empty without
             selection.
@@ -80,6 +81,7 @@ class RunFacts:
     seconds: float
     seconds_per_step: float | None
     seconds_in_evaluation: float | None = None
+    waiting_share: float | None = None
     baseline: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     target_losses: list[str] = field(default_factory=list)

@@ -48,7 +48,7 @@ from .run_folder import skipped_checkpoints, take_folder, truncate_metrics, writ
 from .schedules import evaluation_interval
 from .sessions import record_session
 from .stepper import Stepper
-from .summary import RunFacts, Summary, print_summary, write_summary
+from .summary import RunFacts, Summary, print_summary, waiting_share, write_summary
 from .validator_change import validator_changes
 from .weights import Weights, average_decay
 
@@ -167,6 +167,7 @@ class _Run:
         self.step, self.cosines = 0, MeanCosines(device)
         self.keeper = Keeper(self.stepper, self.evaluator, self.publisher, self.cosines, stop, self.journal)
         self.step_seconds: list[float] = []
+        self.waiting_seconds: list[float] = []
         if checkpoint is not None:
             self.step = self.keeper.restore(checkpoint)
         self.stepper.probe()
@@ -284,6 +285,7 @@ class _Run:
             self.journal.log(self.step, {**phase, **report.to_dict(), **numbers})
         if adapting:
             self.step_seconds.append(time.perf_counter() - self.stepper.started)
+            self.waiting_seconds.append(self.stepper.waited)
         return report
 
     def _save(self) -> None:
@@ -318,6 +320,7 @@ class _Run:
             seconds=round(seconds, 1),
             seconds_in_evaluation=round(self.evaluator.seconds, 1),
             seconds_per_step=round(statistics.median(self.step_seconds), 4) if self.step_seconds else None,
+            waiting_share=waiting_share(self.waiting_seconds, self.step_seconds),
             notes=[*self.task.notes, *self._notes()],
             checkpoints=selection.rows() if selection is not None else [],
             validators=validators,

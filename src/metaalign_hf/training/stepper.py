@@ -38,6 +38,7 @@ class Stepper:
     Attributes:
         coordinator: Turns task and alignment into one gradient.
         started: When the last step had its images, by `time.perf_counter`.
+        waited: Seconds that it waited for them.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Stepper:
             config, task, self.model, optimizer, self.accelerator, teacher=lambda: weights.evaluated
         )
         self.coordinator = self.gradient.coordinator
-        self.started = 0.0
+        self.started = self.waited = 0.0
 
     @property
     def aligns(self) -> bool:
@@ -111,9 +112,11 @@ class Stepper:
             self.optimizer.state.clear()
         factor = learning_rate_factor(settings.schedule, local, total, settings.warmup_steps)
         set_learning_rate(self.optimizer, factor)
+        asked = time.perf_counter()
         source = micro_batches(self.source, k, device)
         target = micro_batches(self.target, k, device) if adapting and self.aligns else []
         self.started = time.perf_counter()
+        self.waited = self.started - asked
         torch.manual_seed(step_seed(training.seed, step, self.accelerator.process_index))
         if target and local == 0:
             self.task.statistics.begin_adaptation()

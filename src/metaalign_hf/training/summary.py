@@ -15,7 +15,11 @@ from ..run_folder import METRICS_FILE, SELECTED_FOLDER, SUMMARY_FILE
 from ..tasks.summary import RunFacts, Summary
 from .validator_change import say_validators
 
-__all__ = ["RunFacts", "Summary", "print_summary", "write_summary"]
+__all__ = ["RunFacts", "Summary", "print_summary", "waiting_share", "write_summary"]
+
+
+_LONG = 0.2
+"""Share of a step's time spent waiting for images from which on the summary says what helps."""
 
 
 def write_summary(summary: Summary) -> Path:
@@ -23,6 +27,20 @@ def write_summary(summary: Summary) -> Path:
     path = Path(summary.output_dir) / SUMMARY_FILE
     write_whole(path, json.dumps(summary.to_dict(), indent=2) + "\n")
     return path
+
+
+def waiting_share(waiting: Sequence[float], stepping: Sequence[float]) -> float | None:
+    """Share of the steps' time that was spent waiting for images; None without steps.
+
+    The first step is left out where there are others: it waits for workers that are only starting.
+
+    Args:
+        waiting: Seconds that each step waited.
+        stepping: Seconds that it took then.
+    """
+    first = 1 if len(waiting) > 1 else 0
+    waited, whole = sum(waiting[first:]), sum(waiting[first:]) + sum(stepping[first:])
+    return round(waited / whole, 4) if whole > 0 else None
 
 
 def print_summary(summary: Summary, console: Console, files: Sequence[str] = ()) -> None:
@@ -100,6 +118,11 @@ def _in_words(summary: Summary) -> list[str]:
     if summary.seconds_in_evaluation is not None:
         took += f" ({summary.seconds_in_evaluation:.0f} of it in evaluations)"
     words = [f"{phases}, seed {summary.seed}, {took}. After is the last checkpoint."]
+    if summary.waiting_share is not None:
+        words.append(
+            f"Adaptation steps waited for images in {100 * summary.waiting_share:.0f} % of their time"
+            + ("; more of data.num_workers would shorten that." if summary.waiting_share > _LONG else ".")
+        )
     _, before, after, _ = summary.rows()[-1]
     if before is not None and after is not None and summary.baseline is not None:
         gain = 100 * (after - summary.baseline["target"])
