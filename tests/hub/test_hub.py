@@ -6,6 +6,7 @@ transformers takes longer than most of them.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from metaalign_hf.cli import run
+from metaalign_hf.hub.errors import HubError, explained
 from metaalign_hf.models.detectors.processors import build_detector_processor
 from tests.helpers.hub_server import Fault, HubServer
 from tests.helpers.runs import TINY
@@ -92,6 +94,7 @@ def client(hub: HubServer, home: Path, script: str, *arguments: str, **settings)
 COMMANDS = """
 import contextlib, io, json, sys
 from metaalign_hf.cli import run
+from metaalign_hf.hub.errors import HubError, explained
 done = []
 for words in json.loads(sys.argv[1]):
     out, errors = io.StringIO(), io.StringIO()
@@ -458,6 +461,7 @@ def test_failures_of_the_hub_are_tried_again(hub, trained, tmp_path):
 DOWN_AND_UP = """
 import sys
 from metaalign_hf.cli import run
+from metaalign_hf.hub.errors import HubError, explained
 from metaalign_hf.hub import HubError, fetch, push
 print(run(["predict", "alice/a", sys.argv[1]]))
 try:
@@ -612,3 +616,11 @@ def test_a_repository_with_hostile_file_names_writes_nothing_outside_the_cache(n
     assert code in (0, 2) and "Traceback" not in errors
     outside = {path.name for path in tmp_path.rglob("*") if home not in path.parents and path.is_file()}
     assert outside == {"image.png"} and not list(home.rglob("evil.safetensors"))
+
+
+def test_a_hub_that_goes_down_in_the_middle_of_an_upload_is_told_and_asked_again():
+    """The client wraps what it met in an error of its own."""
+    down = "push to a/b: the Hub cannot be reached (refused)"
+    with pytest.raises(HubError, match=re.escape(down)) as told, explained("push to a/b"):
+        raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from ConnectionError("refused")
+    assert told.value.temporary

@@ -111,6 +111,8 @@ def _explanation(error: Exception) -> tuple[str, bool] | None:
         return f"the Hub cannot be reached ({one_line(error)})", True
     if isinstance(error, ValueError) and "metadata in README" in str(error):
         return f"the Hub refuses the model card: {one_line(error)}", False
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return _explanation(error.__cause__)  # "Error while uploading ... to the Hub."
     return None
 
 
