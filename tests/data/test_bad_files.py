@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_utils import load_image
 
 from metaalign_hf.configuration import DomainConfig
 from metaalign_hf.data import load_domain, load_domain_pair
@@ -136,6 +138,58 @@ def test_an_image_that_would_be_read_as_black_is_told(pictures, mode):
     view = load_domain(f"imagefolder:{pictures}").train.join(load_domain(f"imagefolder:{pictures}").test)
     with pytest.raises(UserError, match=r"cat/0\.tif cannot be read: mode .* has more than 8 bits a channel"):
         [view[i] for i in range(len(view))]
+
+
+def _palette(path: Path) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.save(path, transparency=1)
+
+
+def _turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera that was held upright
+    Image.new("RGB", (12, 8), (200, 10, 20)).save(path, exif=exif)
+
+
+def _animated(path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ((200, 10, 20), (0, 0, 255))]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+ODD = {
+    "cmyk.jpg": lambda path: Image.new("CMYK", (8, 8), (55, 245, 235, 0)).save(path),
+    "palette.png": _palette,
+    "turned.png": _turned,
+    "animated.gif": _animated,
+    "animated.webp": _animated,
+    "grey.png": lambda path: Image.new("LA", (8, 8), (90, 0)).save(path),
+    "ink.png": lambda path: Image.new("1", (8, 8), 1).save(path),
+}
+SEEN = {"grey.png": [90, 90, 90], "ink.png": [255, 255, 255]}
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_odd_images_are_read_as_transformers_serves_them(name, tmp_path):
+    """The first frame, upright, without its alpha channel."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        ODD[name](tmp_path / str(number) / name)
+    domain = load_domain(f"imagefolder:{tmp_path}")
+    image = domain.train[0]
+    served = np.asarray(load_image(str(tmp_path / "0" / name)))
+    assert (image.permute(1, 2, 0).numpy() == served).all()
+    assert image.shape == ((3, 12, 8) if name == "turned.png" else (3, 8, 8))
+    color = image.float().mean((1, 2)).tolist()
+    assert color == pytest.approx(SEEN.get(name, [200, 10, 20]), abs=4)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_what_is_no_image_is_told(content, pictures):
+    (pictures / "cat" / "0.png").write_bytes(content)
+    parts = load_domain(f"imagefolder:{pictures}")
+    with pytest.raises(UserError, match=r"cat/0\.png cannot be read"):
+        [view[i] for view in (parts.train, parts.test) for i in range(len(view))]
 
 
 def test_transparent_images_are_noted_and_opaque_ones_are_not(pictures):
