@@ -93,3 +93,13 @@ def launch(output: Path, *options: str, config: str = TINY) -> subprocess.Comple
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def two_runs(folder: Path, cells: dict[str, tuple[str, list[str], dict[str, str] | None]], *more: str) -> str:
+    """What `two_runs.py` prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.helpers.two_runs", str(folder), json.dumps(cells), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-20000:]
+    return done.stdout

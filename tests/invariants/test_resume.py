@@ -13,7 +13,7 @@ import pytest
 
 from metaalign_hf.cli import run
 from metaalign_hf.training.checkpoints import checkpoints, damage
-from tests.helpers.runs import TINY, TINY_DETECTION, assert_same_run, launch, lines, signalled
+from tests.helpers.runs import TINY, TINY_DETECTION, assert_same_run, launch, lines, signalled, two_runs
 
 REMEMBERED = ["--coordination.direction", "remembered"]
 ROLE = [*REMEMBERED, "--coordination.remember", "role"]
@@ -38,6 +38,7 @@ CELLS = {
     "heun": ["--coordination.method", "heun", "--optimizer.name", "adamw"],
     "weights of groups": ["--coordination.groups", "stage"],
     "last stage": ["--coordination.inner_scope", "last_stage", "--training.batch_norm", "train"],
+    "taught by its average": ["--training.target_losses", "[{name: self_training, threshold: 0.1}]", *EVERY],
     "recalibrated": ["--training.recalibrate_bn", "target", *EVERY],
     "cosine, clipped": [
         "--optimizer.schedule",
@@ -48,10 +49,21 @@ CELLS = {
         "gvb",
     ],
 }
+_DOMAINS = "accumulation, by domain, selection at every step"
+DETECTION = {
+    _DOMAINS: [
+        *("--training.gradient_accumulation_steps", "2", "--training.batch_norm", "per_domain"),
+        *("--training.batch_size", "2", "--training.evaluate_every", "1", "--training.selection_images", "8"),
+    ],
+    "teacher": TEACHER,
+    "role pair": [*ROLE, "--coordination.swap_every", "2"],
+}
 TWO = {
-    "classification": (TINY, ["--training.ema_decay", "0.9", "--training.gradient_accumulation_steps", "2", *EVERY]),
-    "by domain": (TINY, [*REMEMBERED, "--training.batch_norm", "per_domain"]),
-    "detection": (TINY_DETECTION, [*TEACHER, "--training.batch_size", "2"]),
+    "by domain, role pair, workers": [
+        *(*ROLE, "--coordination.swap_every", "2", "--training.batch_norm", "per_domain", "--data.num_workers", "2"),
+        *EVERY,
+    ],
+    "detection, by domain, taught": [*TEACHER, *DETECTION[_DOMAINS]],
 }
 
 
@@ -96,27 +108,33 @@ def test_stopped_after_every_step(cell, workers, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("options", [[], TEACHER, ROLE], ids=["fresh", "teacher", "role"])
-def test_a_detector_stopped_after_every_step(options, workers, tmp_path):
-    options = [*options, "--data.num_workers", workers, "--training.evaluate_every", "3"]
+@pytest.mark.parametrize("cell", list(DETECTION))
+def test_a_detector_stopped_after_every_step(cell, workers, tmp_path):
+    options = ["--training.evaluate_every", "3", *DETECTION[cell], "--data.num_workers", workers]
     assert run(arguments(tmp_path / "whole", *options, config=TINY_DETECTION)) == 0
     assert stopped_after_every_step(tmp_path / "stopped", *options, config=TINY_DETECTION) == 8
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", list(TWO))
-def test_two_processes_stopped_and_going_on(cell, tmp_path):
-    config, options = TWO[cell]
-    whole = launch(tmp_path / "whole", *options, config=config)
+def test_two_processes_stopped_and_going_on(tmp_path):
+    options = ["--training.ema_decay", "0.9", "--training.gradient_accumulation_steps", "2", *EVERY]
+    whole = launch(tmp_path / "whole", *options)
     assert whole.returncode == 0, whole.stderr
     output, on = tmp_path / "stopped", ["--training.resume", "auto"]
     for steps in (1, 2):
-        stopped = launch(output, *options, *on, "--training.max_time", "0.001", config=config)
+        stopped = launch(output, *options, *on, "--training.max_time", "0.001")
         assert f"stopped after step {steps}, because its time is up" in stopped.stderr, stopped.stderr
-    ended = launch(output, *options, *on, config=config)
+    ended = launch(output, *options, *on)
     assert ended.returncode == 0, ended.stderr
     assert_same_run(tmp_path / "whole", output)
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_after_every_step(tmp_path):
+    cells = {name: (TINY_DETECTION if "detection" in name else TINY, options, None) for name, options in TWO.items()}
+    said = two_runs(tmp_path, cells)
+    assert said.count("stopped 10 times") == said.count("stopped 7 times") == 1
 
 
 STARTER = """
