@@ -159,6 +159,7 @@ def test_cuda_asked_for_and_absent(capsys, tmp_path):
 def test_fsdp_asked_for_where_accelerate_cannot_shard(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     assert "--use_fsdp" in train_refused(capsys, tmp_path, "--training.device", "cpu")
 
 

@@ -25,6 +25,7 @@ from metaalign_hf.coordination import (
     find_stages,
 )
 from metaalign_hf.training.checkpoints import damage, load_checkpoint, save_checkpoint, whole_tensors
+from metaalign_hf.training.weights import WeightAverage
 from tests.helpers.networks import Classifier, conv_net, vit
 
 
@@ -173,6 +174,23 @@ def sharded_checkpoints(mesh, rank: int, folder: Path) -> None:
                 torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
+def averages_of_statistics(rank: int) -> None:
+    """Running statistics, which each process moves by its own images, are averaged over them: everyone has the same."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    average = WeightAverage(model, 0.9)
+    before = average.module[1].running_mean.clone()
+    model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(rank)))
+    moved = [torch.empty(4) for _ in range(2)]
+    dist.all_gather(moved, model[1].running_mean)
+    assert not torch.equal(*moved)
+    average.apply_update_(model, 0.75)
+    torch.testing.assert_close(average.module[1].running_mean, 0.75 * before + 0.25 * (moved[0] + moved[1]) / 2)
+    found = [torch.empty(4) for _ in range(2)]
+    dist.all_gather(found, average.module[1].running_var)
+    assert torch.equal(*found)
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -212,6 +230,7 @@ def main() -> None:
     else:
         raise AssertionError("order 2 under FSDP2 must be refused")
     sharded_checkpoints(mesh, rank, Path(sys.argv[1]))
+    averages_of_statistics(rank)
     dist.barrier()
     if rank == 0:
         print("every case holds", flush=True)

@@ -65,5 +65,5 @@ class MetaAlignModel(PreTrainedModel):
         self.base_model.gradient_checkpointing_disable()
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """None: images have none."""
+        """None: images have none. Accelerate would shard those of a backbone a second time, within another layer."""
         return None

@@ -472,10 +472,6 @@ class MetaAlignForImageClassification(MetaAlignModel):
         """The plain transformers class with identical logits; see `native_export.export_native`."""
         return export_native(self, processor)
 
-    def get_input_embeddings(self) -> nn.Module | None:
-        """What the backbone says; None for most."""
-        return self.backbone.get_input_embeddings()
-
 
 def _check_labels(labels: list[str]) -> None:
     if len(labels) < 2 or len(set(labels)) != len(labels):

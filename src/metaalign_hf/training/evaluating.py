@@ -69,13 +69,14 @@ class Evaluator:
             put_back = recalibrate_batch_norm(self.weights.kept, self.task.target_images())
         started = time.perf_counter()
         kept: Kept = {}
-        found = self.task.evaluate(self.weights.evaluated, *self.place, kept)
-        if name in ("before", "after"):
-            self.found[name] = {**found, "examples": self.task.examples(self.weights.evaluated)}
-            outputs = self.task.outputs(self.weights.evaluated, kept)
-            if self.weights.accelerator.is_main_process:
-                add_outputs(Path(self.training.output_dir), name, outputs)
-        values = self._offer(step, found, kept) if adapting or name == "before" else {}
+        with self.weights.evaluating():
+            found = self.task.evaluate(self.weights.evaluated, *self.place, kept)
+            if name in ("before", "after"):
+                self.found[name] = {**found, "examples": self.task.examples(self.weights.evaluated)}
+                outputs = self.task.outputs(self.weights.evaluated, kept)
+                if self.weights.accelerator.is_main_process:
+                    add_outputs(Path(self.training.output_dir), name, outputs)
+            values = self._offer(step, found, kept) if adapting or name == "before" else {}
         measures = [measure.name for measure in self.task.kind.measures]
         figures = {f"{domain}_{name}": scores[name] for domain, scores in found.items() for name in measures}
         logged = {

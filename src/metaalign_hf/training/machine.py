@@ -71,6 +71,11 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # Without this, accelerate would run the processes of a launch on a machine without GPUs each for itself.
     cpu = training.device == "cpu" or not torch.accelerator.is_available()
+    sharding = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharding:
+        # The launcher's default. Accelerate 1.15 cannot do it to a model with buffers, which batch normalisation has;
+        # every process can hold a whole model of images until it is sharded.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # A second run in one Python process may want another precision or device than the first.
     AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != cpu)
     accelerator = Accelerator(
@@ -89,9 +94,7 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
             f"{accelerator.num_processes}; launch with accelerate launch --multi_gpu --num_processes N, also on a "
             "machine without GPUs"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and (
-        accelerator.distributed_type != DistributedType.FSDP
-    ):
+    if sharding and accelerator.distributed_type != DistributedType.FSDP:
         raise UserError("FSDP was asked for at launch, and accelerate shards on GPUs only; launch without --use_fsdp")
     return accelerator
 

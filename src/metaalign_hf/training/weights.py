@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from ..coordination.gradients import average_over_processes
@@ -115,8 +117,32 @@ class Weights:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated: the average of the weights where there is one."""
-        return self.model if self.average is None else self.average.module
+        """The model that is evaluated: the average of the weights where there is one.
+
+        Without DistributedDataParallel, which has all processes wait for one another's buffers in every forward: they
+        have different numbers of batches.
+        """
+        if self.average is not None:
+            return self.average.module
+        return self.model if self.accelerator.num_processes == 1 or self.sharded else self.bare
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, each process may run as many forwards as it has batches for, once all have run the first.
+
+        What FSDP2 gathers for that stays whole until the end, and is sharded again then: a step changes the shards.
+        """
+        parts = [m for m in self.bare.modules() if isinstance(m, FSDPModule)] if self.sharded else []
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                # As `fully_shard` has it: what the root holds is needed again at once, in the backward pass.
+                inner = part is not self.bare and bool(self.accelerator.state.fsdp_plugin.reshard_after_forward)
+                part.set_reshard_after_forward(inner, recurse=False)
+                part.reshard()
 
     @property
     def kept(self) -> PreTrainedModel:
