@@ -333,6 +333,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background it is ignored, and stays so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 120
     metrics = tmp_path / "run" / "metrics.jsonl"
