@@ -67,7 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 FOG = "scenes_fog"
 ON_ALL_GAPS = ("start", "source only", "source only + statistics")
-ON_FOG = ("source only", "source only + statistics", "joint", "remembered")
+ON_FOG = ("source only", "source only + statistics", "joint", "remembered", "control: noise", "oracle")
 """Rows of the tables; `+ statistics` re-estimates the running statistics after the run."""
 TITLES = {
     "start": "the models they start from",

@@ -27,4 +27,8 @@ class Section:
             UserError: For the first one.
         """
         check_entries(self, f"{self.SECTION}.", self.LIMITS)
+        self.check_values()
         refuse_unread(self.SECTION, self)
+
+    def check_values(self) -> None:
+        """What `LIMITS` cannot say of the values; nothing for most sections. It comes before what nothing would read."""

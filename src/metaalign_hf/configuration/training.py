@@ -331,6 +331,14 @@ class TrainingConfig(Section):
         weight, threshold = self.pseudo_label_weight, self.pseudo_label_threshold
         return [{"name": "mean_teacher", "weight": weight, "threshold": threshold}, *listed]
 
+    def check_values(self) -> None:
+        """The threshold of pseudo-labels, one number or one for each class, lies in 0..1."""
+        threshold = self.pseudo_label_threshold
+        for name, value in threshold.items() if isinstance(threshold, dict) else [("", threshold)]:
+            if not 0 <= value <= 1:
+                key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
+                raise UserError(f"{key} is {value}: it must lie in 0..1")
+
     def check(self) -> None:
         """As `Section.check`, and what the values must be together."""
         super().check()
@@ -338,11 +346,6 @@ class TrainingConfig(Section):
             self.resume = "auto" if self.resume else "never"
         if self.max_time is not None:
             seconds_of(self.max_time, "training.max_time")
-        threshold = self.pseudo_label_threshold
-        for name, value in threshold.items() if isinstance(threshold, dict) else [("", threshold)]:
-            if not 0 <= value <= 1:
-                key = f"training.pseudo_label_threshold{f' of {name}' if name else ''}"
-                raise UserError(f"{key} is {value}: it must lie in 0..1")
         for name in self.tracker_options or {}:
             if name not in self.trackers:
                 raise UserError(
