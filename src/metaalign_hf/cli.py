@@ -102,7 +102,9 @@ def run(arguments: list[str]) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int | None]:
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS, f"use one of {', '.join(COMMANDS)}")
+        # The function of Python is called adapt, which is nearer to data than to train.
+        otherwise = f"use one of {', '.join(COMMANDS)}"
+        hint = "did you mean train?" if name == "adapt" else did_you_mean(name, COMMANDS, otherwise)
         raise UserError(f"unknown command {name!r}; {hint}")
     found: Callable[[list[str]], int | None] = getattr(import_module(f".commands.{name}", __package__), name)
     return found

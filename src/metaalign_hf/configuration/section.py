@@ -31,4 +31,4 @@ class Section:
         refuse_unread(self.SECTION, self)
 
     def check_values(self) -> None:
-        """What `LIMITS` cannot say of the values; nothing for most sections. It comes before what nothing would read."""
+        """Refuse values by rules that `LIMITS` cannot state, before keys that nothing would read; most have none."""
