@@ -233,7 +233,7 @@ def test_law_9_target_labels_change_nothing_but_the_reported_target_accuracy(tmp
         rows = json.loads((tmp_path / file / "summary.json").read_text())["checkpoints"]
         assert [row["checkpoint"].split(" ")[0] for row in rows] == ["last", "selected", "oracle"]
         selected.append([{k: v for k, v in row.items() if k != "target"} for row in rows[:2]])
-        files = sorted(path.relative_to(tmp_path / file) for path in (tmp_path / file).rglob("*.safetensors"))
+        files = sorted(path.relative_to(tmp_path / file) for path in (tmp_path / file).rglob("model.safetensors"))
         selected[-1] += [(str(path), load_file(tmp_path / file / path)["classifier.weight"].tolist()) for path in files]
     assert selected[0] == selected[1], "target labels select nothing"
 
