@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["UserError", "did_you_mean", "one_line"]
+__all__ = ["UserError", "brief", "did_you_mean", "one_line"]
 
 
 class UserError(ValueError):
@@ -24,6 +24,12 @@ def one_line(error: BaseException, first: bool = False) -> str:
     """
     lines = str(error).strip().splitlines()
     return (lines[0].strip() if first and lines else " ".join(" ".join(lines).split())) or type(error).__name__
+
+
+def brief(value: object, most: int = 200) -> str:
+    """A value as Python writes it, cut off after `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", n: int = 1, cutoff: float = 0.6) -> str:

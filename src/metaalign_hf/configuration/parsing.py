@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..checks import requirement
-from ..errors import UserError, one_line
+from ..errors import UserError, brief, one_line
 from ..text_files import read_text, read_yaml
 from .data import DIGITS, SCENES, SOLAR, DomainConfig, Kind
 from .reading import defaults_of, ignored_by_task, unread
@@ -126,7 +126,7 @@ def _to_config(values: dict[str, Any]) -> Config:
     values = {section: entries for section, entries in values.items() if entries is not None}
     for section, entries in values.items():
         if not isinstance(entries, dict):
-            raise UserError(f"{section} must be a section with keys, not {entries!r}")
+            raise UserError(f"{section} must be a section with keys, not {brief(entries)}")
     data = values.setdefault("data", {})
     source_free = False
     for name in DOMAINS:
@@ -319,7 +319,7 @@ def _check_keys(values: dict[str, Any], kind: type, prefix: str, file: str) -> N
             if isinstance(value, dict) and not (known[name] is DomainConfig and _short_form(value)):
                 _check_keys(value, known[name], f"{key}.", file)
             elif known[name] is not DomainConfig:
-                raise UserError(f"{file}: {key} must be a section with keys, not {value!r}")
+                raise UserError(f"{file}: {key} must be a section with keys, not {brief(value)}")
 
 
 def _check_dotted(key: str) -> None:
