@@ -349,6 +349,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "FORM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if "joint" not in options.forms:  # what the others are compared with
+        options.forms.insert(0, "joint")
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of[0], options.precision, options.memory_of[1])))
         return
