@@ -11,7 +11,7 @@ from metaalign_hf.data import Domain, ImageSet
 from metaalign_hf.data.images import TensorLoader
 from metaalign_hf.data_check.copies import RADIUS, find_copies, perceptual_hashes
 from metaalign_hf.data_check.reading import all_images, read_all
-from metaalign_hf.data_check.shift import fit_linear, proxy_a_distance
+from metaalign_hf.evaluation.domain_distance import fit_linear, proxy_a_distance
 
 
 def photo(number: int, size: int = 96) -> Image.Image:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import read_images
+from ..evaluation.domain_distance import fit_linear, proxy_a_distance
 from ..models.origin import is_pretrained
 from ..progress import stage
 
-__all__ = ["Shift", "fit_linear", "measure_shift", "proxy_a_distance"]
+__all__ = ["Shift", "measure_shift"]
 
 _BUDGET = 40.0
 """Seconds that computing features may take."""
@@ -48,61 +48,6 @@ class Shift:
     source_score: float | None
     target_score: float | None
     images_per_second: float
-
-
-def fit_linear(features: Tensor, labels: Tensor, classes: int, decay: float = 0.01) -> tuple[Tensor, Tensor]:
-    """A multinomial logistic regression, `mean cross entropy + decay / 2 |W|^2`, fitted by L-BFGS.
-
-    Args:
-        features: `(n, d)`.
-        labels: `(n,)`, 0..classes-1.
-        classes: Number of classes.
-        decay: Strength of the penalty.
-
-    Returns:
-        Weights `(classes, d)` and biases `(classes,)`.
-    """
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight.T + bias, labels) + 0.5 * decay * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return weight.detach(), bias.detach()
-
-
-def proxy_a_distance(source: Tensor, target: Tensor) -> tuple[float, float]:
-    """The proxy A-distance, `2 (1 - 2 e)`, with e the error of a linear classifier that tells the domains apart.
-
-    Each half of the images is held out once; the error is that on held-out images, of both domains alike, and at
-    most 1/2. Source: Ben-David et al., "Analysis of representations for domain adaptation", NIPS 2006, section 4.
-
-    Args:
-        source: Features `(n, d)`.
-        target: Features `(m, d)`.
-
-    Returns:
-        The distance, 0..2, and the share of images `1 - e` whose domain was told.
-    """
-    right = [[], []]  # type: list[list[float]]
-    orders = [np.random.default_rng([1, i]).permutation(len(x)) for i, x in enumerate((source, target))]
-    for half in (0, 1):
-        held = [order[half::2] for order in orders]
-        kept = [order[1 - half :: 2] for order in orders]
-        train = torch.cat([source[kept[0]], target[kept[1]]])
-        labels = torch.tensor([0] * len(kept[0]) + [1] * len(kept[1]))
-        middle, scale = train.mean(0), train.std(0).clamp_min(1e-6)
-        weight, bias = fit_linear((train - middle) / scale, labels, 2)
-        for domain, features in enumerate((source[held[0]], target[held[1]])):
-            said = ((features - middle) / scale @ weight.T + bias).argmax(1)
-            right[domain] += (said == domain).float().tolist()
-    share = max(0.5, float(np.mean([np.mean(found) for found in right])))
-    return 2 * (1 - 2 * (1 - share)), share
 
 
 def measure_shift(task: Any, pair: Any) -> Shift:

@@ -31,7 +31,7 @@ def distances(run: ShownRun) -> dict[str, float]:
     places = [*((word, run.outputs.get(when, {})) for when, word in _WHEN.items())]
     places.append(("source alone, as many steps", run.baseline.get("after", {})))
     return {
-        word: proxy_a_distance(there["source_features"].float(), there["target_features"].float())
+        word: proxy_a_distance(there["source_features"].float(), there["target_features"].float())[0]
         for word, there in places
         if "source_features" in there and "target_features" in there
     }
