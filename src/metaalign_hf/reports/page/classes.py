@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ...evaluation.calibration import reliability
-from .shown import Outputs, ShownRun
-from .style import COLOURS, GREY, INK, TARGET, Drawn, new_figure, shortened
+from .shown import STATES, ShownRun
+from .style import COLOURS, GREY, INK, TARGET, Drawn, new_figure, plot_changes, shortened
 
 __all__ = ["changed_classes", "confusion", "gained_and_lost", "reliability_diagram"]
 
 _MOST_CLASSES = 12
-_WHEN = {"before": "before adaptation", "after": "after adaptation"}
 
 
 def confusion(run: ShownRun) -> Drawn | None:
@@ -55,25 +52,17 @@ def confusion(run: ShownRun) -> Drawn | None:
 def gained_and_lost(run: ShownRun) -> Drawn | None:
     """Recall of the classes that gained and lost most."""
     found = _labelled(run)
-    if not {*_WHEN.values()} <= found.keys():
+    if not {*STATES.values()} <= found.keys():
         return None
-    before, after = (_recall(*found[word], len(run.labels)) for word in _WHEN.values())
+    before, after = (_recall(*found[word], len(run.labels)) for word in STATES.values())
     change = after - before
     known = [n for n in change.argsort(descending=True).tolist() if not bool(change[n].isnan())]
     chosen = known if len(known) <= _MOST_CLASSES else [*known[: _MOST_CLASSES // 2], *known[-_MOST_CLASSES // 2 :]]
     if not chosen:
         return None
-    figure, (axes,) = new_figure(width=7.5, height=0.9 + 0.36 * len(chosen))
-    rows = list(range(len(chosen)))[::-1]
-    old, new = (100 * before[chosen]).tolist(), (100 * after[chosen]).tolist()
-    axes.hlines(rows, old, new, color=GREY, linewidth=2)
-    axes.plot(old, rows, "o", color="white", markeredgecolor=INK, markersize=8, label="before")
-    axes.plot(new, rows, "o", color=TARGET, markersize=8, label="after")
-    for row, n in zip(rows, chosen, strict=True):
-        axes.text(103, row, f"{100 * float(change[n]):+.0f}", va="center", fontsize=10, color=INK)
-    axes.set_yticks(rows, [shortened(run.labels[n]) for n in chosen])
-    axes.set(xlabel="% of the class's target images that are recognised", xlim=(-3, 102), ylim=(-0.6, len(rows) - 0.4))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    names = [run.labels[n] for n in chosen]
+    axis = "% of the class's target images that are recognised"
+    figure = plot_changes(before[chosen].tolist(), after[chosen].tolist(), names, axis)
     part = "" if len(chosen) == len(known) else f", the {len(chosen)} with the largest changes"
     text = f"Classes by what they gained{part}; the numbers on the right are the changes in points."
     return Drawn("classes", figure, text)
@@ -87,9 +76,8 @@ def reliability_diagram(run: ShownRun) -> Drawn | None:
     figure, panels = new_figure(len(found), width=3.4 * len(found) if len(found) > 1 else 4.5, height=3.7)
     keys = list(found)
     for axes, word, colour in zip(panels, keys, (GREY, TARGET, COLOURS[2]), strict=False):
-        outputs = run.baseline["after"] if word.startswith("source") else run.outputs[word.split()[0]]
         true, said = found[word]
-        measured = reliability(outputs["target_confidence"].float(), true == said)
+        measured = reliability(run.models[word]["target_confidence"].float(), true == said)
         axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
         filled = measured.counts > 0
         axes.bar(
@@ -115,7 +103,7 @@ def reliability_diagram(run: ShownRun) -> Drawn | None:
 
 def changed_classes(run: ShownRun) -> tuple[int, int] | None:
     """How many target test images changed their class by adaptation, and of how many; needs no label."""
-    before, after = (run.outputs.get(when, {}).get("target_predicted") for when in _WHEN)
+    before, after = (run.outputs.get(when, {}).get("target_predicted") for when in STATES)
     if before is None or after is None or len(before) != len(after):
         return None
     return int(before.ne(after).sum()), len(after)
@@ -133,13 +121,8 @@ def _recall(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 def _labelled(run: ShownRun) -> dict[str, tuple[Tensor, Tensor]]:
     """True and predicted classes before, after and of the source-only run, where the labels are known."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    places: Sequence[tuple[str, Outputs, str]] = [
-        *((word, run.outputs, when) for when, word in _WHEN.items()),
-        ("source alone, as many steps", run.baseline, "after"),
-    ]
-    for word, outputs, when in places:
-        there = outputs.get(when, {})
-        if "target_label" in there and run.labels:
-            found[word] = there["target_label"], there["target_predicted"]
-    return found
+    return {
+        word: (outputs["target_label"], outputs["target_predicted"])
+        for word, outputs in run.models.items()
+        if "target_label" in outputs and run.labels
+    }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.domain_distance import proxy_a_distance
-from .shown import ShownRun
+from .shown import STATES, ShownRun
 from .style import COLOURS, SOURCE, TARGET, Drawn, new_figure, shortened
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["distances", "embedding", "has_tsne"]
 
 _MOST_POINTS = 400
-_WHEN = {"before": "before adaptation", "after": "after adaptation"}
 
 
 def has_tsne() -> bool:
@@ -28,11 +27,9 @@ def has_tsne() -> bool:
 
 def distances(run: ShownRun) -> dict[str, float]:
     """The proxy A-distance of the domains' features, by what it is of; empty where no features are kept."""
-    places = [*((word, run.outputs.get(when, {})) for when, word in _WHEN.items())]
-    places.append(("source alone, as many steps", run.baseline.get("after", {})))
     return {
         word: proxy_a_distance(there["source_features"].float(), there["target_features"].float())[0]
-        for word, there in places
+        for word, there in run.models.items()
         if "source_features" in there and "target_features" in there
     }
 
@@ -41,7 +38,7 @@ def embedding(run: ShownRun) -> Drawn | None:
     """The features in the plane, by domain above and by class below; target classes are the predicted ones."""
     found = {
         word: run.outputs[when]
-        for when, word in _WHEN.items()
+        for when, word in STATES.items()
         if {"source_features", "target_features"} <= run.outputs.get(when, {}).keys()
     }
     if not found:

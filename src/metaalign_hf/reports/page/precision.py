@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .shown import ShownRun
-from .style import GREY, INK, TARGET, Drawn, new_figure, shortened
+from .style import GREY, TARGET, Drawn, new_figure, plot_changes, shortened
 
 __all__ = ["average_precisions", "precision_recall"]
 
@@ -51,17 +51,9 @@ def average_precisions(run: ShownRun) -> Drawn | None:
     known = [n for n in change.argsort(descending=True).tolist() if not bool(change[n].isnan())][:40]
     if not known:
         return None
-    figure, (axes,) = new_figure(width=7.5, height=0.9 + 0.36 * len(known))
-    rows = list(range(len(known)))[::-1]
-    old, new = (100 * before[known]).tolist(), (100 * after[known]).tolist()
-    axes.hlines(rows, old, new, color=GREY, linewidth=2)
-    axes.plot(old, rows, "o", color="white", markeredgecolor=INK, markersize=8, label="before")
-    axes.plot(new, rows, "o", color=TARGET, markersize=8, label="after")
-    for row, n in zip(rows, known, strict=True):
-        axes.text(103, row, f"{100 * float(change[n]):+.0f}", va="center", fontsize=10, color=INK)
-    axes.set_yticks(rows, [shortened(_name(run, n)) for n in known])
-    axes.set(xlabel="average precision on the target at IoU .50, %", xlim=(-3, 102), ylim=(-0.6, len(rows) - 0.4))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    names = [_name(run, n) for n in known]
+    axis = "average precision on the target at IoU .50, %"
+    figure = plot_changes(before[known].tolist(), after[known].tolist(), names, axis)
     text = "Classes by what they gained; the numbers on the right are the changes in points."
     return Drawn("average_precision", figure, text)
 

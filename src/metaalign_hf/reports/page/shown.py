@@ -17,10 +17,13 @@ from ...tasks import task_chosen_by
 from ..outputs import read_outputs
 from ..record import RunRecord, read_metrics, read_record, without_local_paths
 
-__all__ = ["Points", "ShownRun", "open_run", "points"]
+__all__ = ["STATES", "Points", "ShownRun", "open_run", "points"]
 
 Points = list[tuple[float, float]]
 Outputs = dict[str, dict[str, Tensor]]
+
+STATES = {"before": "before adaptation", "after": "after adaptation"}
+"""What a model of the run is called in figures."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class ShownRun:
     def labels(self) -> list[str]:
         """The class names."""
         return self.record.labels
+
+    @property
+    def models(self) -> dict[str, dict[str, Tensor]]:
+        """What each model said of test images, by what it is called; that of the source-only run is the last."""
+        found = {word: self.outputs.get(when, {}) for when, word in STATES.items()}
+        return {**found, "source alone, as many steps": self.baseline.get("after", {})}
 
     def scores(self, domain: str) -> tuple[float | None, float | None]:
         """The figure that heads the tables before and after, 0..1; of an unfinished run the first and the last one."""

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GREY", "INK", "SOURCE", "TARGET", "Drawn", "new_figure", "plot_series", "shortened"]
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "INK",
+    "SOURCE",
+    "TARGET",
+    "Drawn",
+    "new_figure",
+    "plot_changes",
+    "plot_series",
+    "shortened",
+]
 
 # Okabe and Ito's palette.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -71,6 +82,29 @@ def plot_series(
         axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
     marker = {"marker": "o", "markersize": 3} if len(points) < 10 else {}
     axes.plot(steps, mean, color=colour, label=label, **{"linewidth": 1.8, **marker, **style})
+
+
+def plot_changes(before: Sequence[float], after: Sequence[float], names: Sequence[str], axis: str) -> Figure:
+    """Shares before and after, a row for each name, with the changes in points on the right.
+
+    Args:
+        before: Shares, 0..1.
+        after: The same afterwards.
+        names: What the rows are called, from above.
+        axis: What the shares are, for the axis.
+    """
+    figure, (axes,) = new_figure(width=7.5, height=0.9 + 0.36 * len(names))
+    rows = list(range(len(names)))[::-1]
+    old, new = ([100 * share for share in shares] for shares in (before, after))
+    axes.hlines(rows, old, new, color=GREY, linewidth=2)
+    axes.plot(old, rows, "o", color="white", markeredgecolor=INK, markersize=8, label="before")
+    axes.plot(new, rows, "o", color=TARGET, markersize=8, label="after")
+    for row, first, last in zip(rows, old, new, strict=True):
+        axes.text(103, row, f"{last - first:+.0f}", va="center", fontsize=10, color=INK)
+    axes.set_yticks(rows, [shortened(name) for name in names])
+    axes.set(xlabel=axis, xlim=(-3, 102), ylim=(-0.6, len(rows) - 0.4))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    return figure
 
 
 def shortened(text: str, most: int = 28) -> str:
