@@ -70,6 +70,7 @@ BENCHMARKS = {
         folders={"caltech": "c", "imagenet": "i", "pascal": "p"},
     ),
 }  # fmt: skip
+SECTIONS = ("data", "model", "coordination", "optimizer", "training")
 LISTED_IN = {"domainnet": "domainnet", "image_clef": "image_clef"}
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {"model.backbone": "timm/resnet50.tv_in1k"},
@@ -114,11 +115,8 @@ def _main(arguments: list[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path("data"), help="where the data sets are (default: data)")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="folder of all runs")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is finished")
-    overrides: dict[str, Any] = {}
-    kept = list(arguments)
-    for section in ("data", "model", "coordination", "optimizer", "training"):
-        kept, found = split_off(kept, f"--{section}.")
-        overrides |= _values(found)
+    kept, given = split_off(arguments, tuple(f"--{s}." for s in SECTIONS))
+    overrides = _values(given)
     options = parser.parse_args(kept)
     bench = BENCHMARKS[options.benchmark]
     pairs = options.pairs.split(",") if options.pairs else bench.all_pairs()
@@ -166,7 +164,7 @@ def _refuse_another(folder: Path, config: dict[str, Any]) -> None:
     from metaalign_hf import UserError
 
     recorded = yaml.safe_load((folder / "training_config.yaml").read_text())
-    for section in ("data", "model", "coordination", "optimizer", "training"):
+    for section in SECTIONS:
         for key, value in config[section].items():
             if (section, key) != ("training", "resume") and recorded[section].get(key) != value:
                 raise UserError(f"{folder} is finished with another {section}.{key}; name another --output")

@@ -10,7 +10,7 @@ from ..configuration import parse_config
 from ..disk import refuse_unwritable, writing
 from ..errors import UserError, did_you_mean
 from ..tables import write_text
-from .options import Parser, at_least_one
+from .options import Parser, at_least_one, split_off_settings
 
 __all__ = ["data"]
 
@@ -46,7 +46,7 @@ def data(arguments: list[str]) -> int:
     if command != "check":
         hint = did_you_mean(command, ["check"], "use metaalign data check")
         raise UserError(f"data: unknown command {command!r}; {hint}")
-    own, described = _separate(rest)
+    own, described = split_off_settings(rest, "--config")
     options = _parser().read(own)
     if options.config is not None:
         described = ["--config", str(options.config), *described]
@@ -97,20 +97,6 @@ def _parser() -> Parser:
 
 def _count(text: str) -> int | None:
     return None if text == "all" else at_least_one(text)
-
-
-def _separate(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Own options, and those of `metaalign train`, which have a dot in their name or are `--config`."""
-    own, described = [], []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name = word.partition("=")[0]
-        if name.startswith("--") and ("." in name or name == "--config"):
-            described += [word] if "=" in word or not rest else [word, rest.pop(0)]
-        else:
-            own.append(word)
-    return own, described
 
 
 def _refuse_others(folder: Path) -> None:

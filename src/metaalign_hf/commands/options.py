@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ __all__ = [
     "refuse_options_of_others",
     "share",
     "split_off",
+    "split_off_settings",
 ]
 
 
@@ -105,11 +107,25 @@ def refuse_options_of_others(own: TaskKind, options: argparse.Namespace) -> None
 
 def split_off(arguments: list[str], prefix: str | tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Separate the options that start with `prefix` (or one of several), each with its value, from the rest."""
+    return _split(arguments, lambda word: word.startswith(prefix))
+
+
+def split_off_settings(arguments: list[str], *also: str) -> tuple[list[str], list[str]]:
+    """Separate options with a dot in their name, which are entries of a configuration, and `also`, from the rest."""
+
+    def wanted(word: str) -> bool:
+        name = word.partition("=")[0]
+        return name.startswith("--") and ("." in name or name in also)
+
+    return _split(arguments, wanted)
+
+
+def _split(arguments: list[str], wanted: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     kept, split = [], []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if word.startswith(prefix):
+        if wanted(word):
             split += [word] if "=" in word or not rest else [word, rest.pop(0)]
         else:
             kept.append(word)

@@ -13,7 +13,7 @@ import yaml
 from ..configuration import parse_config
 from ..errors import UserError
 from ..interruption import RunInterrupted
-from .options import Parser, at_least_one
+from .options import Parser, at_least_one, split_off_settings
 
 __all__ = ["tune"]
 
@@ -48,7 +48,7 @@ def tune(arguments: list[str]) -> int:
         help="search over this entry instead, such as optimizer.lr=0.001,0.003; may be repeated",
     )
     parser.add_argument("--trials", type=at_least_one, metavar="N", help="at most so many settings, at random")
-    own, overrides = _split(arguments)
+    own, overrides = split_off_settings(arguments)
     options = parser.read(own)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("tune: its runs take one process; start it without accelerate launch")
@@ -75,19 +75,6 @@ def tune(arguments: list[str]) -> int:
         print("metaalign: that run was one of a search, with which the same command goes on", file=sys.stderr)
         raise
     return 0 if found is not None else 1
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own words, and entries of the configuration with their values."""
-    own, entries, rest = [], [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, equals, _ = word.partition("=")
-        if word.startswith("--") and "." in name:
-            entries += [word] if equals or not rest else [word, rest.pop(0)]
-        else:
-            own += [word] if word not in ("--try", "--trials") or not rest else [word, rest.pop(0)]
-    return own, entries
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
