@@ -23,6 +23,7 @@ __all__ = [
     "Condition",
     "defaults_of",
     "ignored_by_task",
+    "own_inner_lr",
     "own_rule",
     "read_entries",
     "refuse_unread",
@@ -304,3 +305,8 @@ def own_rule(method: Any, direction: Any) -> str:
     if method == "metaalign" and direction == "remembered":
         return "update"
     return "normalised" if method == "pga" else "fixed"
+
+
+def own_inner_lr(method: Any, direction: Any) -> float:
+    """The size of the inner step that `inner_lr: null` stands for, under `own_rule`."""
+    return {"update": 3.0, "normalised": 0.05, "fixed": 1.0}[own_rule(method, direction)]

@@ -9,7 +9,7 @@ from ..errors import UserError
 from .data import DataConfig
 from .durations import seconds_of
 from .hub import HubConfig
-from .reading import own_rule
+from .reading import own_inner_lr, own_rule
 from .section import Section
 
 __all__ = ["Config", "CoordinationConfig", "HubConfig", "ModelConfig", "OptimizerConfig", "TrainingConfig"]
@@ -143,14 +143,19 @@ class CoordinationConfig(Section):
         "smoothing": Limits(0),
     }
 
+    @property
+    def inner_step(self) -> tuple[str, float]:
+        """Rule and size of the inner step; where none is named, those of the method."""
+        rule = own_rule(self.method, self.direction) if self.inner_rule == "auto" else self.inner_rule
+        return rule, own_inner_lr(self.method, self.direction) if self.inner_lr is None else self.inner_lr
+
     def check(self) -> None:
         """As `Section.check`, and what the values must be together."""
         super().check()
         if self.smoothing > 0 and self.method == "metaalign" and self.inner_scope != "all" and self.share_prefix:
             raise UserError("coordination.smoothing: a shared prefix cannot be smoothed; set share_prefix to false")
-        own = own_rule(self.method, self.direction)
-        rule = own if self.inner_rule == "auto" else self.inner_rule
-        if self.inner_lr is None and rule != own:
+        rule, _ = self.inner_step
+        if self.inner_lr is None and rule != own_rule(self.method, self.direction):
             raise UserError(f"coordination.inner_lr: it must be set with inner_rule: {rule}")
         if self.inner_lr is not None and self.inner_lr >= 1 and rule == "trust_ratio":
             raise UserError(

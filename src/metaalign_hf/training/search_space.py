@@ -8,13 +8,12 @@ from itertools import product
 from typing import Any
 
 from ..configuration import Config
+from ..configuration.reading import read_entries
 
 __all__ = ["Setting", "default_space", "in_words", "settings", "shown"]
 
 Setting = dict[str, Any]
 """Values by dotted key."""
-
-_INNER_LR = {"metaalign": 1.0, "extragradient": 1.0, "heun": 1.0, "pga": 0.05}
 
 
 def default_space(config: Config) -> dict[str, list[Any]]:
@@ -37,11 +36,9 @@ def default_space(config: Config) -> dict[str, list[Any]]:
         space["model.alignment"] = [
             [{**s, "weight": _rounded(s.get("weight", 1.0) * factor)} for s in specs] for factor in (1, 1 / 3)
         ]
-    if coordination.method in _INNER_LR:
-        remembers = coordination.method == "metaalign" and coordination.direction == "remembered"
-        default = 3.0 if remembers else _INNER_LR[coordination.method]
-        inner_lr = default if coordination.inner_lr is None else coordination.inner_lr
-        space["coordination.inner_lr"] = _around(inner_lr, 1, 1 / 3)
+    if "inner_lr" in read_entries("coordination", vars(coordination), {}):
+        _, size = coordination.inner_step
+        space["coordination.inner_lr"] = _around(size, 1, 1 / 3)
     return space
 
 

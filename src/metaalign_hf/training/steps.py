@@ -58,32 +58,28 @@ def _metaalign(config: CoordinationConfig, optimizer: Optimizer, common: dict[st
             groups=config.groups,
             weight_lr=config.weight_lr,
             smoothing=config.smoothing,
-            **_inner(config, 1.0, "fixed"),
+            **_inner(config),
             **common,
         )
-    inner = _inner(config, 3.0, "update")
+    inner = _inner(config)
     return RememberedMetaAlign(
         optimizer, remember=config.remember, refresh_every=config.refresh_every, **inner, **common
     )
 
 
 def _game(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
-    return Game(optimizer, solver=config.method, **_inner(config, 1.0, "fixed"), **common)
+    return Game(optimizer, solver=config.method, **_inner(config), **common)
 
 
 def _pga(config: CoordinationConfig, optimizer: Optimizer, common: dict[str, Any]) -> Coordinator:
-    inner = _inner(config, 0.05, "normalised")
+    inner = _inner(config)
     return DoublyPerturbed(optimizer, ascent=inner["inner_lr"], **inner, **common)
 
 
-def _inner(config: CoordinationConfig, inner_lr: float, rule: str) -> dict[str, Any]:
-    """The inner step; where no size or rule is named, with those of the method."""
-    return {
-        "inner_lr": inner_lr if config.inner_lr is None else config.inner_lr,
-        "rule": rule if config.inner_rule == "auto" else config.inner_rule,
-        "relative": config.relative,
-        "scope": config.inner_scope,
-    }
+def _inner(config: CoordinationConfig) -> dict[str, Any]:
+    """The inner step, as coordinators take it."""
+    rule, size = config.inner_step
+    return {"inner_lr": size, "rule": rule, "relative": config.relative, "scope": config.inner_scope}
 
 
 _COORDINATORS: dict[str, Callable[[CoordinationConfig, Optimizer, dict[str, Any]], Coordinator]] = {
