@@ -15,11 +15,9 @@ from ..errors import UserError
 from ..progress import stage
 from ..tasks.base import Task
 from .bad_steps import BadStep
-from .machine import Agreement, build_accelerator, check_machine
-from .optimizers import build_optimizer, parameter_groups
+from .machine import build_accelerator, check_machine
 from .schedules import evaluation_interval
-from .stepper import Stepper
-from .weights import Weights, average_decay
+from .stepper import build_stepper
 
 __all__ = ["Cost", "duration", "measure_cost"]
 
@@ -77,14 +75,7 @@ def measure_cost(config: Config, task: Task, images_per_second: float) -> Cost:
     on_gpu = accelerator.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    bare = task.model
-    if training.gradient_checkpointing:
-        bare.gradient_checkpointing_enable()
-    optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
-    model, prepared = accelerator.prepare(bare, optimizer)
-    decay = average_decay(training, task.target_losses)
-    weights = Weights(model, task.processor, accelerator, decay)
-    stepper = Stepper(config, task, weights, prepared, Agreement(accelerator))
+    stepper = build_stepper(config, task, accelerator)
     first = training.source_steps
     seconds: dict[bool, list[float]] = {False: [], True: []}
     waited = 0.0

@@ -41,16 +41,14 @@ from .given import recorded_config, with_domains_of
 from .journal import Journal
 from .keeping import Keeper
 from .longer import refuse_inexact, why_not_longer
-from .machine import Agreement, build_accelerator, check_machine, told_lost_process
-from .optimizers import build_optimizer, parameter_groups
+from .machine import build_accelerator, check_machine, told_lost_process
 from .publishing import Publisher
 from .run_folder import skipped_checkpoints, take_folder, truncate_metrics, write_config
 from .schedules import evaluation_interval
 from .sessions import record_session
-from .stepper import Stepper
+from .stepper import build_stepper
 from .summary import RunFacts, Summary, print_summary, waiting_share, write_summary
 from .validator_change import validator_changes
-from .weights import Weights, average_decay
 
 __all__ = ["adapt"]
 
@@ -154,15 +152,10 @@ class _Run:
         self.task = build_task()
         bare = self.task.model
         refuse_inexact(config, bare, checkpoint)
-        if training.gradient_checkpointing:
-            bare.gradient_checkpointing_enable()
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
-        optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
-        model, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        ema_decay = average_decay(training, self.task.target_losses)
-        self.weights = Weights(model, self.task.processor, self.accelerator, ema_decay)
-        self.stepper = Stepper(config, self.task, self.weights, self.optimizer, Agreement(self.accelerator))
+        self.stepper = build_stepper(config, self.task, self.accelerator)
+        self.weights = self.stepper.weights
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
         self.step, self.cosines = 0, MeanCosines(device)
         self.keeper = Keeper(self.stepper, self.evaluator, self.publisher, self.cosines, stop, self.journal)

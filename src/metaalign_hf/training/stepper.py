@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.optim import Optimizer
 
 from ..configuration import Config
@@ -17,12 +18,12 @@ from ..tasks.base import Batch, Task
 from .bad_steps import BadStep, BufferCopies, not_finite
 from .gradient import StepGradient, step_seed
 from .machine import Agreement
-from .optimizers import set_learning_rate
+from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .schedules import learning_rate_factor, progress
 from .steps import micro_batches
-from .weights import Weights
+from .weights import Weights, average_decay
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "build_stepper"]
 
 
 class Stepper:
@@ -147,3 +148,20 @@ class Stepper:
         self.optimizer.step()
         self.weights.update_average(step + 1)
         return report, {"lr": settings.lr * factor, **figures}
+
+
+def build_stepper(config: Config, task: Task, accelerator: Accelerator) -> Stepper:
+    """Wrap a task's model and its optimiser, and make what takes its steps.
+
+    Args:
+        config: The whole configuration.
+        task: The task.
+        accelerator: Wraps both.
+    """
+    bare = task.model
+    if config.training.gradient_checkpointing:
+        bare.gradient_checkpointing_enable()
+    optimizer = build_optimizer(parameter_groups(bare.parameter_roles(), config.optimizer), config.optimizer)
+    model, prepared = accelerator.prepare(bare, optimizer)
+    weights = Weights(model, task.processor, accelerator, average_decay(config.training, task.target_losses))
+    return Stepper(config, task, weights, prepared, Agreement(accelerator))
