@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from metaalign_hf.cli import run
+from metaalign_hf.training import keeping
 
 ROOT = Path(__file__).parents[2]
 TINY = str(Path(__file__).with_name("tiny.yaml"))
@@ -80,6 +82,19 @@ def signalled(arguments: list[str], output: Path, step: int, number: int) -> int
     code = run(arguments)
     thread.join()
     return code
+
+
+def stopped_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
+    """The exit code of a run that is interrupted right after its first checkpoint."""
+    save = keeping.save_checkpoint
+
+    def save_and_stop(*args, **keywords):
+        save(*args, **keywords)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping, "save_checkpoint", save_and_stop)
+        return run(arguments)
 
 
 def launch(output: Path, *options: str, config: str = TINY) -> subprocess.CompletedProcess:

@@ -9,8 +9,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from metaalign_hf import MetaAlign, MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
-from metaalign_hf.training import keeping
-from tests.helpers.runs import TINY, assert_same_run, weights
+from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import write_squares
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16}
@@ -127,15 +126,7 @@ def test_a_run(folders, tmp_path, monkeypatch):
     options = ["--coordination.groups", "stage", "--training.ema_decay", "0.9", "--training.checkpoint_every", "4"]
     options += ["--coordination.inner_scope", "last_stage", "--training.seed", "3"]
     assert run(command(folders, tmp_path / "whole", *options)) == 0
-    save = keeping.save_checkpoint
-
-    def save_and_stop(*args, **keywords):
-        save(*args, **keywords)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(keeping, "save_checkpoint", save_and_stop)
-        assert run(command(folders, tmp_path / "killed", *options)) == 130
+    assert stopped_at_a_checkpoint(monkeypatch, command(folders, tmp_path / "killed", *options)) == 130
     assert run(command(folders, tmp_path / "killed", *options, "--training.resume", "auto")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     trained = weights(tmp_path / "whole")

@@ -10,8 +10,7 @@ from transformers import pipeline
 from metaalign_hf.cli import run
 from metaalign_hf.reports.model_card import model_card
 from metaalign_hf.reports.record import read_record
-from metaalign_hf.training import keeping
-from tests.helpers.runs import TINY, assert_same_run, launch, lines
+from tests.helpers.runs import TINY, assert_same_run, launch, lines, stopped_at_a_checkpoint
 from tests.helpers.squares import write_squares
 
 
@@ -56,15 +55,7 @@ def test_from_an_image_folder_to_the_label_of_a_pipeline(folders, tmp_path, caps
     assert "self_training (weight 0.3, threshold 0.9, thresholds adaptive, ramp_up 0.5), in the place of" in card
     assert all(name in card for name in ("sohn2020fixmatch", "hoyer2023mic", "liang2020we"))
 
-    save = keeping.save_checkpoint
-
-    def save_and_stop(*args, **keywords):
-        save(*args, **keywords)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(keeping, "save_checkpoint", save_and_stop)
-        assert run(command(folders, tmp_path / "killed", *options)) == 130
+    assert stopped_at_a_checkpoint(monkeypatch, command(folders, tmp_path / "killed", *options)) == 130
     kept = load_file(tmp_path / "killed/checkpoints/step-000038/average.safetensors")
     assert run(command(folders, tmp_path / "killed", *options, "--training.resume", "true")) == 0
     assert_same_run(output, tmp_path / "killed")

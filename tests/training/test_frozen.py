@@ -11,8 +11,7 @@ from transformers import pipeline
 from metaalign_hf import MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
 from metaalign_hf.data import cached_features
-from metaalign_hf.training import keeping
-from tests.helpers.runs import TINY, assert_same_run, weights
+from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import write_squares
 
 FROZEN = ["--model.freeze", "all", "--model.bottleneck_dim", "8", "--data.augmentation", "crop_flip"]
@@ -95,15 +94,7 @@ def test_the_saved_model_is_whole(folders, tmp_path, capsys):
 def test_stopped_and_resumed(folders, tmp_path, monkeypatch):
     options = [*VIEWS, "--training.checkpoint_every", "4", "--coordination.direction", "remembered"]
     assert run(command(folders, tmp_path / "whole", *options)) == 0
-    save = keeping.save_checkpoint
-
-    def save_and_stop(*args, **keywords):
-        save(*args, **keywords)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(keeping, "save_checkpoint", save_and_stop)
-        assert run(command(folders, tmp_path / "killed", *options)) == 130
+    assert stopped_at_a_checkpoint(monkeypatch, command(folders, tmp_path / "killed", *options)) == 130
     assert run(command(folders, tmp_path / "killed", *options, "--training.resume", "auto")) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 

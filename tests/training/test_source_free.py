@@ -13,8 +13,7 @@ from metaalign_hf.configuration import parse_config
 from metaalign_hf.reports.figures import write_figures
 from metaalign_hf.reports.model_card import model_card
 from metaalign_hf.reports.record import read_record
-from metaalign_hf.training import keeping
-from tests.helpers.runs import TINY, assert_same_run, lines
+from tests.helpers.runs import TINY, assert_same_run, lines, stopped_at_a_checkpoint
 from tests.helpers.squares import write_squares
 
 
@@ -83,15 +82,7 @@ def test_nothing_else_is_needed(model, folders, tmp_path, capsys, monkeypatch):
     assert write_figures(record, tmp_path / "figures")
     assert run(["evaluate", str(output), "--data", f"imagefolder:{folders / 'tests'}", "--split", "all"]) == 0
 
-    save = keeping.save_checkpoint
-
-    def save_and_stop(*args, **keywords):
-        save(*args, **keywords)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(keeping, "save_checkpoint", save_and_stop)
-        assert run(command(model, labelled(folders), tmp_path / "killed", *options)) == 130
+    assert stopped_at_a_checkpoint(monkeypatch, command(model, labelled(folders), tmp_path / "killed", *options)) == 130
     assert run(command(model, labelled(folders), tmp_path / "killed", *options, "--training.resume", "true")) == 0
     assert_same_run(output, tmp_path / "killed")
 
