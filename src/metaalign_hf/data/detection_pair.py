@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .detection_readers import read_detection_domain
 from .domain_pair import AnnotationKind, DomainPair, Given, Policy, Split, load_pair, load_view
+from .object_columns import domain_of_rows
 from .objects import DetectionSet
 
 __all__ = ["DetectionPair", "load_detection_pair", "load_detection_view"]
@@ -15,6 +16,8 @@ DetectionPair = DomainPair[DetectionSet]
 
 OBJECTS = AnnotationKind(
     read=read_detection_domain,
+    of_rows=domain_of_rows,
+    images=DetectionSet,
     enough=1,
     name="boxes",
     needed="a detector needs a source with objects",

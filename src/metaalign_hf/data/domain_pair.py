@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal
+from typing import Any, Generic, Literal
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from .images import ImageSet
 from .label_agreement import differing_classes, some
 from .names import named_apart
 from .pair_domains import PairDomains
-from .readers import read_domain
+from .readers import domain_of_rows, read_domain
 
 __all__ = [
     "LABELS",
@@ -91,6 +91,8 @@ class AnnotationKind(Generic[S]):
 
     Attributes:
         read: Reads a domain.
+        of_rows: Reads all rows of a `datasets.Dataset`; its arguments are those of `domain_of_rows`.
+        images: The class of a set of such images.
         enough: As many common classes make a pair.
         name: What annotations are called.
         needed: What a source must have.
@@ -102,6 +104,8 @@ class AnnotationKind(Generic[S]):
     """
 
     read: Callable[[DomainConfig], RawDomain[S]]
+    of_rows: Callable[[Any, DomainConfig, str], RawDomain[S]]
+    images: type[S]
     enough: int
     name: str
     needed: str
@@ -114,6 +118,8 @@ class AnnotationKind(Generic[S]):
 
 LABELS = AnnotationKind(
     read=read_domain,
+    of_rows=domain_of_rows,
+    images=ImageSet,
     enough=2,
     name="labels",
     needed="give class folders, labels in the list, or label_column",

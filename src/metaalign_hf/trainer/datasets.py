@@ -7,12 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..configuration import DomainConfig
-from ..data import DetectionSet, DomainPair, ImageSet
-from ..data.detection_pair import OBJECTS
-from ..data.domain_pair import LABELS, load_pair
+from ..data import DetectionSet, DomainPair
+from ..data.domain_pair import AnnotationKind, load_pair
 from ..data.domains import RawDomain
-from ..data.object_columns import domain_of_rows as objects_of_dataset
-from ..data.readers import domain_of_rows as labels_of_dataset
 from ..errors import UserError
 
 __all__ = ["evaluation_views", "pair_of"]
@@ -21,7 +18,7 @@ _SOURCE, _TARGET = "train_dataset", "target_dataset"
 
 
 def pair_of(
-    train: Any, target: Any, evaluation: Mapping[str, Any], labels: Sequence[str], detects: bool
+    train: Any, target: Any, evaluation: Mapping[str, Any], labels: Sequence[str], kind: AnnotationKind[Any]
 ) -> DomainPair[Any]:
     """The domain pair of the data sets of a Trainer; class names agree by name.
 
@@ -30,17 +27,16 @@ def pair_of(
         target: Target images, whose annotations, if any, are left behind here.
         evaluation: Annotated test images of `source` and `target`, as far as there are any.
         labels: Class names of the model, by which sets of this package are numbered.
-        detects: Whether annotations are objects rather than labels.
+        kind: What annotations are.
 
     Raises:
         UserError: If a data set is none that can be read, the source has no annotations, or class names differ.
     """
-    kind: Any = OBJECTS if detects else LABELS
-    source = _read(train, _SOURCE, labels, detects)
-    unlabelled = _read(target, _TARGET, labels, detects).train.without_annotations()
+    source = _read(train, _SOURCE, labels, kind)
+    unlabelled = _read(target, _TARGET, labels, kind).train.without_annotations()
     nothing = source.train.subset([]).without_annotations()
     tests = {
-        domain: _read(evaluation[domain], f"eval_dataset[{domain!r}]", labels, detects)
+        domain: _read(evaluation[domain], f"eval_dataset[{domain!r}]", labels, kind)
         for domain in ("source", "target")
         if evaluation.get(domain) is not None
     }
@@ -63,16 +59,15 @@ def evaluation_views(pair: DomainPair[Any]) -> dict[str, Any]:
     return {domain: view for domain, view in views.items() if view is not None and len(view) > 0}
 
 
-def _read(given: Any, name: str, labels: Sequence[str], detects: bool) -> RawDomain[Any]:
+def _read(given: Any, name: str, labels: Sequence[str], kind: AnnotationKind[Any]) -> RawDomain[Any]:
     """A data set with the names of its classes; those of the model for a set of this package."""
-    wanted = DetectionSet if detects else ImageSet
-    if isinstance(given, wanted):
+    if isinstance(given, kind.images):
         annotated = given.objects is not None if isinstance(given, DetectionSet) else given.labels is not None
         return RawDomain(name, list(labels) if annotated else None, given)
     if hasattr(given, "features") and hasattr(given, "select_columns") and hasattr(given, "__len__"):
-        return (objects_of_dataset if detects else labels_of_dataset)(given, _columns(given, name), name)
+        return kind.of_rows(given, _columns(given, name), name)
     raise UserError(
-        f"{name} is a {type(given).__name__}: give a datasets.Dataset with a column of images, or a {wanted.__name__}, "
+        f"{name} is a {type(given).__name__}: give a datasets.Dataset with a column of images, or a {kind.images.__name__}, "
         "such as a view of a domain pair"
     )
 

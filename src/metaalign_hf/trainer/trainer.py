@@ -91,8 +91,7 @@ class MetaAlignTrainer(Trainer):
             tests = eval_dataset if isinstance(eval_dataset, Mapping) else {"target": eval_dataset}
             if unknown := set(tests) - {"source", "target"}:
                 raise UserError(f"eval_dataset has a data set {min(unknown)!r}: name them source and target")
-            detects = kind.pipeline_tag == "object-detection"
-            pair = pair_of(train_dataset, target_dataset, tests, model.config.labels, detects)
+            pair = pair_of(train_dataset, target_dataset, tests, model.config.labels, kind.load().annotations)
         elif not (train_dataset is target_dataset is eval_dataset is None):
             raise UserError("pair: it takes the place of train_dataset, target_dataset and eval_dataset")
         self.config = args.adaptation()
@@ -238,8 +237,9 @@ class MetaAlignTrainer(Trainer):
         if given is None:
             return dict(self.eval_dataset or {})
         tests = given if isinstance(given, Mapping) else {"target": given}
-        pair, detects = self.task.pair, self.task.kind.pipeline_tag == "object-detection"
-        return evaluation_views(pair_of(pair.source_train, pair.target_train, tests, pair.labels, detects))
+        pair = self.task.pair
+        read = pair_of(pair.source_train, pair.target_train, tests, pair.labels, self.task.annotations)
+        return evaluation_views(read)
 
     def predict(self, test_dataset: Any, *args: Any, **options: Any) -> Any:
         """Not there: a saved model answers through `pipeline` of transformers, or `metaalign predict`."""
