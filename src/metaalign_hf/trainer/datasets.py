@@ -18,7 +18,7 @@ _SOURCE, _TARGET = "train_dataset", "target_dataset"
 
 
 def pair_of(
-    train: Any, target: Any, evaluation: Mapping[str, Any], labels: Sequence[str], kind: AnnotationKind[Any]
+    train: Any, target: Any, evaluation: Mapping[str, Any], labels: Sequence[str], kind: AnnotationKind[Any] | None
 ) -> DomainPair[Any]:
     """The domain pair of the data sets of a Trainer; class names agree by name.
 
@@ -27,11 +27,13 @@ def pair_of(
         target: Target images, whose annotations, if any, are left behind here.
         evaluation: Annotated test images of `source` and `target`, as far as there are any.
         labels: Class names of the model, by which sets of this package are numbered.
-        kind: What annotations are.
+        kind: What annotations are; None for a task that reads no data sets.
 
     Raises:
         UserError: If a data set is none that can be read, the source has no annotations, or class names differ.
     """
+    if kind is None:
+        raise UserError(f"{_SOURCE}: this task reads no data sets; give a pair")
     source = _read(train, _SOURCE, labels, kind)
     unlabelled = _read(target, _TARGET, labels, kind).train.without_annotations()
     nothing = source.train.subset([]).without_annotations()
@@ -67,8 +69,8 @@ def _read(given: Any, name: str, labels: Sequence[str], kind: AnnotationKind[Any
     if hasattr(given, "features") and hasattr(given, "select_columns") and hasattr(given, "__len__"):
         return kind.of_rows(given, _columns(given, name), name)
     raise UserError(
-        f"{name} is a {type(given).__name__}: give a datasets.Dataset with a column of images, or a {kind.images.__name__}, "
-        "such as a view of a domain pair"
+        f"{name} is a {type(given).__name__}: give a datasets.Dataset with a column of images, or a "
+        f"{kind.images.__name__}, such as a view of a domain pair"
     )
 
 
