@@ -14,7 +14,7 @@ from metaalign_hf.configuration.durations import seconds_of
 from metaalign_hf.errors import UserError
 from tests.helpers.runs import TINY, assert_same_run, launch, signalled, train
 
-LONG = ["--training.max_steps", "60", "--training.evaluate_every", "10"]
+LONG = ["--training.max_steps", "26", "--training.evaluate_every", "10"]
 
 
 def arguments(output, *options):
