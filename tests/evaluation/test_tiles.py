@@ -48,6 +48,52 @@ def test_cut_boxes_are_left_out_and_others_said_once():
     assert merged(parts, 64, 100, most=2).scores.tolist() == pytest.approx([0.8, 0.6])
 
 
+def test_a_detector_with_one_class_a_query_says_one_class_of_an_object_that_two_parts_see():
+    parts = [
+        (Window(0, 0, 64, 100), found(([39.0, 20, 51, 30], 0.6, 1), ([38.0, 20, 50, 30], 0.5, 2))),  # a pair, of two
+        (Window(0, 0, 64, 64), found(([40.0, 20, 50, 30], 0.9, 0))),
+        (Window(0, 36, 64, 64), found(([4.0, 20, 14, 30], 0.8, 1), ([30.0, 40, 40, 50], 0.7, 1))),
+    ]
+    assert merged(parts, 64, 100).labels.tolist() == [0, 1, 1, 2]
+    one = merged(parts, 64, 100, one_class=True)
+    assert one.labels.tolist() == [0, 1] and one.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert merged(parts, 64, 100, most=1, one_class=True).labels.tolist() == [0]
+    assert merged(parts[:1], 64, 100, one_class=True).labels.tolist() == [1, 2]  # of one part both stay
+
+
+class SaysAnotherClassInTiles(nn.Module):
+    """Finds the one white square, as class 0 where it is small and, surer, as class 1 where it is large."""
+
+    def __init__(self, one_class: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.one_class = one_class
+
+    def forward(self, pixel_values: torch.Tensor) -> object:
+        logits = torch.full((len(pixel_values), 1, 2 + self.one_class), -9.0)
+        boxes = torch.full((len(pixel_values), 1, 4), 0.5)
+        for row, image in enumerate(pixel_values):
+            places = (image[0] > 0.99).nonzero()
+            if len(places):
+                (top, left), (bottom, right) = places.min(0).values.tolist(), (places.max(0).values + 1).tolist()
+                boxes[row, 0] = torch.tensor([left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)]) / 128
+                large = len(places) > 200
+                logits[row, 0, int(large)] = 12.0 if large else 3.0
+        return type("Output", (), {"logits": logits, "pred_boxes": boxes})
+
+
+@pytest.mark.parametrize(("family", "classes"), [("detr", [1]), ("rt_detr", [0, 1])])
+def test_sliced_inference_follows_how_a_family_names_classes(family, classes):
+    image = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    image[:, :, 40:56, 40:56] = 255
+    view = DetectionSet(ImageSet("square", 1, TensorLoader(image)))
+    processor = RTDetrImageProcessor(size={"height": 64, "width": 64})
+    shares = detector_adapter(family).probabilities
+    model = SaysAnotherClassInTiles(shares.one_class)
+    ((_, seen, _),) = predict_in_tiles(model, shares, view, processor, False, 8, 64, threshold=0.5)
+    assert sorted(seen.labels.tolist()) == classes
+
+
 class FindsWhite(nn.Module):
     """Finds the one white square of an image, if it is large enough in what it is given."""
 

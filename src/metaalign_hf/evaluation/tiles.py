@@ -2,7 +2,7 @@
 
 An image larger than a tile is seen as a whole and in tiles that overlap. A box that ends where its tile was cut is left
 out: the object is whole in the next tile, or, if it is larger than the overlap, in the whole image. What remains is
-merged class by class.
+merged class by class; a detector whose queries each have one class says one class of an object in tiles too.
 
 Source: Akyon, Altinuc and Temizel, "Slicing Aided Hyper Inference and Fine-Tuning for Small Object Detection", ICIP
 2022 (SAHI), which merges cut boxes instead of leaving them out.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from ..data import DetectionSet, ImageSet, Objects, detection_batches
 from ..data.images import read_images
@@ -66,17 +66,24 @@ def _starts(length: int, tile: int) -> list[int]:
     return [round(number * (length - tile) / gaps) for number in range(gaps + 1)]
 
 
-def merged(found: Sequence[tuple[Window, Detections]], height: int, width: int, most: int = 100) -> Detections:
+def merged(
+    found: Sequence[tuple[Window, Detections]], height: int, width: int, most: int = 100, one_class: bool = False
+) -> Detections:
     """What was found in the parts of an image, in the pixels of the image.
+
+    A box is left out where a surer one of its class covers it (IoU above one half).
 
     Args:
         found: The parts, and what was found in each, in pixels of the part.
         height: Height of the image.
         width: Width of the image.
         most: Most objects in the image.
+        one_class: Whether each query of the detector has one class. Then a box is also left out where a surer one of
+            another class, from another part, covers it: the image as a whole would have one of the two. Boxes of one
+            part are never compared across classes, since they are of different queries.
     """
-    boxes, scores, labels = [], [], []
-    for (top, left, tall, wide), part in found:
+    boxes, scores, labels, parts = [], [], [], []
+    for number, ((top, left, tall, wide), part) in enumerate(found):
         place = part.boxes + torch.tensor([left, top, left, top], dtype=part.boxes.dtype)
         cut = torch.zeros(len(place), dtype=torch.bool)
         for column, edge, end in ((0, left, 0), (1, top, 0), (2, left + wide, width), (3, top + tall, height)):
@@ -85,14 +92,27 @@ def merged(found: Sequence[tuple[Window, Detections]], height: int, width: int, 
         boxes.append(place[~cut])
         scores.append(part.scores[~cut])
         labels.append(part.labels[~cut])
-    every = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-    # Within a part a detector of this family says each object once.
-    kept = (
-        batched_nms(every[0].float(), every[1].float(), every[2], _SAME_OBJECT)[:most]
-        if len(found) > 1
-        else slice(None)
-    )
-    return Detections(every[0][kept], every[1][kept], every[2][kept])
+        parts.append(torch.full_like(labels[-1], number))
+    place, score, label = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+    if len(found) == 1:  # within a part a detector of this family says each object once
+        return Detections(place, score, label)
+    kept = batched_nms(place.float(), score.float(), label, _SAME_OBJECT)
+    if one_class:
+        kept = kept[_surest(place[kept], torch.cat(parts)[kept], most)]
+    kept = kept[:most]
+    return Detections(place[kept], score[kept], label[kept])
+
+
+def _surest(boxes: Tensor, parts: Tensor, most: int) -> list[int]:
+    """Of boxes, the surest first, the first `most` that no box kept before them, from another part, covers."""
+    kept: list[int] = []
+    for index in range(len(boxes)):
+        if len(kept) == most:
+            break
+        others = [other for other in kept if parts[other] != parts[index]]
+        if not others or not bool((box_iou(boxes[index, None], boxes[others]) > _SAME_OBJECT).any()):
+            kept.append(index)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -149,4 +169,4 @@ def predict_in_tiles(
             for number, part, _ in predict_objects(model, probabilities, batches, threshold=threshold)
         ]
         objects = None if images.objects is None else images.objects[index]
-        yield index, merged(found, height, width), objects
+        yield index, merged(found, height, width, one_class=probabilities.one_class), objects
