@@ -91,6 +91,16 @@ def test_weights_that_a_resumable_checkpoint_refers_to_stay(tmp_path):
     assert files() == {"step-000002.safetensors"}
 
 
+def test_a_last_model_that_the_guard_keeps_out_is_explained(tmp_path):
+    selection = Selection(tmp_path, "bnm", 0.05, writes=True)
+    selection.offer(Evaluation(60, 1.0, 0.577), nn.Linear(2, 2))
+    selection.offer(Evaluation(140, 0.96, 0.7), nn.Linear(2, 2))
+    assert selection.why_not_the_last() is None
+    selection.offer(Evaluation(160, 0.917, 0.799), nn.Linear(2, 2))
+    assert selection.selected().step == 140
+    assert "91.7 %" in selection.why_not_the_last() and "100.0 %" in selection.why_not_the_last()
+
+
 @pytest.fixture(scope="module", params=["bnm", "source_accuracy"])
 def finished(request, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "finished"
@@ -108,6 +118,8 @@ def test_the_summary_says_which_checkpoint_each_number_is_of(finished, capsys):
     for row in summary["checkpoints"]:
         line = by_step[row["step"]]
         assert (row["source"], row["target"]) == (line["source_accuracy"], line["target_accuracy"])
+    kept_out = offered[-1]["source_accuracy"] < max(line["source_accuracy"] for line in offered) - 0.05
+    assert any("select_tolerance" in note for note in summary["notes"]) == kept_out
     best = max(line["source_accuracy"] for line in offered)
     eligible = [line for line in offered if line["source_accuracy"] >= best - 0.05]
     assert by_step[rows(summary)["selected"]["step"]][f"validator_{name}"] == max(

@@ -323,12 +323,14 @@ class _Run:
         return self.task.summary(facts, self.evaluator.found["before"], self.evaluator.found["after"])
 
     def _notes(self) -> list[str]:
-        notes = self.task.notes_of_run()
+        notes, selection = self.task.notes_of_run(), self.evaluator.selection
         if self.keeper.skipped:
             notes.append(
                 f"Steps whose losses or gradients were not finite, and which were skipped: {self.keeper.skipped}."
             )
-        if self.config.training.select_by is not None and self.evaluator.selection is None:
+        if selection is not None:
+            notes += filter(None, [selection.why_not_the_last()])
+        elif self.config.training.select_by is not None:
             notes.append(
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."
             )

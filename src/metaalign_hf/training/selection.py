@@ -144,6 +144,16 @@ class Selection:
         if not may_become_longer or not checkpoints(self.folder.parent):
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def why_not_the_last(self) -> str | None:
+        """A sentence where the guard keeps the last model from being selected, whatever its score; None otherwise."""
+        best, last = max(e.guard for e in self.evaluations), self.evaluations[-1].guard
+        if last >= best - self.tolerance:
+            return None
+        return (
+            f"The last checkpoint could not be selected: its source figure, {100 * last:.1f} %, is more than "
+            f"{100 * self.tolerance:g} points (training.select_tolerance) below the best one, {100 * best:.1f} %."
+        )
+
     def rows(self) -> list[CheckpointRow]:
         """The last, the selected and, with target labels, the best evaluation by target labels."""
         chosen = {"last": self.evaluations[-1], f"selected (label-free, {self.validator})": self.selected()}
