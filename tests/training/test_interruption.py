@@ -146,7 +146,7 @@ def test_two_processes_evaluate_the_model_that_is_saved(average, tmp_path):
 def test_the_runs_in_a_folder_are_listed(tmp_path, capsys):
     train(tmp_path / "runs" / "done", "--training.source_steps", "0", "--training.max_steps", "1")
     stopped = tmp_path / "runs" / "more" / "stopped"
-    assert run(arguments(stopped, "--training.max_time", "0.001")) == 124
+    assert run(arguments(stopped, "--training.max_time", "0.001", "--coordination.method", "source_only")) == 124
     (tmp_path / "runs" / "odd").mkdir()
     (tmp_path / "runs" / "odd" / "training_config.yaml").write_text("[1, 2")
     capsys.readouterr()
@@ -158,6 +158,7 @@ def test_the_runs_in_a_folder_are_listed(tmp_path, capsys):
     assert run(["runs", str(tmp_path / "runs")]) == 0
     table = capsys.readouterr().out
     assert "uci_digits -> mnist" in table and "metaalign + dann" in table
+    assert "source_only" in table and "source_only +" not in table
     assert run(["runs", str(tmp_path / "runs" / "odd")]) == 2
     assert run(["runs", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err

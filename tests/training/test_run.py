@@ -179,7 +179,8 @@ def test_evaluate_predict_and_export(finished, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     assert run(["evaluate", str(output), "--data", "mnist", "--output", str(figures)]) == 0
     assert json.loads(figures.read_text())["accuracy"] == summary["target_accuracy_after"]
-    assert f"{100 * summary['target_accuracy_after']:.2f} %" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{100 * summary['target_accuracy_after']:.2f} %" in shown and "--split all" in shown
 
     pair = load_domain_pair("uci_digits", "mnist")
     for index in range(3):

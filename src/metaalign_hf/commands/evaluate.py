@@ -64,7 +64,8 @@ def evaluate(arguments: list[str]) -> None:
     with display():
         size = options.batch_size or kind.batch_size
         found = kind.load().measure(model, processor, domain, options.split, size, **own)
-    print(f"{options.checkpoint} on {found.n} images ({options.split}) of {options.data}:", *found.lines, sep="\n")
+    part = "test; --split all takes those to train on too" if options.split == "test" else options.split
+    print(f"{options.checkpoint} on {found.n} images ({part}) of {options.data}:", *found.lines, sep="\n")
     if found.table is not None:
         Console().print(found.table)
     if options.output is not None:

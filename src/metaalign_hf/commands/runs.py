@@ -49,7 +49,7 @@ def runs(arguments: list[str]) -> None:
         table.add_column(name, justify="right" if name != "measure" else "left")
     for run in found:
         shares = ["" if x is None else f"{100 * x:.1f} %" for x in (run.target_before, run.target_after)]
-        method = " + ".join([run.method, *run.alignment])
+        method = " + ".join([run.method, *(run.alignment if run.method != "source_only" else [])])
         table.add_row(
             str(Path(run.name).relative_to(options.folder)),
             f"{run.source} -> {run.target}",
