@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 __all__ = [
+    "ADAPTER_CONFIG_FILE",
+    "ADAPTER_WEIGHTS_FILE",
     "BAD_IMAGES_FILE",
     "BAD_STEP_FILE",
     "BASELINE_FOLDER",
@@ -35,6 +37,12 @@ __all__ = [
 
 MODEL_CONFIG_FILE = "config.json"
 """What the model is, as transformers writes it."""
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""What low-rank adapters are, and of which base model, as peft writes it."""
+
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+"""Their weights."""
 
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 """Names of the files with the weights."""

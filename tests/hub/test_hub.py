@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification
 
 from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDetection
 from metaalign_hf.cli import run
@@ -196,6 +197,65 @@ def test_push_and_pull_both_forms_bit_equal(hub, trained, images_and_logits, tmp
         load_file(tmp_path / "exported" / "model.safetensors")["classifier.1.weight"],
         load_file(trained / "model.safetensors")["classifier.weight"],
     )
+
+
+# The code of a model card of adapters, where nothing of metaalign_hf can be imported.
+PULL_ADAPTERS = """
+import json, os, re, sys, torch
+sys.modules["metaalign_hf"] = None
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+os.chdir(sys.argv[3])
+card = open(hf_hub_download(sys.argv[1], "README.md")).read()
+exec(re.search("```python\\n(.*?)```", card, re.S)[1])
+expected = load_file(sys.argv[2])
+with torch.no_grad():
+    print("ANSWER" + json.dumps([
+        classify("image.png", top_k=1)[0]["label"], type(model).__name__,
+        float((model.eval()(expected["images"]).logits - expected["logits"]).abs().max()),
+    ]))
+"""
+
+
+def test_adapters_are_pushed_alone_and_plain_peft_loads_them(hub, tmp_path):
+    """A run on a base model of the Hub pushes its adapters; the card's own code loads them, and gives its labels."""
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ViTForImageClassification(ViTConfig(**size, image_size=16, patch_size=8, num_labels=7)).save_pretrained(tmp_path)
+    hub.put("lab/base", {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")})
+    hub.put("alice/theirs", {"adapter_config.json": b"{}"})
+    Image.new("RGB", (20, 30), (200, 100, 0)).save(tmp_path / "image.png")
+    output, home = tmp_path / "run", tmp_path / "home"
+    command = [*TRAIN, "--training.output_dir", output, "--model.backbone", "lab/base", "--model.pretrained", "true"]
+    command += ["--model.backbone_options", "{}", "--model.lora", "{r: 4}", "--optimizer.lr", "0.05"]
+    command += ["--hub.repo_id", "lab/adapters", "--hub.adapter", "true", "--hub.license", "mit"]
+    done = metaalign(
+        hub,
+        home,
+        command,
+        ["predict", output, tmp_path / "image.png", "--output", tmp_path / "labels.csv"],
+        ["push", output, "lab/whole"],
+        ["push", output, "lab/whole", "--adapter"],
+        ["push", "lab/adapters", "lab/again"],
+        ["push", output, "lab/again", "--adapter", "--native"],
+        ["push", output, "alice/theirs", "--adapter"],
+    )
+    assert [code for code, _, _ in done] == [0, 0, 0, 0, 2, 2, 2], done
+    assert "it holds adapters alone" in refused(done[4]) and "are two forms" in refused(done[5])
+    assert "it holds another model, which is not of metaalign-hf" in refused(done[6])
+    adapters = FULL - {"config.json", "model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
+    for name in ("lab/adapters", "lab/whole"):
+        assert set(hub.files(name)) == adapters, "a model that it replaces is gone"
+    found = ModelCard(hub.files("lab/adapters")["README.md"].decode()).data
+    assert (found.base_model, found.base_model_relation, found.license) == ("lab/base", "adapter", "mit")
+
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = MetaAlignForImageClassification.from_pretrained(output).eval()(images).logits
+    save_file({"images": images, "logits": logits}, tmp_path / "expected.safetensors")
+    answer = client(hub, home, PULL_ADAPTERS, "lab/adapters", tmp_path / "expected.safetensors", tmp_path, token=None)
+    label, kind, difference = json.loads(answer.rpartition("ANSWER")[2])
+    assert label == (tmp_path / "labels.csv").read_text().splitlines()[1].split(",")[1]
+    assert kind == "ViTForImageClassification" and difference <= 1e-5
 
 
 PULL_DETECTOR = """

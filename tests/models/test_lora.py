@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from metaalign_hf import MetaAlign, MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
+from metaalign_hf.models.lora import export_adapter
 from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import write_squares
 
@@ -62,7 +64,7 @@ def test_a_layer_that_is_never_called_gets_no_adapter():
         assert torch.allclose(model.eval().export_native().eval()(images).logits, model(images).logits, atol=1e-5)
 
 
-def test_adapters_alone_are_what_peft_reads(tmp_path):
+def test_adapters_alone_are_what_peft_reads(tmp_path, capsys):
     """Small, on top of the plain base model, with the same logits."""
     from peft import PeftModel
 
@@ -77,11 +79,13 @@ def test_adapters_alone_are_what_peft_reads(tmp_path):
     model.save_pretrained(tmp_path / "run")
     model.image_processor().save_pretrained(tmp_path / "run")
     assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 2
+    assert "take the whole model, without --adapter" in capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["origin"] = {"name": "org/base", "pretrained": True, "weights": "org/base", "revision": None}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 0
-    assert "base_model: org/base\nbase_model_relation: adapter" in (tmp_path / "adapter" / "README.md").read_text()
+    card = ModelCard.load(tmp_path / "adapter" / "README.md").data
+    assert (card.base_model, card.base_model_relation, card.library_name) == ("org/base", "adapter", "peft")
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         found = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(images).logits
@@ -90,6 +94,23 @@ def test_adapters_alone_are_what_peft_reads(tmp_path):
         (tmp_path / name).stat().st_size for name in ("run/model.safetensors", "adapter/adapter_model.safetensors")
     ]
     assert sizes[1] < sizes[0] / 2
+
+
+def test_statistics_go_with_the_adapters(tmp_path):
+    """Batch normalisation of a backbone with adapters moves in training, so that the base model's is not enough."""
+    from peft import PeftModel
+
+    model = tiny("timm/mobilevit_xxs", drop_rate=0.0)
+    plain = model.export_native().eval()
+    model.add_lora(r=2)
+    model.config.origin = {"name": "timm/x", "pretrained": True, "weights": "timm/x", "revision": None}
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        model.train()(images)
+        export_adapter(model.eval(), tmp_path, "--adapter")
+        assert not torch.allclose(plain(images).logits, model(images).logits, atol=1e-3)
+        found = PeftModel.from_pretrained(plain, tmp_path).eval()(images).logits
+        assert torch.allclose(found, model(images).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +168,9 @@ def test_adapters_and_a_frozen_backbone_are_two_ways(folders, tmp_path, capsys):
     assert "model.freeze: adapters (model.lora) leave the backbone as it is anyway" in capsys.readouterr().err
     assert run(command(folders, tmp_path / "run", "--model.lora", "{rank: 4}")) == 2
     assert "model.lora.rank: unknown key; valid: r, alpha, target_modules" in capsys.readouterr().err
+    hub = ["--hub.repo_id", "org/name", "--hub.adapter", "true"]
+    assert run(command(folders, tmp_path / "run", *hub)) == 2
+    assert "hub.adapter: adapters need a base model of the Hub of the same class" in capsys.readouterr().err
+    assert run(command(folders, tmp_path / "run", *hub, "--hub.push_every", "2")) == 2
+    assert "hub.push_every is 2: with hub.adapter true nothing reads it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..disk import writing
 from ..errors import UserError
+from ..run_folder import CARD_FILE
 from .options import Parser, at_least_one, refuse_existing
 
 __all__ = ["export"]
@@ -62,16 +63,19 @@ def export(arguments: list[str]) -> None:
 
 def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     """Write the files; returns what to say of them."""
-    from ..hub import load_checkpoint
+    from ..hub import fetch, load_checkpoint
     from ..models.image_processor import handed_size, makes_only, savable_processor
     from ..progress import no_model_progress_bars
 
     model, processor = load_checkpoint(checkpoint)
     if options.adapter:
         from ..models.lora import export_adapter
+        from ..reports import model_card, read_record
 
-        base = export_adapter(model, folder)
+        base = export_adapter(model, folder, "--adapter")
         processor.save_pretrained(folder)
+        card = model_card(read_record(fetch(checkpoint)), adapter_of=base)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         return [f"Adapters and classifier for {base}, as peft reads them: {options.folder}"]
     is_native = not hasattr(model, "export_native")
     if is_native and not options.onnx:

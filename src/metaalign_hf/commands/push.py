@@ -21,6 +21,11 @@ def push(arguments: list[str]) -> None:
     parser = Parser("push", "Push a checkpoint to the Hub, with a model card, in one commit.")
     parser.add_argument("repo_id", help="organisation/name, or name in your own namespace; made when missing")
     parser.add_argument("--native", action="store_true", help="push the plain transformers model instead")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="push low-rank adapters and classifier alone, as peft reads them, instead",
+    )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to, made when missing")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request on an existing repository")

@@ -37,6 +37,8 @@ class HubConfig(Section):
             the end.
         commit_message: Message of the final commit.
         license: Licence for the model card, such as apache-2.0; null states none.
+        adapter: Push the low-rank adapters (model.lora) and the classifier alone, as peft reads them. Then nothing is
+            pushed before the end.
         images: At the end, also publish the picture of target images and show it in the card; only if those images
             may be published.
         push_every: Push in the background once in this number of evaluations; 0 pushes only at the end.
@@ -51,6 +53,7 @@ class HubConfig(Section):
     create_pr: bool = False
     commit_message: str | None = None
     license: str | None = None
+    adapter: bool = False
     images: bool = False
     push_every: int = 0
     attempts: int = 5

@@ -68,8 +68,8 @@ class BackgroundPusher:
             save: Writes model and image processor into a folder; it is called before this returns, so that training
                 may go on changing the weights.
         """
-        if self.config.create_pr:
-            return  # one pull request, at the end
+        if self.config.create_pr or self.config.adapter:
+            return  # one push, at the end
         if self.thread is not None and self.thread.is_alive():
             self.report(f"step {step} is not pushed: the push before it is still under way")
             return

@@ -11,7 +11,15 @@ from huggingface_hub import snapshot_download
 from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from ..reports import FIGURE_FILES
-from ..run_folder import CARD_FILE, FIGURES_FOLDER, MODEL_CONFIG_FILE, PROCESSOR_FILES, RECORD_FILES, WEIGHT_FILES
+from ..run_folder import (
+    ADAPTER_CONFIG_FILE,
+    CARD_FILE,
+    FIGURES_FOLDER,
+    MODEL_CONFIG_FILE,
+    PROCESSOR_FILES,
+    RECORD_FILES,
+    WEIGHT_FILES,
+)
 from ..tasks import task_of_architecture
 from .errors import explained
 
@@ -39,6 +47,7 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             raise UserError(f"{what} {checkpoint}: there is no such folder")
         repo_id, _, revision = checkpoint.partition("@")
         patterns = [
+            ADAPTER_CONFIG_FILE,
             CARD_FILE,
             *RECORD_FILES,
             *PROCESSOR_FILES,
@@ -55,6 +64,11 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
                 # The name of a file would lead out of the cache.
                 raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
             folder = Path(found)
+    if not (folder / MODEL_CONFIG_FILE).is_file() and (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise UserError(
+            f"{what} {checkpoint}: it holds adapters alone, which peft reads on top of their base model; name the run "
+            "that they are of, or its plain model"
+        )
     if not (folder / MODEL_CONFIG_FILE).is_file():
         raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is not a transformers model")
     if not any(WEIGHT_FILES.fullmatch(path.name) for path in folder.iterdir()):

@@ -19,6 +19,8 @@ from ..reports import (
     write_figures,
 )
 from ..run_folder import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CARD_FILE,
     DETECTIONS_FILE,
     FIGURES_FOLDER,
@@ -38,14 +40,17 @@ def public_files(folder: Path, records: Path) -> dict[str, Path | bytes]:
     """What may be published of a folder: weights as they are, texts without local paths; card and figures not yet.
 
     Args:
-        folder: Where weights, configuration and image processor are.
+        folder: Where weights or adapters, configuration and image processor are.
         records: Where the record of the run is.
     """
     files: dict[str, Path | bytes] = {}
     for path in folder.iterdir():
-        if WEIGHT_FILES.fullmatch(path.name):
+        if path.name == ADAPTER_WEIGHTS_FILE or WEIGHT_FILES.fullmatch(path.name):
             files[path.name] = path
-    for place, names in ((folder, (MODEL_CONFIG_FILE, *PROCESSOR_FILES)), (records, RECORD_FILES[1:])):
+    for place, names in (
+        (folder, (MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE, *PROCESSOR_FILES)),
+        (records, RECORD_FILES[1:]),
+    ):
         for name in names:
             if (place / name).is_file():
                 text = published(name, (place / name).read_text())

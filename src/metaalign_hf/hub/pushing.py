@@ -11,6 +11,7 @@ from pathlib import Path
 from ..configuration import HubConfig
 from ..configuration.hub import license_notes
 from ..errors import UserError
+from ..models.lora import export_adapter
 from ..progress import no_model_progress_bars
 from ..reports import model_card, read_record, record_folder
 from ..run_folder import CARD_FILE, FIGURES_FOLDER
@@ -29,6 +30,7 @@ def push(
     repo_id: str,
     *,
     native: bool = False,
+    adapter: bool = False,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -47,6 +49,7 @@ def push(
         checkpoint: A run's folder, a saved model, or the Hub id of a checkpoint.
         repo_id: `organisation/name`, or `name` for your own namespace. Made when missing.
         native: Push the plain transformers model, which needs no metaalign-hf, instead of the full checkpoint.
+        adapter: Push the low-rank adapters and the classifier alone, as peft reads them on top of the base model.
         private: Whether a new repository is private; None takes the Hub's default.
         revision: Branch, made when missing; None is main.
         create_pr: Open a pull request instead of committing; the repository must exist.
@@ -65,21 +68,26 @@ def push(
 
     Raises:
         HubError: If the Hub refuses, or fails every time.
-        UserError: If the checkpoint cannot be read or has no native form.
+        UserError: If the checkpoint cannot be read or has no native form, or no adapters, or these no base
+            model on the Hub.
     """
     if create_pr and revision is not None:
         raise UserError("push: a pull request goes to main; leave out the revision")
+    if native and adapter:
+        raise UserError("push: the plain model and its adapters are two forms; leave out one of native and adapter")
     for note in license_notes(license):
         report(note)
     folder = fetch(str(checkpoint), token)
     pictures = target_pictures(record_folder(folder)) if images else []
     if images and not pictures:
         raise UserError(f"push: {checkpoint} holds no picture of target images, which --images publishes; leave it out")
-    message = commit_message or ("Push the plain transformers model" if native else "Push the adapted checkpoint")
+    form = "the plain transformers model" if native else "the adapters" if adapter else "the adapted checkpoint"
+    message = commit_message or f"Push {form}"
     with tempfile.TemporaryDirectory() as scratch:
         architecture = _write_native(str(folder), Path(scratch)) if native else None
+        base = _write_adapter(str(folder), Path(scratch)) if adapter else None
         record = read_record(folder)
-        place = Path(scratch) if native else folder
+        place = Path(scratch) if native or adapter else folder
 
         def once() -> str:
             target = Repository(repo_id, private, revision, create_pr, overwrite, token)
@@ -91,11 +99,12 @@ def push(
                 repo_id=target.repo_id,
                 native=native,
                 architecture=architecture,
+                adapter_of=base,
                 figures=names,
                 pictures=shown,
                 license=license,
             )
-            if not native and not may_write_card(folder):
+            if place == folder and not may_write_card(folder):
                 card = (folder / CARD_FILE).read_text()
             files = (
                 public_files(place, record_folder(folder))
@@ -112,6 +121,7 @@ def push_command(folder: Path, config: HubConfig) -> str:
     words = ["metaalign", "push", str(folder), str(config.repo_id)]
     words += ["--private"] if config.private else []
     words += ["--create-pr"] if config.create_pr else []
+    words += ["--adapter"] if config.adapter else []
     words += ["--images"] if config.images else []
     words += ["--overwrite"] if config.overwrite else []
     for name in ("revision", "commit_message", "license"):
@@ -130,3 +140,11 @@ def _write_native(checkpoint: str, folder: Path) -> str:
         native.save_pretrained(folder)
     processor.save_pretrained(folder)
     return type(native).__name__
+
+
+def _write_adapter(checkpoint: str, folder: Path) -> str:
+    """Save adapters, classifier and image processor; returns the name of the base model."""
+    model, processor = load_checkpoint(checkpoint)
+    base = export_adapter(model, folder, "push: --adapter")
+    processor.save_pretrained(folder)
+    return base

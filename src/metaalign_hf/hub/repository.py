@@ -9,12 +9,13 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import UserError
-from ..run_folder import MODEL_CONFIG_FILE, WEIGHT_FILES
+from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE, WEIGHT_FILES
 from .errors import HubError, explained
 
 __all__ = ["Repository"]
 
 _TAG = "metaalign"
+_CONFIGS = {MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE}
 
 
 class Repository:
@@ -51,11 +52,11 @@ class Repository:
         self.ready = True
 
     def commit(self, files: dict[str, Path | bytes], message: str) -> str:
-        """Commit the files on top of the inspected revision, and delete weights that they replace."""
+        """Commit the files on top of the inspected revision, and delete the model or adapters that they replace."""
         with explained(f"push to {self.repo_id}"):
             info = self.api.model_info(self.repo_id, revision=self.revision)
             there = [sibling.rfilename for sibling in info.siblings or []]
-            if MODEL_CONFIG_FILE in there and _TAG not in (info.tags or []) and not self.overwrite:
+            if _CONFIGS & set(there) and _TAG not in (info.tags or []) and not self.overwrite:
                 raise HubError(
                     f"push to {self.repo_id}: it holds another model, which is not of metaalign-hf; choose another "
                     "name, or replace it with --overwrite"
@@ -64,7 +65,7 @@ class Repository:
                 CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
                 for name, content in sorted(files.items())
             ]
-            outdated = [name for name in there if WEIGHT_FILES.fullmatch(name) and name not in files]
+            outdated = [name for name in there if _is_of_a_model(name) and name not in files]
             operations += [CommitOperationDelete(name) for name in outdated]
             done = self.api.create_commit(
                 self.repo_id,
@@ -75,3 +76,8 @@ class Repository:
                 parent_commit=info.sha,
             )
         return str(done.pr_url or done.commit_url)
+
+
+def _is_of_a_model(name: str) -> bool:
+    """Whether a file would say, beside other weights, that they are another model's."""
+    return name in (*_CONFIGS, ADAPTER_WEIGHTS_FILE) or WEIGHT_FILES.fullmatch(name) is not None

@@ -17,14 +17,22 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperConfig
 
 from ..citations import cite
 from ..errors import UserError
-from ..run_folder import CARD_FILE
+from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from .backbone import classifier_name, pooled_features
 
-__all__ = ["add_adapters", "called_linears", "choose_layers", "export_adapter", "merged_state", "only_adapters_train"]
+__all__ = [
+    "adapter_base",
+    "add_adapters",
+    "called_linears",
+    "choose_layers",
+    "export_adapter",
+    "merged_state",
+    "only_adapters_train",
+]
 
 _ADAPTER = "default"
 
@@ -144,33 +152,49 @@ def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def export_adapter(model: Any, folder: Path) -> str:
-    """Write the adapters and the classifier of an adapted model as peft reads them, with a model card.
+def adapter_base(config: Any, key: str) -> str:
+    """The base model on the Hub that a model's adapters belong to.
+
+    Args:
+        config: The model's configuration.
+        key: What asks for the adapters, for the error.
+
+    Raises:
+        UserError: If the model has no adapters, or was not built on a plain model of the Hub.
+    """
+    if getattr(config, "lora", None) is None:
+        raise UserError(f"{key}: the model has no low-rank adapters (model.lora)")
+    origin = getattr(config, "origin", None) or {}
+    base, timm_backbone = origin.get("weights"), isinstance(config.backbone_config, TimmWrapperConfig)
+    if base is None or (timm_backbone and not str(base).startswith("timm/")):
+        raise UserError(
+            f"{key}: adapters need a base model of the Hub of the same class, and this one was built on "
+            f"{origin.get('name') or 'another'}; take the whole model, without {key.rpartition(' ')[2]}"
+        )
+    return str(base)
+
+
+def export_adapter(model: Any, folder: Path, key: str) -> str:
+    """Write the adapters and the classifier of an adapted model as peft reads them.
 
     `PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(base, num_labels=K), folder)` is then the
-    adapted classifier, without metaalign-hf.
+    adapted classifier, without metaalign-hf. Batch normalisations are written as well, since their statistics move.
 
     Args:
         model: A `MetaAlignForImageClassification`.
         folder: Where to.
+        key: What asks for it, for the error.
 
     Returns:
         Name of the base model.
 
     Raises:
-        UserError: If the model has no adapters, or was not built on a plain model of the Hub.
+        UserError: As `adapter_base` raises it.
     """
-    lora, origin = getattr(model.config, "lora", None), getattr(model.config, "origin", None) or {}
-    if lora is None:
-        raise UserError("--adapter: the model has no low-rank adapters (model.lora)")
-    base = origin.get("weights")
+    base = adapter_base(model.config, key)
+    lora, origin = model.config.lora, model.config.origin
     native = model.export_native()
     timm_model = getattr(native, "timm_model", None)
-    if base is None or (timm_model is not None and not str(base).startswith("timm/")):
-        raise UserError(
-            "--adapter: adapters need a base model of the Hub of the same class, and this one was built on "
-            f"{origin.get('name') or 'another'}; export it whole, without --adapter"
-        )
     name = classifier_name(native if timm_model is None else timm_model)
     classifier = name if timm_model is None else f"timm_model.{name}"
     tensors = {
@@ -178,8 +202,10 @@ def export_adapter(model: Any, folder: Path) -> str:
         for key, value in model.backbone.state_dict().items()
         if ".lora_" in key
     }
-    head = native.get_submodule(classifier)
-    tensors |= {f"base_model.model.{classifier}.{key}": value.cpu() for key, value in head.state_dict().items()}
+    whole = [classifier, *(n for n, m in native.named_modules() if getattr(m, "running_mean", None) is not None)]
+    for module in whole:
+        state = native.get_submodule(module).state_dict()
+        tensors |= {f"base_model.model.{module}.{name}": value.cpu().contiguous() for name, value in state.items()}
     described = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -187,34 +213,10 @@ def export_adapter(model: Any, folder: Path) -> str:
         "r": lora["r"],
         "lora_alpha": lora["alpha"],
         "target_modules": list(lora["target_modules"]),
-        "modules_to_save": [classifier],
+        "modules_to_save": whole,
         "bias": "none",
         "inference_mode": True,
     }
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    (folder / CARD_FILE).write_text(_CARD.format(base=base, labels=json.dumps(model.config.labels)), encoding="utf-8")
-    return str(base)
-
-
-_CARD = """---
-base_model: {base}
-base_model_relation: adapter
-library_name: peft
-pipeline_tag: image-classification
-tags: [metaalign, domain-adaptation, lora]
----
-
-# Adapters for {base}
-
-Low-rank adapters and a classifier, adapted to another domain by MetaAlign.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForImageClassification
-
-labels = {labels}
-base = AutoModelForImageClassification.from_pretrained("{base}", num_labels=len(labels), ignore_mismatched_sizes=True)
-model = PeftModel.from_pretrained(base, "THIS REPOSITORY")
-```
-"""
+    save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, {"format": "pt"})
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return base

@@ -50,6 +50,7 @@ def model_card(
     repo_id: str | None = None,
     native: bool = False,
     architecture: str | None = None,
+    adapter_of: str | None = None,
     figures: Sequence[str] = (),
     pictures: Sequence[str] = (),
     license: str | None = None,
@@ -61,6 +62,7 @@ def model_card(
         repo_id: Where the model will be on the Hub; None for a folder.
         native: Whether the card is for the plain transformers model.
         architecture: Class of the plain model.
+        adapter_of: The base model of low-rank adapters, where the card is for them alone.
         figures: Figures to show, as paths relative to the card.
         pictures: Pictures of target images to show, as paths relative to the card.
         license: Licence identifier, such as `apache-2.0`; None leaves it out.
@@ -77,6 +79,7 @@ def model_card(
     environment = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     body = environment.from_string(template).render(
         values,
+        adapter_of=adapter_of,
         title=title,
         place=repo_id or "PATH/TO/THIS/FOLDER",
         figures=list(figures),
@@ -84,14 +87,16 @@ def model_card(
         license=license,
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    relation: dict[str, Any] = {} if adapter_of is None else {"base_model_relation": "adapter"}
     data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if adapter_of is None else "peft",
         pipeline_tag=values["task"].pipeline_tag,
         license=license,
-        base_model=values["base_model"],
+        base_model=adapter_of or values["base_model"],
+        **relation,
         datasets=values["datasets"] or None,
         metrics=sorted({result.metric_type for result in values["index"]}) or None,
-        tags=values["tags"],
+        tags=values["tags"] if adapter_of is None else [*values["tags"], "lora"],
         model_name=title,
         eval_results=values["index"] or None,
     )

@@ -27,6 +27,7 @@ from ..data.streams import told_dead_worker
 from ..disk import told_disk_errors
 from ..hub import write_card
 from ..interruption import Interruption, told_interruption
+from ..models.lora import adapter_base
 from ..progress import display, stage
 from ..reports.citations import citations_of_run
 from ..run_folder import BAD_IMAGES_FILE, CONFIG_FILE, SELECTED_FOLDER, SUMMARY_FILE
@@ -154,6 +155,8 @@ class _Run:
         refuse_inexact(config, bare, checkpoint)
         if training.recalibrate_bn == "target":
             require_batch_norm(bare)
+        if config.hub.adapter:
+            adapter_base(bare.config, "hub.adapter")
         self.stepper = build_stepper(config, self.task, self.accelerator)
         self.weights = self.stepper.weights
         self.evaluator = Evaluator(self.task, self.weights, training, self.journal)
