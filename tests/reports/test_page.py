@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,25 @@ def test_what_is_kept_for_the_report_is_what_the_run_measured(finished):
 @pytest.fixture
 def without_scikit_learn(monkeypatch):
     monkeypatch.setattr(features, "has_tsne", lambda: False)
+
+
+def test_a_class_has_one_colour_before_and_after_though_none_of_it_is_predicted(without_scikit_learn):
+    def outputs(predicted: list[int]) -> dict[str, torch.Tensor]:
+        points = torch.arange(12.0).reshape(6, 2)
+        known = {"source_label": torch.tensor([0, 0, 1, 1, 2, 2]), "target_predicted": torch.tensor(predicted)}
+        return {"source_features": points, "target_features": points + 1, **known}
+
+    labels = ["circle", "square", "triangle"]
+    shown = SimpleNamespace(outputs={"before": outputs([1] * 6), "after": outputs([2] * 6)}, labels=labels)
+    figure = features.embedding(shown).figure
+    *_, before, after = figure.axes
+    colours = [
+        {part.get_label(): tuple(part.get_facecolor()[0]) for part in axes.collections if len(part.get_offsets())}
+        for axes in (before, after)
+    ]
+    for name in labels:
+        assert colours[0][name] == colours[1][name]
+    assert [text.get_text() for text in after.get_legend().get_texts()] == labels
 
 
 def test_several_runs_are_laid_over_each_other(finished, tmp_path, without_scikit_learn):

@@ -44,6 +44,8 @@ def embedding(run: ShownRun) -> Drawn | None:
     if not found:
         return None
     tsne = has_tsne()
+    # One choice of classes and colours for all panels: the legend stands beside the last one.
+    shown = _commonest(torch.cat([labels for there in found.values() for labels in _classes(there)]), len(COLOURS))
     figure, panels = new_figure(len(found), 2, width=5.0 * len(found), height=4.2)
     for column, (word, there) in enumerate(found.items()):
         pair = [there[f"{domain}_features"][:_MOST_POINTS].float() for domain in ("source", "target")]
@@ -54,11 +56,10 @@ def embedding(run: ShownRun) -> Drawn | None:
         _scatter(top, target, s=18, color=TARGET, alpha=0.75, marker="^", label="target")
         top.set_title(word)
         top.legend(frameon=False, fontsize=9, markerscale=1.5)
-        truth = there["source_label"] if "source_label" in there else there["source_predicted"]
-        known = {"source": truth, "target": there["target_predicted"]}
-        shown = _commonest(known["target"], len(COLOURS))
-        for domain, rows, marker in (("source", source, "o"), ("target", target, "^")):
-            label = known[domain][: len(rows)]
+        for domain, rows, labels, marker in zip(
+            ("source", "target"), (source, target), _classes(there), "o^", strict=True
+        ):
+            label = labels[: len(rows)]
             others = ~torch.isin(label, torch.tensor(shown, dtype=label.dtype))
             _scatter(below, rows[others], s=10, color="#cccccc", marker=marker)
             for number, colour in zip(shown, COLOURS, strict=False):
@@ -91,6 +92,11 @@ def _plane(features: Tensor, tsne: bool) -> Tensor:
 
     found = TSNE(perplexity=min(30, len(features) // 4), init="pca", random_state=0, max_iter=500)
     return torch.from_numpy(found.fit_transform(features.numpy()))
+
+
+def _classes(there: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Classes of the source images, true where known, and of the target images as predicted."""
+    return there["source_label" if "source_label" in there else "source_predicted"], there["target_predicted"]
 
 
 def _commonest(labels: Tensor, most: int) -> list[int]:
