@@ -17,7 +17,7 @@ from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.data import evaluation_batches
 from metaalign_hf.evaluation import evaluate_classifier
 from metaalign_hf.tasks.building import build_task
-from metaalign_hf.tasks.classification.task import with_target_labels
+from metaalign_hf.tasks.classification.mixing import with_target_labels
 from tests.helpers.runs import TINY, assert_same_run, launch, lines, run_until_checkpoint, train, weights
 
 PER_DOMAIN = ["--training.batch_norm", "per_domain"]

@@ -15,7 +15,7 @@ from metaalign_hf.alignment import AlignmentBatch, build_alignment
 from metaalign_hf.cli import run
 from metaalign_hf.data import batch_indices, even_batch_indices, training_stream
 from metaalign_hf.models import build_image_processor
-from metaalign_hf.tasks.classification.task import mix, with_target_labels
+from metaalign_hf.tasks.classification.mixing import mix, with_target_labels
 from tests.helpers.runs import TINY
 
 PROCESSOR = build_image_processor(16, 18, [0.5] * 3, [0.5] * 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from ...batch_norm import batch_statistics
-from ...configuration import Config, ModelConfig
+from ...configuration import Config
 from ...coordination import SharedPrefix, has_live_statistics
 from ...data import (
     DomainPair,
     ImageSet,
     augment,
     evaluation_batches,
-    load_domain,
     load_domain_pair,
     load_target,
     preprocess,
@@ -31,9 +30,8 @@ from ...data import (
 )
 from ...data.domain_pair import LABELS
 from ...data.fixed_views import with_fixed_views
-from ...data.images import read_images
 from ...disk import refuse_unwritable
-from ...errors import UserError, one_line
+from ...errors import UserError
 from ...evaluation import (
     FEWEST_IMAGES,
     CachedOutputs,
@@ -55,11 +53,14 @@ from ...run_folder import TARGET_IMAGES_FILE
 from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes, task_pass
-from ..starting_point import check_labels, recorded_batch_norm, starting_model
+from ..starting_point import check_labels, recorded_batch_norm
 from . import IMAGE_CLASSIFICATION, serving
 from .frozen import check_something_aligns, feature_pair, why_not_cached
+from .mixing import mix, together, with_target_labels
+from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
+from .pair_checks import check_metric, check_sources
 
-__all__ = ["ClassificationTask", "build_model", "mix", "with_target_labels"]
+__all__ = ["ClassificationTask"]
 
 
 _CACHED_VIEWS = 4
@@ -102,7 +103,7 @@ class ClassificationTask(Task):
             )
         if pair is None and data.source is None and config.model.checkpoint is None and model is None:
             name = str(config.model.backbone).rstrip("/").split("/")[-1]
-            pair = load_target(data.target, _zero_shot_labels(config), name, data.label_policy)
+            pair = load_target(data.target, zero_shot_labels(config), name, data.label_policy)
         elif pair is None and data.source is None:
             model = model or build_model(config.model, [])
             name = (config.model.checkpoint or model.config.backbone_name or "model").rstrip("/").split("/")[-1]
@@ -110,18 +111,18 @@ class ClassificationTask(Task):
         elif pair is None:
             assert data.source is not None
             pair = load_domain_pair(data.source, data.target, data.label_policy, data.target_labeled)
-        model = model or build_model(_without_alignment(config), pair.labels, pair.target_train)
+        model = model or build_model(without_unused_alignment(config), pair.labels, pair.target_train)
         check_labels(model.config.labels, pair.labels)
         pair = pair.in_order(model.config.labels)
-        _check_sources(config, pair, model)
-        _check_metric(config, pair)
+        check_sources(config, pair, model)
+        check_metric(config, pair)
         if (reason := model.no_native_form()) is not None:
             raise UserError(f"model: what is trained could not be exported: {reason}")
         model.set_image_sizes(data.image_size, data.resize_size)
         super().__init__(config, pair, model, model.image_processor())
         if not pair.has_source:
             self._let_the_target_lead()
-        _try_one_image(model, self.processor)
+        try_one_image(model, self.processor)
         self.target_losses = build_target_losses(
             config.training.target_loss_specs, TargetContext(pair.labels, self.processor)
         )
@@ -218,7 +219,7 @@ class ClassificationTask(Task):
         """A pass that returns the loss on target images, on both domains where batch statistics need it."""
         rows = None
         if self.statistics.task_needs_target(model):
-            view = _together({**source, "labels": torch.full_like(source["labels"], IGNORED_LABEL)}, view, 1)
+            view = together({**source, "labels": torch.full_like(source["labels"], IGNORED_LABEL)}, view, 1)
             rows = rows_of(source, view)
         return task_pass(model, view, partial(self.statistics.task_pass, model, rows))
 
@@ -476,138 +477,3 @@ class ClassificationTask(Task):
     def penalty(self) -> str | None:
         """Name of the penalty that stands in both losses, such as that of GVB's bridge."""
         return " and ".join(self._penalties) or None
-
-
-def build_model(
-    config: ModelConfig, labels: list[str], images: ImageSet | None = None
-) -> MetaAlignForImageClassification:
-    """The model that the configuration describes: from a backbone, or from a metaalign checkpoint.
-
-    Args:
-        config: The model's section.
-        labels: Class names in the order of the logits.
-        images: Images on some of which a zero-shot head is scaled.
-
-    Raises:
-        UserError: If the backbone or checkpoint cannot be loaded.
-    """
-
-    def fresh() -> MetaAlignForImageClassification:
-        model = _zero_shot(config, labels, images) if config.head == "zero_shot" else linear()
-        if config.lora is not None:
-            model.add_lora(**config.lora)
-        return model
-
-    def linear() -> MetaAlignForImageClassification:
-        return MetaAlignForImageClassification.from_backbone(
-            config.backbone,
-            labels,
-            "cdan" if config.alignment == "auto" else config.alignment,
-            pretrained=config.pretrained,
-            bottleneck_dim=config.bottleneck_dim,
-            bottleneck_kind=config.bottleneck_kind,
-            **config.backbone_options,
-        )
-
-    return starting_model(config, IMAGE_CLASSIFICATION, MetaAlignForImageClassification, fresh)
-
-
-def _without_alignment(config: Config) -> ModelConfig:
-    """The model's section; a zero-shot head without a source has nothing to align with."""
-    alone = config.data.source is None and config.model.head == "zero_shot"
-    return replace(config.model, alignment=None) if alone else config.model
-
-
-_SCALED_ON = 32
-"""Images on which a zero-shot head is scaled: a mean of lengths that differ little."""
-
-
-def _zero_shot(config: ModelConfig, labels: list[str], images: ImageSet | None) -> MetaAlignForImageClassification:
-    assert images is not None and isinstance(config.backbone, str)
-    chosen = range(0, len(images), max(1, len(images) // _SCALED_ON))
-    _, read = read_images(images, chosen, skip=lambda index, error: None)
-    if not read:
-        raise UserError(f"domain {images.name}: none of {len(chosen)} images can be read")
-    alignment = "cdan" if config.alignment == "auto" else config.alignment
-    return MetaAlignForImageClassification.from_dual_encoder(
-        config.backbone, labels, alignment, images=read, prompts=config.prompt
-    )
-
-
-def _zero_shot_labels(config: Config) -> list[str]:
-    """The classes of a zero-shot head that no source names: those that are given, or the target's own names."""
-    if config.model.labels is not None:
-        return config.model.labels
-    domain = load_domain(config.data.target)
-    if domain.labels is None:
-        raise UserError(f"model.labels: target {domain.name} has no class names; name the classes, such as [cat, dog]")
-    return domain.labels
-
-
-def _check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
-    """Refuse average precision where no test image is of the positive class."""
-    if config.training.metric != "average_precision" or len(pair.labels) > 2:
-        return
-    views = {pair.source_name: pair.source_test, pair.target_name: pair.target_evaluation}
-    for name, view in views.items():
-        if view is not None and len(view) > 0 and 1 not in (view.labels or ()):
-            raise UserError(
-                f"training.metric: average_precision is that of the class {pair.labels[1]}, and {name} has no "
-                "test image of it; use accuracy"
-            )
-
-
-def _check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignForImageClassification) -> None:
-    """Check that the sources of each objective exist and are in every micro-batch."""
-    if not pair.has_source:
-        return
-    found = max(1, len(pair.source_train.parts))
-    for entry in model.config.alignment:
-        wanted = entry.get("sources", 1)
-        if wanted == 1:
-            continue
-        if wanted != found:
-            raise UserError(f"alignment {entry['name']}: sources is {wanted}, and data.source names {found}")
-        if config.data.source_sampling != "even" or config.training.batch_size < 2 * found:
-            raise UserError(
-                f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
-                f"data.source_sampling: even and training.batch_size: {2 * found} or more"
-            )
-
-
-def _try_one_image(model: MetaAlignForImageClassification, processor: Any) -> None:
-    """Refuse an image size that the backbone cannot take, which a trial pass shows."""
-    pixels = preprocess([torch.zeros(3, 8, 8, dtype=torch.uint8)], processor)
-    height, width = pixels.shape[-2:]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(pixels.to(model.device, model.dtype))
-    except Exception as error:  # every architecture raises an error of its own
-        reason = one_line(error, first=True)
-        raise UserError(
-            f"data.image_size: {model.config.backbone_name} cannot take images of {height} x {width} pixels ({reason})"
-        ) from error
-    finally:
-        model.train(training)
-
-
-def mix(source: Batch, target: Batch) -> Batch:
-    """Source and target in one batch: the target's rows carry label -100 and domain label 1."""
-    unknown = source["labels"].new_full((len(target["pixel_values"]),), IGNORED_LABEL)
-    return _together(source, {**target, "labels": unknown}, 1)
-
-
-def with_target_labels(source: Batch, few: Batch) -> Batch:
-    """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
-    return _together(source, few, IGNORED_LABEL)
-
-
-def _together(source: Batch, target: Batch, domain: int) -> Batch:
-    labels, count = source["labels"], len(target["labels"])
-    joined = {key: torch.cat([source[key], target[key]]) for key in ("pixel_values", "labels")}
-    known = source.get("domain_labels", torch.zeros_like(labels))
-    joined["domain_labels"] = torch.cat([known, labels.new_full((count,), domain)])
-    if "source_index" in source:
-        joined["source_index"] = torch.cat([source["source_index"], labels.new_full((count,), -1)])
-    return joined
