@@ -1,4 +1,4 @@
-"""`metaalign train | tune | evaluate | predict | export | push | runs | data | report | compare | skills`.
+"""`metaalign train | tune | evaluate | predict | export | push | runs | data | report | compare | app | skills`.
 
 Nothing here imports torch: help, the version and usage errors are answered at once.
 """
@@ -26,6 +26,7 @@ USAGE = """usage: metaalign COMMAND ...
   data      check [CONFIG] [--section.key VALUE ...]          look at a domain pair before a long run
   report    RUN [RUN ...] [--output FOLDER]                   one HTML file on a run, or on several beside each other
   compare   CONFIG --methods A,B,... [--seeds 5]              methods over seeds: means, paired differences, a figure
+  app       CHECKPOINT [--against CHECKPOINT] [--port N]      a page to drop images on, source-only against adapted
   skills    [--write FOLDER]                                  a skill file for coding assistants
 
 metaalign COMMAND --help explains a command, metaalign --version says which release this is.
@@ -36,7 +37,20 @@ parquet, arrow or webdataset:FILES, and for detectors scenes_plain, scenes_photo
 yolo:DATA.yaml or those of datasets; --data.KEY VALUE refines it.
 Several processes: accelerate launch -m metaalign_hf train --config FILE ...
 """
-COMMANDS = ("train", "tune", "evaluate", "predict", "export", "push", "runs", "data", "report", "compare", "skills")
+COMMANDS = (
+    "train",
+    "tune",
+    "evaluate",
+    "predict",
+    "export",
+    "push",
+    "runs",
+    "data",
+    "report",
+    "compare",
+    "app",
+    "skills",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -56,6 +56,7 @@ def test_the_program_starts_outside_the_package():
         (["push", "--help"], ["--create-pr"]),
         (["report", "--help"], ["--output", "RUN"]),
         (["compare", "--help"], ["--methods", "--seeds"]),
+        (["app", "--help"], ["--against", "--port", "127.0.0.1"]),
     ],
     ids=" ".join,
 )

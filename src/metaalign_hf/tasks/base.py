@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 from transformers import PreTrainedModel
 
 from ..batch_norm import RECALIBRATION_IMAGES, Rows, batch_statistics
@@ -422,6 +424,16 @@ class Task:
             skip: Called with the number of an image that cannot be read, and why; it is then left out.
         """
         raise UserError("predict: this task has no predictions outside a run")
+
+    @staticmethod
+    def confidences(answer: Answer) -> list[tuple[str, float]]:
+        """What an answer says as names with confidences in 0..1, the first one first; empty for words alone."""
+        return []
+
+    @staticmethod
+    def picture(image: Tensor, answer: Answer) -> Image.Image:
+        """An image `(3, H, W)`, uint8, with what can be drawn of an answer in it."""
+        return to_pil_image(image)
 
     @classmethod
     def finish(cls, answers: list[Answer], options: argparse.Namespace) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from ...paths import printable
 from ...progress import track
 from ..base import Answer, Measured, Skip
 
-__all__ = ["answers", "measure"]
+__all__ = ["answers", "confidences", "measure"]
 
 
 def measure(model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int) -> Measured:
@@ -88,6 +89,13 @@ def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Names
             if options.all_probabilities:
                 row |= {f"p_{name}": round(value, 6) for name, value in zip(names, whole, strict=True)}
             yield Answer([line], [row])
+
+
+def confidences(answer: Answer) -> list[tuple[str, float]]:
+    """The classes of an answer with their probabilities; see `Task.confidences`."""
+    (row,) = answer.rows
+    ends = [name.removeprefix("label") for name in row if re.fullmatch(r"label(_\d+)?", name)]
+    return [(row[f"label{end}"], row[f"probability{end}"]) for end in ends]
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -87,6 +87,7 @@ class ClassificationTask(Task):
     annotations = LABELS
     measure = staticmethod(serving.measure)
     answers = staticmethod(serving.answers)
+    confidences = staticmethod(serving.confidences)
 
     def __init__(
         self,

@@ -10,7 +10,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+from PIL import Image
 from rich.table import Table
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...configuration import DomainConfig
@@ -26,7 +29,10 @@ from ...reports.detections import draw_objects
 from ...tables import write_table, write_text
 from ..base import Answer, Measured, Skip
 
-__all__ = ["answers", "finish", "json_value", "measure"]
+__all__ = ["answers", "confidences", "finish", "json_value", "measure", "picture"]
+
+_LEAST_SIDE = 320
+"""Pixels of the shorter side of a picture with boxes."""
 
 _COLUMNS = ("file", "label", "score", "x_min", "y_min", "x_max", "y_max")
 
@@ -87,10 +93,28 @@ def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Names
             drawn.add(name)
             with writing(options.draw):
                 options.draw.mkdir(parents=True, exist_ok=True)
-                draw_objects(image, found, labels, 320).save(options.draw / f"{name}.png")
+                draw_objects(image, found, labels, _LEAST_SIDE).save(options.draw / f"{name}.png")
         place = printable(path.absolute())
         described = {"id": index, "file_name": place, "width": image.shape[2], "height": image.shape[1]}
         yield Answer(lines, rows, (described, entries, labels))
+
+
+def confidences(answer: Answer) -> list[tuple[str, float]]:
+    """The objects of an answer with their scores; see `Task.confidences`."""
+    return [(row["label"], row["score"]) for row in answer.rows]
+
+
+def picture(image: Tensor, answer: Answer) -> Image.Image:
+    """An image `(3, H, W)` with the boxes of an answer; see `Task.picture`."""
+    _, entries, labels = answer.details
+    boxes = torch.tensor([entry["bbox"] for entry in entries]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    found = Detections(
+        boxes,
+        torch.tensor([entry["score"] for entry in entries]),
+        torch.tensor([entry["category_id"] for entry in entries], dtype=torch.long),
+    )
+    return draw_objects(image, found, labels, _LEAST_SIDE)
 
 
 def finish(answers: list[Answer], options: argparse.Namespace) -> list[str]:

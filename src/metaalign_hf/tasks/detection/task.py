@@ -64,6 +64,8 @@ class DetectionTask(Task):
     annotations = OBJECTS
     measure = staticmethod(serving.measure)
     answers = staticmethod(serving.answers)
+    confidences = staticmethod(serving.confidences)
+    picture = staticmethod(serving.picture)
     finish = staticmethod(serving.finish)
 
     def __init__(
