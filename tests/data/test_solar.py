@@ -131,6 +131,7 @@ def test_average_precision_needs_images_of_the_positive_class(tmp_path, capsys):
         (tmp_path / f"{name}_test.txt").write_text("".join(f"{path} 0\n" for path in sound))
     words = ["--data.source", "solar_mono", "--data.target", f"list:{tmp_path / 'poly.txt'}"]
     words += ["--data.target.test_path", str(tmp_path / "poly_test.txt")]
+    words += ["--data.target.outside_root", "allow"]
     (tmp_path / "names.txt").write_text("sound\ndefective\n")
     words += ["--data.target.labels_file", str(tmp_path / "names.txt"), "--training.metric", "average_precision"]
     words += ["--model.backbone", "timm/resnet10t", "--model.pretrained", "false", "--training.max_steps", "1"]

@@ -55,6 +55,8 @@ class DomainConfig:
             for other kinds a display name.
         path: Folder of images, list file, or data set id or folder.
         root: Folder that the paths of a list start from; by default the list's own folder.
+        outside_root: refuse a path that leaves the folder which the paths of a list, a coco, voc or yolo domain start
+            from, by `..`, as an absolute path or by a link; or allow it, in files that you trust.
         labels_file: Class names of a list, or of a data set whose labels are plain integers, one a line.
         test_path: Folder or list of test images; the same as path tests on the training images, as published tables do.
         annotations: The json file of a coco domain.
@@ -81,6 +83,7 @@ class DomainConfig:
     name: str | None = None
     path: str | None = None
     root: str | None = None
+    outside_root: Literal["refuse", "allow"] = "refuse"
     labels_file: str | None = None
     test_path: str | None = None
     annotations: str | None = None

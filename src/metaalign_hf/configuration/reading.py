@@ -155,7 +155,7 @@ DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
     "solar": (),
     "digit_scenes": ("classes",),
     "imagefolder": ("path", "test_path", *_SPLIT),
-    "list": ("path", "root", "labels_file", "test_path", *_SPLIT),
+    "list": ("path", "root", "outside_root", "labels_file", "test_path", *_SPLIT),
     "dataset": (
         "path",
         "labels_file",
@@ -167,9 +167,9 @@ DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
         *_OBJECTS,
         *_SPLIT,
     ),
-    "coco": ("path", "annotations", "test_annotations", "test_path", *_OBJECTS, *_SPLIT),
-    "voc": ("path", "train_split", "test_split", *_OBJECTS, *_SPLIT),
-    "yolo": ("path", "train_split", "test_split", *_OBJECTS, *_SPLIT),
+    "coco": ("path", "outside_root", "annotations", "test_annotations", "test_path", *_OBJECTS, *_SPLIT),
+    "voc": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
+    "yolo": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
     **dict.fromkeys(FILE_KINDS, _FILES),
 }
 _TEST_IMAGES = ("test_path", "test_split", "test_annotations")

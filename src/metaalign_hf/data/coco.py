@@ -11,6 +11,7 @@ from ..paths import is_file
 from ..text_files import read_json
 from .annotations import ClassNames, FoundObject, corners, header_size, packed, required_entry, required_id
 from .bad_boxes import BoxCheck
+from .boundary import Boundary
 from .domains import RawDomain
 from .images import FileLoader, ImageSet
 from .objects import DetectionSet
@@ -32,12 +33,12 @@ def read_coco(config: DomainConfig) -> RawDomain[DetectionSet]:
     check = BoxCheck(name, config.bad_boxes)
     document = _read_json(config.annotations, name)
     names = ClassNames(config, _coco_categories(document, config.annotations)[1])
-    train = _coco_set(document, config.annotations, config.path, name, names, check)
+    train = _coco_set(document, config.annotations, config.path, config, names, check)
     test = None
     if config.test_annotations is not None:
         other = _read_json(config.test_annotations, name)
         ClassNames(config, _coco_categories(other, config.test_annotations)[1])
-        test = _coco_set(other, config.test_annotations, config.test_path or config.path, name, names, check)
+        test = _coco_set(other, config.test_annotations, config.test_path or config.path, config, names, check)
     return RawDomain(name, names.names, train, test, check.notes())
 
 
@@ -70,9 +71,10 @@ def _coco_categories(document: dict[str, Any], file: str) -> tuple[dict[int | st
 
 
 def _coco_set(
-    document: dict[str, Any], file: str, root: str | None, name: str, names: ClassNames, check: BoxCheck
+    document: dict[str, Any], file: str, root: str | None, config: DomainConfig, names: ClassNames, check: BoxCheck
 ) -> DetectionSet:
     folder = Path(root).expanduser() if root is not None else Path(file).expanduser().parent
+    boundary = Boundary(folder, config, "path")
     by_id, _ = _coco_categories(document, file)
     rows: dict[int | str, int] = {}
     paths, places, sizes = [], [], []
@@ -83,6 +85,7 @@ def _coco_set(
             raise UserError(f"{where}: id {number} is that of images[{rows[number]}] already; image ids must differ")
         rows[number] = row
         path = folder / str(required_entry(entry, "file_name", where))
+        boundary.require(path, where)
         if not is_file(path):
             raise UserError(f"{where}: image {path} does not exist; set path to the folder that file names start from")
         paths.append(path)
@@ -112,7 +115,7 @@ def _coco_set(
         box = check.clip(corners(required_entry(entry, "bbox", where), "xywh", where), sizes[rows[image]], where)
         if box is not None:
             found[rows[image]].append((box, label, bool(entry.get("iscrowd", 0))))
-    images = ImageSet(name, len(paths), FileLoader(tuple(paths), tuple(places)), None, tuple(paths))
+    images = ImageSet(config.describe(), len(paths), FileLoader(tuple(paths), tuple(places)), None, tuple(paths))
     return DetectionSet(images, packed(found), tuple(sizes))
 
 

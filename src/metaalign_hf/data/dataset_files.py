@@ -51,7 +51,7 @@ def open_dataset(config: DomainConfig) -> tuple[Any, DomainConfig]:
     try:
         splits = datasets.load_dataset(config.kind, data_files=files)
     except Exception as error:
-        raise UserError(f"domain {name}: {config.path} cannot be loaded: {one_line(error)[:300]}") from error
+        raise UserError(f"domain {name}: {config.path} cannot be loaded: {_reason(error)}") from error
     test = "test" if config.test_path is not None else None
     config = replace(config, kind="dataset", name=name, test_path=None, test_split=test)
     columns = splits["train"].column_names
@@ -85,9 +85,12 @@ def _load_splits(config: DomainConfig, name: str) -> Any:
             return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
         return datasets.load_dataset(str(path), name=config.config_name, revision=config.revision)
     except Exception as error:
-        raise UserError(
-            f"domain {name}: the data set {config.path} cannot be loaded: {one_line(error)[:300]}"
-        ) from error
+        raise UserError(f"domain {name}: the data set {config.path} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong: `datasets` says of some errors only that one occurred, and what it was is its cause."""
+    return one_line(error.__cause__ or error)[:300]
 
 
 def dataset_split(splits: Any, split: str, config: DomainConfig, name: str) -> Any:

@@ -13,6 +13,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from ..paths import is_file
 from ..text_files import read_text
+from .boundary import Boundary
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .notes import transparency_notes
@@ -86,35 +87,43 @@ def _read(path: str, config: DomainConfig, name: str) -> _Rows:
     if unlabelled is not None and labels:
         raise UserError(f"{file}, line {unlabelled}: no label after the path; lines are `path label`")
     rows = _Rows(Places(str(file), lines), PathList(root, tuple(names)), labels or None)
-    if (missing := _first_missing(rows.paths)) is not None:
-        image = str(rows.paths[missing])
+    boundary = Boundary(root, config, "root")
+    if (number := _first_unsound(rows.paths, boundary)) is not None:
+        path = rows.paths[number]
+        if not boundary.holds(path):
+            raise boundary.error(path, rows.places[number])
         advice = "set root to the folder that paths start from"
-        if other := _other_separator(image):
+        if other := _other_separator(str(path)):
             advice = f"separate path and label by a space or a tab, not by {other!r}"
-        raise UserError(f"{rows.places[missing]}: image {image} does not exist; {advice}")
+        raise UserError(f"{rows.places[number]}: image {path} does not exist; {advice}")
     return rows
 
 
-def _first_missing(paths: PathList) -> int | None:
-    """Number of the first path that is no file. Folders are listed once each, which asks less of a disk than files."""
-    found: dict[str, set[str] | None] = {}
+def _first_unsound(paths: PathList, boundary: Boundary) -> int | None:
+    """Number of the first path that leaves the folder or is no file.
+
+    Folders are listed once each, which asks less of a disk than files.
+    """
+    found: dict[str, set[str]] = {}
     for number, name in enumerate(paths.names):
         folder, _, base = name.rpartition("/")
         if folder not in found:
-            found[folder] = _files_in(os.path.join(paths.root, folder or ("/" if name.startswith("/") else "")))
-        files = found[folder]
-        if (files is None or base not in files) and not is_file(paths[number]):
+            place = os.path.join(paths.root, folder or ("/" if name.startswith("/") else ""))
+            found[folder] = _sound_files(place, boundary)
+        if base not in found[folder] and not (boundary.holds(path := paths[number]) and is_file(path)):
             return number
     return None
 
 
-def _files_in(folder: str) -> set[str] | None:
-    """Names of the files in a folder; None where it cannot be listed."""
+def _sound_files(folder: str, boundary: Boundary) -> set[str]:
+    """Names of files in a folder that need no further look: links do, unless they may lead anywhere."""
+    if not boundary.holds_folder(folder):
+        return set()
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=boundary.lifted)}
     except (OSError, ValueError):
-        return None
+        return set()
 
 
 def _other_separator(image: str) -> str | None:

@@ -15,6 +15,7 @@ from ..paths import is_file
 from ..text_files import read_text
 from .annotations import ClassNames, FoundObject, header_size, packed
 from .bad_boxes import BoxCheck
+from .boundary import Boundary
 from .dataset_files import required_path
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
@@ -37,8 +38,8 @@ def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
         raise UserError(f"domain {name}: the folder {root} does not exist")
     check = BoxCheck(name, config.bad_boxes)
     names = ClassNames(config)
-    train = _voc_set(root, config.train_split, name, names, check)
-    test = _voc_set(root, config.test_split, name, names, check) if config.test_split is not None else None
+    train = _voc_set(root, config.train_split, config, names, check)
+    test = _voc_set(root, config.test_split, config, names, check) if config.test_split is not None else None
     if names.fixed:
         return RawDomain(name, names.names, train, test, check.notes())
     if not names.names:
@@ -50,12 +51,14 @@ def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
     return RawDomain(name, ordered, train, test, check.notes())
 
 
-def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCheck) -> DetectionSet:
+def _voc_set(root: Path, splits: str, config: DomainConfig, names: ClassNames, check: BoxCheck) -> DetectionSet:
     """The images of one or several lists `[folder/]split`."""
+    name = config.describe()
     paths, places, sizes, found = [], [], [], []
     for part in splits.split(","):
         folder, _, split = part.strip().rpartition("/")
         base = root / folder
+        boundary = Boundary(base, config)
         listing = base / "ImageSets" / "Main" / f"{split}.txt"
         text = read_text(listing, f"domain {name}: the list")
         stems = [line.split()[0] for line in text.splitlines() if line.strip()]
@@ -71,7 +74,10 @@ def _voc_set(root: Path, splits: str, name: str, names: ClassNames, check: BoxCh
             image = next((path for path in candidates if is_file(path)), None)
             if image is None:
                 raise UserError(f"{where}: there is no image {base / 'JPEGImages' / stem}.*")
-            size, objects = _voc_objects(base / "Annotations" / f"{stem}.xml", image, names, check)
+            annotation = base / "Annotations" / f"{stem}.xml"
+            boundary.require(image, where)
+            boundary.require(annotation, where)
+            size, objects = _voc_objects(annotation, image, names, check)
             paths.append(image)
             places.append(where)
             sizes.append(size)

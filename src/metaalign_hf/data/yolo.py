@@ -14,6 +14,7 @@ from ..paths import is_file
 from ..text_files import read_text, read_yaml
 from .annotations import ClassNames, FoundObject, header_size, packed
 from .bad_boxes import BoxCheck
+from .boundary import Boundary
 from .dataset_files import required_path
 from .domains import RawDomain
 from .images import FileLoader, ImageSet, find_images
@@ -42,10 +43,10 @@ def read_yolo(config: DomainConfig) -> RawDomain[DetectionSet]:
         raise UserError(f"domain {name}: {file} must have names and splits, such as train")
     classes = _class_names(document.get("names"), file)
     check, names = BoxCheck(name, config.bad_boxes), ClassNames(config, classes)
-    train = _split(document, config.train_split, file, name, classes, names, check)
+    train = _split(document, config.train_split, file, config, classes, names, check)
     test = None
     if config.test_split is not None:
-        test = _split(document, config.test_split, file, name, classes, names, check)
+        test = _split(document, config.test_split, file, config, classes, names, check)
     labelled = train.objects is not None and (test is None or test.objects is not None)
     if not labelled:
         train, test = train.without_annotations(), None if test is None else test.without_annotations()
@@ -64,7 +65,7 @@ def _split(
     document: dict[str, Any],
     split: str,
     file: Path,
-    name: str,
+    config: DomainConfig,
     classes: list[str],
     names: ClassNames,
     check: BoxCheck,
@@ -73,13 +74,13 @@ def _split(
         known = ", ".join(key for key in document if key not in ("names", "nc", "path"))
         raise UserError(f"{file}: there is no split {split!r}; it has {known}")
     entries = document[split] if isinstance(document[split], list) else [document[split]]
-    root = file.parent / str(document.get("path") or "")
-    paths = [path for entry in entries for path in _images(root, str(entry), file, split)]
+    root, boundary = file.parent / str(document.get("path") or ""), Boundary(file.parent, config)
+    paths = [path for entry in entries for path in _images(root, str(entry), file, split, boundary)]
     if not paths:
         raise UserError(f"{file}: split {split} has no images")
     labels = [_label_file(path) for path in paths]
     sizes = tuple(header_size(path, f"{file}, {split}") for path in paths)
-    images = ImageSet(name, len(paths), FileLoader(tuple(paths)), None, tuple(paths))
+    images = ImageSet(config.describe(), len(paths), FileLoader(tuple(paths)), None, tuple(paths))
     if not any(labels):
         return DetectionSet(images, None, sizes)
     found = [
@@ -89,17 +90,19 @@ def _split(
     return DetectionSet(images, packed(found), sizes)
 
 
-def _images(root: Path, entry: str, file: Path, split: str) -> list[Path]:
+def _images(root: Path, entry: str, file: Path, split: str, boundary: Boundary) -> list[Path]:
     """Images of a folder, or those that a text file lists; exports write `../train/images` for `train/images`."""
     place = next((p for p in (root / entry, root / entry.removeprefix("../")) if p.exists()), None)
     if place is None:
         raise UserError(f"{file}: {split} is {entry}, and {root / entry} does not exist")
+    boundary.require(place, f"{file}, {split}")
     if place.is_dir():
         return find_images(place)
     found = []
     for number, line in enumerate(read_text(place, f"{split}:").splitlines(), start=1):
         if line.strip():
             path = root / line.strip()
+            boundary.require(path, f"{place}, line {number}")
             if not is_file(path):
                 raise UserError(f"{place}, line {number}: image {path} does not exist")
             found.append(path)
