@@ -88,14 +88,14 @@ def _read(path: str, config: DomainConfig, name: str) -> _Rows:
         raise UserError(f"{file}, line {unlabelled}: no label after the path; lines are `path label`")
     rows = _Rows(Places(str(file), lines), PathList(root, tuple(names)), labels or None)
     boundary = Boundary(root, config, "root")
-    if (number := _first_unsound(rows.paths, boundary)) is not None:
-        path = rows.paths[number]
-        if not boundary.holds(path):
-            raise boundary.error(path, rows.places[number])
+    if (row := _first_unsound(rows.paths, boundary)) is not None:
+        unsound = rows.paths[row]
+        if not boundary.holds(unsound):
+            raise boundary.error(unsound, rows.places[row])
         advice = "set root to the folder that paths start from"
-        if other := _other_separator(str(path)):
+        if other := _other_separator(str(unsound)):
             advice = f"separate path and label by a space or a tab, not by {other!r}"
-        raise UserError(f"{rows.places[number]}: image {path} does not exist; {advice}")
+        raise UserError(f"{rows.places[row]}: image {unsound} does not exist; {advice}")
     return rows
 
 
