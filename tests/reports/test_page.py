@@ -21,6 +21,7 @@ from metaalign_hf.evaluation.domain_distance import proxy_a_distance
 from metaalign_hf.reports.outputs import add_outputs, read_outputs
 from metaalign_hf.reports.page import features
 from metaalign_hf.reports.page.classes import confusion_matrix
+from tests.helpers.browser import BROWSER
 from tests.helpers.runs import train
 
 
@@ -193,7 +194,6 @@ def test_a_folder_with_something_else_is_left_alone(finished, tmp_path, capsys):
     assert "holds no report" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>addEventListener("load", () => document.documentElement.setAttribute("data-probe", JSON.stringify({
 widths: [...document.images].map(i => i.naturalWidth), shown: [...document.images].map(i => i.clientWidth),
 over: document.documentElement.scrollWidth - innerWidth})))</script></body>"""
