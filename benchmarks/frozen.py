@@ -49,6 +49,8 @@ class Domain:
 class Network(nn.Module):
     """Two hidden layers, a classifier and an alignment objective."""
 
+    alignment_scale: Tensor | None = None
+
     def __init__(self, width: int, classes: int, objective: str) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
@@ -82,7 +84,7 @@ class Network(nn.Module):
         unknown = labels.new_full((len(logits) - rows,), -100)
         domains = torch.cat([labels.new_zeros(rows), labels.new_ones(len(logits) - rows)])
         batch = AlignmentBatch(features, logits, domains, progress, torch.cat([labels, unknown]))
-        return self.alignment(batch).loss
+        return self.alignment(batch if self.alignment_scale is None else batch.scaled(self.alignment_scale)).loss
 
 
 Coordinate = Callable[[torch.optim.Optimizer, Network], Any]
@@ -181,6 +183,12 @@ def _train(
             closures = _closures(network, images, labels, unlabelled, done)
             if terms is not None:
                 closures = terms.added(closures, unlabelled, draws[1].chosen, done)
+            if (share := coordinator.share) is not None:  # as `training.gradient` does
+                if share.due(step):
+                    network.alignment_scale = None
+                    full = _closures(network, images, labels, unlabelled, 1.0)
+                    share.take(*coordinator.shared_norms(full.task, full.alignment))
+                network.alignment_scale = torch.tensor(share.scale)
             coordinator.backward(closures.task, closures.alignment, both=closures.both, step=step)
         stepper.step()
         if terms is not None and terms.average is not None:

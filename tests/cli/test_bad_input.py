@@ -76,6 +76,19 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
             ["--coordination.smoothing", "0.1", "--coordination.method", "source_only"],
             ["coordination.smoothing", "source_only"],
         ),
+        (["--coordination.alignment_share", "0"], ["alignment_share is 0.0: it must be a finite number above 0 or"]),
+        (["--coordination.alignment_share", ".inf"], ["alignment_share is inf: it must be a finite number above 0"]),
+        (
+            ["--coordination.alignment_share", "0.25", "--coordination.method", "source_only"],
+            ["coordination.alignment_share is 0.25: with coordination.method source_only nothing reads it"],
+        ),
+        (
+            [
+                *("--coordination.alignment_share", "0.25", "--model.alignment", "null"),
+                *("--training.target_losses", "information_maximization"),
+            ],
+            ["coordination.alignment_share is 0.25: with model.alignment null there is nothing to scale; drop it\n"],
+        ),
         (["--coordination.order", "3"], ["coordination.order", "1, 2"]),
         (["--coordination.inner_scope", "neck"], ["coordination.inner_scope", "last_stage"]),
         (["--coordination.groups", "layer"], ["coordination.groups", "stage"]),

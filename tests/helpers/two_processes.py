@@ -191,6 +191,14 @@ def averages_of_statistics(rank: int) -> None:
     assert torch.equal(*found)
 
 
+def norms(model, rank, world):
+    """What an alignment share measures, of two micro-batches a process."""
+    batches = list(data(rank, world, 2 // world))
+    joint = Joint(torch.optim.SGD(model.parameters(), lr=0.3), module=model)
+    task = [lambda b=b: model(b[0][: len(b[1])], b[1], "task") for b in batches]
+    return joint.shared_norms(task, [lambda b=b: model(b[0], b[2], "alignment") for b in batches])
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -213,6 +221,12 @@ def main() -> None:
             bare = shard(build(network), mesh=mesh)
             found = step(bare, bare, rank, world, micro_batches, share, **options)
             compare(f"fsdp {name} {network.__name__}", found, expected, 1e-10, 1e-13)
+
+        expected = norms(build(network), 0, 1)
+        wrapped = DistributedDataParallel(build(network), find_unused_parameters=True)
+        for kind, model in (("ddp", wrapped), ("fsdp", shard(build(network), mesh=mesh))):
+            for value, wanted in zip(norms(model, rank, world), expected, strict=True):
+                assert abs(value - wanted) <= 1e-10 * wanted, (kind, "norms", network.__name__, value, wanted)
 
         reference = build(network).float()
         expected = step(copy.deepcopy(reference).double(), reference.double(), 0, 1, 1, False)

@@ -36,6 +36,10 @@ CELLS = {
     "memory, accumulation": [*REMEMBERED, "--training.gradient_accumulation_steps", "3", *EVERY],
     "joint, average": ["--coordination.method", "joint", "--training.ema_decay", "0.9", *EVERY],
     "heun": ["--coordination.method", "heun", "--optimizer.name", "adamw"],
+    "a share, accumulation": [
+        *("--coordination.method", "joint", "--coordination.alignment_share", "0.25"),
+        *("--training.gradient_accumulation_steps", "2"),
+    ],
     "weights of groups": ["--coordination.groups", "stage"],
     "last stage": ["--coordination.inner_scope", "last_stage", "--training.batch_norm", "train"],
     "taught by its average": ["--training.target_losses", "[{name: self_training, threshold: 0.1}]", *EVERY],

@@ -114,6 +114,8 @@ def test_the_default_search_starts_from_the_configuration():
     assert few[0] == settings(space, None, 0)[0] and len(few) == 5
     joint = load_config(TINY, {"coordination.method": "joint"})
     assert list(default_space(joint)) == ["optimizer.lr", "model.alignment"]
+    shared = load_config(TINY, {"coordination.method": "joint", "coordination.alignment_share": 0.3})
+    assert default_space(shared)["coordination.alignment_share"] == [0.3, 0.1] and len(default_space(shared)) == 2
 
 
 @pytest.mark.parametrize(

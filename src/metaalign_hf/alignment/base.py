@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .gradient_scale import scale_gradient
 
 __all__ = ["IGNORED_LABEL", "AlignmentBatch", "AlignmentObjective", "AlignmentOutput", "weighted_sum"]
 
@@ -46,6 +47,16 @@ class AlignmentBatch:
             domain_labels=self.domain_labels[kept],
             labels=None if self.labels is None else self.labels[kept],
             source_index=None if self.source_index is None else self.source_index[kept],
+        )
+
+    def scaled(self, scale: Tensor) -> AlignmentBatch:
+        """The batch, whose gradient on its way into the network is multiplied by a scalar; see `scale_gradient`."""
+        weight = self.classifier_weight
+        return replace(
+            self,
+            features=scale_gradient(self.features, scale),
+            logits=scale_gradient(self.logits, scale),
+            classifier_weight=None if weight is None else scale_gradient(weight, scale),
         )
 
     def split(self, values: Tensor, objective: str, at_least: int = 1) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,7 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
         "groups": (_FRESH, _JOINT),
         "weight_lr": ((*_FRESH, _is("groups", "stage")),),
         "smoothing": (_FRESH, _JOINT),
+        "alignment_share": (_MOVES, _JOINT),
     },
     "model": {
         "backbone": (_CLASSIFIER,),

@@ -115,6 +115,10 @@ class CoordinationConfig(Section):
         weight_lr: Step size of these weights; 0 keeps them at 1.
         smoothing: Radius of a sharpness-aware task gradient (SDAT), such as 0.02, for metaalign and joint alike; it
             costs one more task pass a step. 0 takes the plain gradient.
+        alignment_share: Scale the gradient that alignment sends into the network, so that at full strength it has this
+            share of the task gradient's length, such as 0.25, whatever the units of the losses. Both are measured now
+            and then, over the parameters that both train, which costs about a tenth of a joint step. Discriminators
+            learn as ever, and weights in model.alignment count among its objectives alone. null leaves it as it is.
     """
 
     method: Literal["metaalign", "joint", "extragradient", "heun", "pga", "source_only", "target_only"] = "metaalign"
@@ -133,6 +137,7 @@ class CoordinationConfig(Section):
     groups: Literal["none", "stage"] = "none"
     weight_lr: float = 0.1
     smoothing: float = 0.0
+    alignment_share: float | None = None
 
     SECTION = "coordination"
     LIMITS: ClassVar[Mapping[str, Limits]] = {
@@ -141,6 +146,7 @@ class CoordinationConfig(Section):
         "refresh_every": Limits(1),
         "weight_lr": Limits(0),
         "smoothing": Limits(0),
+        "alignment_share": Limits(0, inside=True),
     }
 
     @property
@@ -404,6 +410,11 @@ class Config:
             raise UserError(
                 "training.baseline: the run is a source-only one itself; set it to false, or coordination.method to "
                 "joint or metaalign, or training.recalibrate_bn to target"
+            )
+        share = self.coordination.alignment_share
+        if share is not None and self.model.alignment is None and self.model.checkpoint is None:
+            raise UserError(
+                f"coordination.alignment_share is {share}: with model.alignment null there is nothing to scale; drop it"
             )
         if self.model.freeze == "all":
             if training.batch_norm not in ("auto", "frozen"):

@@ -35,6 +35,7 @@ from .metaalign import MetaAlign
 from .remembered import REMEMBERED, RememberedMetaAlign
 from .report import ROLES, StepReport
 from .roles import SCHEDULES, Roles
+from .share import AlignmentShare
 from .shared_prefix import SharedPrefix
 from .stages import Stage, find_stages, trunk_stages
 from .statistics import frozen_running_statistics, has_live_statistics
@@ -46,6 +47,7 @@ __all__ = [
     "SCHEDULES",
     "SCOPES",
     "SOLVERS",
+    "AlignmentShare",
     "Coordinator",
     "DoublyPerturbed",
     "Game",

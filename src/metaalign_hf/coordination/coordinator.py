@@ -20,6 +20,7 @@ from .inner_step import InnerStep, require_number
 from .penalty import SharedPenalty
 from .perturbation import Perturbation
 from .report import ROLES, StepReport
+from .share import AlignmentShare
 from .shared_prefix import SharedPrefix
 from .statistics import frozen_running_statistics
 from .wrapping import no_sync_of, unwrapped
@@ -60,6 +61,8 @@ class Coordinator(ABC):
 
     Attributes:
         inner: The inner step; None where there is none.
+        share: What the state of the coordinator has of a share of the task gradient, where one is measured; None where
+            the alignment gradient is taken as it is. See `shared_norms`.
         step: Number of steps taken.
 
     Raises:
@@ -67,6 +70,7 @@ class Coordinator(ABC):
     """
 
     inner: InnerStep | None = None
+    share: AlignmentShare | None = None
 
     def __init__(
         self,
@@ -155,6 +159,38 @@ class Coordinator(ABC):
             self._overflowed("task", norm(p.grad for p in parameters))
         return StepReport(first, loss, None)
 
+    def shared_norms(
+        self, task: Sequence[Closure], alignment: Sequence[Closure], shared: Sequence[SharedPrefix] = ()
+    ) -> tuple[float, float]:
+        """Norms of the two gradients over the parameters that both objectives reach, for `AlignmentShare`.
+
+        The same on all processes. It costs a pass of each, waits for the device, and changes nothing: gradients are
+        cleared, and running statistics stay.
+
+        Args:
+            task: As for `backward`.
+            alignment: As for `backward`.
+            shared: As for `backward`; the parameters are then those behind the prefix.
+
+        Raises:
+            ValueError: If there is no such parameter.
+        """
+        parameters = optimizer_parameters(self.optimizer)
+        found: list[list[Tensor | None]] = []
+        with frozen_running_statistics(self.module or nn.Module()):
+            for closures in (task, alignment):
+                self.optimizer.zero_grad(set_to_none=True)
+                self._run(closures)
+                found.append(take_gradients(parameters))
+        for prefix in shared:
+            prefix.forget()
+        both = [pair for pair in zip(*found, strict=True) if pair[0] is not None and pair[1] is not None]
+        if not both:
+            raise ValueError("alignment_share: task and alignment train no parameter together")
+        task_norm, alignment_norm = (norm(gradients) for gradients in zip(*both, strict=True))
+        assert task_norm is not None and alignment_norm is not None
+        return float(task_norm) / self._scale(), float(alignment_norm) / self._scale()
+
     @abstractmethod
     def _take(self, passes: StepClosures, step: int) -> StepReport:
         """Leave the gradient of the step in `.grad`, which holds that of the step before."""
@@ -172,7 +208,8 @@ class Coordinator(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values: the number of steps, and the inner step's; see also `memory`."""
-        return {"step": self.step, **({} if self.inner is None else self.inner.state_dict())}
+        share = {} if self.share is None else {"share": self.share.state_dict()}
+        return {"step": self.step, **({} if self.inner is None else self.inner.state_dict()), **share}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave.
@@ -183,6 +220,8 @@ class Coordinator(ABC):
         self.step = state["step"]
         if self.inner is not None:
             self.inner.load_state_dict(state)
+        if self.share is not None:
+            self.share.load_state_dict(state["share"])
 
     @property
     def memory(self) -> nn.Module | None:

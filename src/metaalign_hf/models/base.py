@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .loading import align_memory, refuse_lost_tensors
@@ -16,7 +16,14 @@ __all__ = ["MetaAlignModel"]
 
 
 class MetaAlignModel(PreTrainedModel):
-    """A model of transformers, at `base_model_prefix`, with alignment heads at `alignment`."""
+    """A model of transformers, at `base_model_prefix`, with alignment heads at `alignment`.
+
+    Attributes:
+        alignment_scale: Scalar by which the gradient is multiplied that alignment sends into the inner model, while
+            alignment heads learn as ever; None leaves it as it is. Set for a step, and never saved.
+    """
+
+    alignment_scale: Tensor | None = None
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -267,6 +267,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
                 classifier_weight=self.effective_classifier()[0],
                 source_index=source_index,
             )
+            if self.alignment_scale is not None:
+                batch = batch.scaled(self.alignment_scale)
             taking_part = domain_labels != IGNORED_LABEL
             aligned = self.alignment(batch if bool(taking_part.all()) else batch.rows(taking_part))
             alignment_loss, parts = aligned.penalty if objective == "penalty" else aligned.loss, aligned.parts

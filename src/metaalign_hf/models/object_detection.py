@@ -222,16 +222,15 @@ class MetaAlignForObjectDetection(MetaAlignModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.alignment is not None
         objectness = self.adapter.probabilities(features.logits.detach()).amax(-1)
-        aligned = self.alignment(
-            DetectionAlignmentBatch(
-                maps=features.maps,
-                encoder=features.encoder,
-                queries=features.queries,
-                objectness=objectness,
-                domain_labels=domain_labels,
-                progress=progress,
-            )
+        batch = DetectionAlignmentBatch(
+            maps=features.maps,
+            encoder=features.encoder,
+            queries=features.queries,
+            objectness=objectness,
+            domain_labels=domain_labels,
+            progress=progress,
         )
+        aligned = self.alignment(batch if self.alignment_scale is None else batch.scaled(self.alignment_scale))
         return aligned.loss, aligned.parts
 
     @property

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
 from ..configuration import Config
-from ..coordination import StepReport
+from ..coordination import AlignmentShare, StepReport
+from ..errors import UserError
+from ..models.base import MetaAlignModel
 from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Batch, StepClosures, Task
 from .steps import adaptation_step, build_coordinator
@@ -32,6 +36,9 @@ class StepGradient:
 
     Attributes:
         coordinator: Turns task and alignment into one gradient.
+
+    Raises:
+        UserError: If a share of the task gradient is asked for, and there is no alignment whose gradient it could be.
     """
 
     def __init__(
@@ -45,6 +52,13 @@ class StepGradient:
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
         self.coordinator = build_coordinator(config.coordination, optimizer, model, accelerator)
+        if (share := config.coordination.alignment_share) is not None:
+            if not isinstance(task.model, MetaAlignModel) or task.model.alignment is None:
+                raise UserError(
+                    f"coordination.alignment_share is {share}: the model has no alignment objective; drop it, or name "
+                    "one in model.alignment"
+                )
+            self.coordinator.share = AlignmentShare(share)
 
     def leave(
         self, source: list[Batch], target: list[Batch], step: int, done: float
@@ -68,7 +82,28 @@ class StepGradient:
             return self.coordinator.backward_alone(closures.task, "source"), figures
         if not self.task.pair.has_source:
             return self.coordinator.backward_alone(closures.alignment, "target"), figures
-        return adaptation_step(self.coordinator, closures, step), figures
+        with self._alignment_scaled(source, target, step) as told:
+            return adaptation_step(self.coordinator, closures, step), {**figures, **told}
+
+    @contextmanager
+    def _alignment_scaled(self, source: list[Batch], target: list[Batch], step: int) -> Iterator[dict[str, float]]:
+        """A context for the passes of a step under a share of the task gradient; yields what the log says of it."""
+        share = self.coordinator.share
+        if share is None:
+            yield {}
+            return
+        if share.due(step):
+            passes = self.task.closures(self.model, source, target, 1.0)
+            try:
+                share.take(*self.coordinator.shared_norms(passes.task, passes.alignment, passes.shared))
+            except ValueError as error:
+                raise UserError(f"coordination.{error}; drop it") from error
+        model = self.task.model
+        model.alignment_scale = torch.tensor(share.scale, device=model.device)
+        try:
+            yield {"alignment_scale": share.scale}
+        finally:
+            model.alignment_scale = None
 
     def _closures(self, source: list[Batch], target: list[Batch], done: float) -> tuple[StepClosures, dict[str, Any]]:
         """The passes of a step, those of the target losses among them, and figures of these for the log."""

@@ -23,12 +23,15 @@ def default_space(config: Config) -> dict[str, list[Any]]:
         config: The configuration, whose own values are the first of each list.
 
     Returns:
-        Values by dotted key. Learning rate: a third and three times as much; weight and inner step: a third.
+        Values by dotted key. Learning rate: a third and three times as much; weight and inner step: a third. Under
+        `coordination.alignment_share` the share stands in the weight's place.
     """
     space: dict[str, list[Any]] = {"optimizer.lr": _around(config.optimizer.lr, 1, 1 / 3, 3)}
     model, coordination = config.model, config.coordination
     aligns = coordination.method not in ("source_only", "target_only")
-    if aligns and model.checkpoint is None and model.alignment is not None:
+    if coordination.alignment_share is not None:
+        space["coordination.alignment_share"] = _around(coordination.alignment_share, 1, 1 / 3)
+    elif aligns and model.checkpoint is None and model.alignment is not None:
         own = ("detr" if model.detector is not None else "cdan") if model.alignment == "auto" else model.alignment
         specs: list[dict[str, Any]] = [
             {"name": s} if isinstance(s, str) else s for s in (own if isinstance(own, list) else [own])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...registry import Registry
 from ..base import AlignmentOutput, weighted_sum
+from ..gradient_scale import scale_gradient
 from ..registry import normalise_specs
 
 __all__ = [
@@ -57,6 +58,10 @@ class Level:
         """Those of the images that a boolean mask `(B,)` keeps."""
         return Level(self.values[kept], None if self.mask is None else self.mask[kept])
 
+    def scaled(self, scale: Tensor) -> Level:
+        """The features, whose gradient is multiplied by a scalar."""
+        return Level(scale_gradient(self.values, scale), self.mask)
+
 
 @dataclass
 class DetectorWidths:
@@ -86,6 +91,15 @@ class DetectionAlignmentBatch:
     objectness: Tensor
     domain_labels: Tensor
     progress: float = 1.0
+
+    def scaled(self, scale: Tensor) -> DetectionAlignmentBatch:
+        """The batch, whose gradient on its way into the network is multiplied by a scalar; see `scale_gradient`."""
+        return replace(
+            self,
+            maps=[level.scaled(scale) for level in self.maps],
+            encoder=[level.scaled(scale) for level in self.encoder],
+            queries=scale_gradient(self.queries, scale),
+        )
 
 
 class AlignmentLevel(nn.Module):
