@@ -128,14 +128,14 @@ def run(
     classes = int(source.labels.max()) + 1
     network = network_of(source.features.shape[-1], classes, objective)
     generator = torch.Generator().manual_seed(seed)
-    draws = [_Draw(domain, generator) for domain in (source, target)]
+    draws = [Draw(domain, generator) for domain in (source, target)]
     if source_lr is not None:
-        _train(network, None, draws, source_lr, steps, optimizer)
+        train_steps(network, None, draws, source_lr, steps, optimizer)
         network.classifier.requires_grad_(False)
     terms = None if target_losses is None else _TargetTerms(target_losses, network, target, classes, seed)
     started = time.perf_counter()
     try:
-        _train(network, coordinate, draws, lr, steps, optimizer, terms, source_free=source_lr is not None)
+        train_steps(network, coordinate, draws, lr, steps, optimizer, terms, source_free=source_lr is not None)
     except FloatingPointError:
         return {**dict.fromkeys(FIGURES, 1 / classes), "bnm": 0.0, "diverged": 1.0, "seconds_per_step": 0.0}
     seconds = (time.perf_counter() - started) / steps
@@ -143,16 +143,17 @@ def run(
     return {**_evaluate(kept, source, target, classes), "seconds_per_step": seconds}
 
 
-def _train(
+def train_steps(
     network: Network,
     coordinate: Coordinate | None,
-    draws: list[_Draw],
+    draws: list[Draw],
     lr: float,
     steps: int,
     optimizer: str,
     terms: _TargetTerms | None = None,
     source_free: bool = False,
 ) -> None:
+    """The steps of a run; `draws` are those of source and target, `coordinate` None trains on the source alone."""
     groups = network.parameter_groups(lr)
     rates = [group["lr"] for group in groups]
     if optimizer == "sgd":
@@ -250,7 +251,7 @@ class _TargetTerms:
         return with_target_losses(closures, self.losses, step)[0]
 
 
-class _Draw:
+class Draw:
     """Endless random batches of a domain's training images, each image in a random view."""
 
     def __init__(self, domain: Domain, generator: torch.Generator) -> None:
