@@ -140,6 +140,10 @@ def check_prompts(prompts: str | Sequence[str], key: str) -> list[str]:
     if not found:
         raise UserError(f"{key}: the list is empty; write one such as {PROMPT!r}")
     for prompt in found:
+        if prompt.startswith("[") and prompt.endswith("]"):
+            raise UserError(
+                f"{key} is {prompt}: in a list each text is in quotes, such as [{PROMPT!r}, 'the {{label}}']"
+            )
         if "{label}" not in prompt:
             raise UserError(f"{key} is {prompt!r}: it must hold {{label}}, such as {PROMPT!r}")
     return found

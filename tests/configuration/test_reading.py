@@ -164,3 +164,28 @@ def test_what_a_file_sets_for_another_method_is_set_aside_by_an_option_on_the_li
     with pytest.raises(UserError, match=r"coordination\.inner_lr is 0\.1: with coordination\.method joint"):
         load_config(own, {"training.max_steps": 3})
     assert load_config(own, {"coordination.method": "heun"}).coordination.inner_lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("{label}", "{label}"),
+        ("a photo: {label}", "a photo: {label}"),
+        ("{label} in the snow", "{label} in the snow"),
+        ("'a {label}'", "a {label}"),
+        ('["{label}", "the {label}"]', ["{label}", "the {label}"]),
+    ],
+)
+def test_braces_and_colons_on_the_line_are_text_where_a_text_is_meant(typed, meant):
+    encoder = [
+        "--data.source",
+        "none",
+        "--data.target",
+        "mnist",
+        "--model.backbone",
+        "clip",
+        "--model.head",
+        "zero_shot",
+    ]
+    assert parse_config([*encoder, "--model.prompt", typed]).model.prompt == meant
+    assert parse_config([*PAIR, "--model.backbone", "{model_type: vit}"]).model.backbone == {"model_type": "vit"}

@@ -94,6 +94,7 @@ def test_with_a_source_and_cached_features(folders, encoder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--model.prompt", "[a {label}, the {label}]"], "in a list each text is in quotes, such as ['a photo of a"),
         (["--model.prompt", "a photo"], "model.prompt is 'a photo': it must hold {label}"),
         (["--model.bottleneck_dim", "8"], "model.bottleneck_dim is 8: with model.head zero_shot nothing reads it"),
         (["--model.head", "linear", "--model.prompt", "the {label}"], "model.prompt is the {label}: with model.head"),

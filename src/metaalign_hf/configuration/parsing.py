@@ -272,7 +272,16 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     if isinstance(value, dict) and key in [f"data.{name}" for name in DOMAINS]:
         return _short_form(value) or value
-    return value
+    # `{label}` and `a photo: {label}` are mappings to YAML.
+    return text if isinstance(value, dict) and _is_text(key) else value
+
+
+def _is_text(key: str) -> bool:
+    """Whether an entry may be a text, and may not be a mapping."""
+    section, _, name = key.partition(".")
+    hint = typing.get_type_hints(_fields(Config).get(section, Config)).get(name)
+    kinds = {typing.get_origin(kind) or kind for kind in (typing.get_args(hint) or (hint,))}
+    return str in kinds and dict not in kinds
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
