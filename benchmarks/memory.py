@@ -24,7 +24,7 @@ BACKBONES = {
     "ViT-B/16": "vit_base_patch16_224",
     "ViT-L/14": "vit_large_patch14_clip_224",
 }
-BATCH, CLASSES = 48, 65
+CLASSES = 65
 WAYS: dict[str, Callable[[MetaAlignForImageClassification], object]] = {
     "all": lambda model: None,
     "last quarter (`freeze: 4`)": lambda model: model.freeze(4),
@@ -33,8 +33,10 @@ WAYS: dict[str, Callable[[MetaAlignForImageClassification], object]] = {
 }
 
 
-def gigabytes(backbone: str, way: str, bf16: bool, checkpointing: bool = False) -> tuple[float, float]:
-    """Weights and their optimiser, and kept activations, in GB (1e9 bytes)."""
+def gigabytes(
+    backbone: str, way: str, bf16: bool, checkpointing: bool = False, images: int = 48
+) -> tuple[float, float]:
+    """Weights and their optimiser, and kept activations of a pass on so many images, in GB (1e9 bytes)."""
     with torch.device("meta"):
         labels = [str(number) for number in range(CLASSES)]
         model = MetaAlignForImageClassification.from_backbone(
@@ -59,12 +61,12 @@ def gigabytes(backbone: str, way: str, bf16: bool, checkpointing: bool = False) 
             return tensor
 
         held: list[torch.Tensor] = []
-        images = torch.randn(BATCH, 3, 224, 224)
+        pixels = torch.randn(images, 3, 224, 224)
         with (
             saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext(),
         ):
-            features = model.pooled(images)
+            features = model.pooled(pixels)
             model.classifier(model.bottleneck(features)).float().logsumexp(1).sum()
     return weights / 1e9, sum(kept.values()) / 1e9
 

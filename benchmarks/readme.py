@@ -22,7 +22,7 @@ import runs
 
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
-    *("step", "model_selection", "batch_norm", "detection", "shares"),
+    *("step", "what_trains", "model_selection", "batch_norm", "detection", "shares"),
 )
 README = Path(__file__).with_name("README.md")
 PAGES = {README: SCRIPTS, README.parents[1] / "docs" / "choosing.md": ("choosing",)}
