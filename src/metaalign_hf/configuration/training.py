@@ -228,7 +228,7 @@ class TrainingConfig(Section):
             frozen with pretrained weights, else mixed.
         recalibrate_bn: target re-estimates the running statistics of batch normalisation on unlabelled target training
             images (AdaBN) in every evaluated and saved model of the adaptation phase; none leaves them.
-        mixed_precision: no, bf16 or fp16.
+        mixed_precision: no, bf16, fp16, or auto: bf16 on a GPU that computes in it, else no.
         device: auto, cpu or cuda.
         gradient_checkpointing: Recompute activations of the backbone in the backward pass to save memory.
         compile: Compile the model with torch.compile.
@@ -286,7 +286,7 @@ class TrainingConfig(Section):
     max_grad_norm: float | None = None
     batch_norm: str = "auto"
     recalibrate_bn: Literal["none", "target"] = "none"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False

@@ -42,7 +42,7 @@ from .given import recorded_config, with_domains_of
 from .journal import Journal
 from .keeping import Keeper
 from .longer import refuse_inexact, why_not_longer
-from .machine import build_accelerator, check_machine, told_lost_process
+from .machine import build_accelerator, check_machine, precision, told_lost_process
 from .publishing import Publisher
 from .run_folder import skipped_checkpoints, take_folder, truncate_metrics, write_config
 from .schedules import evaluation_interval
@@ -90,6 +90,8 @@ def adapt(
     check_batch_norm(config.training)
     check_validator(config.training.select_by)
     check_machine(config.training)
+    # What is recorded is what is used, so that the run is resumed in the same precision or not at all.
+    config = replace(config, training=replace(config.training, mixed_precision=precision(config.training)))
     folder = Path(config.training.output_dir)
 
     def advice() -> str:

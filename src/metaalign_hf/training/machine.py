@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,15 @@ from accelerate.utils import DistributedDataParallelKwargs
 from ..configuration import TrainingConfig
 from ..errors import UserError, one_line
 
-__all__ = ["Agreement", "build_accelerator", "check_machine", "told_lost_process"]
+__all__ = ["Agreement", "build_accelerator", "check_machine", "precision", "told_lost_process"]
+
+
+def precision(training: TrainingConfig) -> Literal["no", "bf16", "fp16"]:
+    """`training.mixed_precision`, where `auto` is bf16 on a GPU that computes in it, and else no."""
+    if training.mixed_precision != "auto":
+        return training.mixed_precision
+    on_gpu = training.device != "cpu" and torch.cuda.is_available()
+    return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def check_machine(training: TrainingConfig) -> None:
@@ -79,7 +87,7 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     # A second run in one Python process may want another precision or device than the first.
     AcceleratorState._reset_state(reset_partial_state=PartialState._shared_state.get("_cpu") != cpu)
     accelerator = Accelerator(
-        mixed_precision=training.mixed_precision,
+        mixed_precision=precision(training),
         dynamo_backend="inductor" if training.compile else None,
         cpu=cpu,
         log_with=training.trackers or None,
