@@ -14,7 +14,7 @@ from ._replacement import replaced_attribute
 from .gradients import add_gradients
 from .statistics import frozen_running_statistics
 
-__all__ = ["NOT_THE_ONLY_WAY", "SharedPrefix"]
+__all__ = ["NOT_THE_ONLY_WAY", "SharedPrefix", "answering", "siblings_on_the_way"]
 
 NOT_THE_ONLY_WAY = (
     "a shared prefix cannot be used here: a parameter before its entry takes the inner step, or reaches the losses by "
@@ -48,7 +48,7 @@ class SharedPrefix:
     def __init__(self, module: nn.Module, entry: nn.Module) -> None:
         self.module = module
         self.entry = entry
-        self._before = _siblings_on_the_way(module, entry)
+        self._before = siblings_on_the_way(module, entry)
         self._outputs: dict[nn.Module, list[Any]] = {}
         self._hidden: Tensor | None = None
         self._leaf: Tensor | None = None
@@ -87,7 +87,7 @@ class SharedPrefix:
                     stack.callback(layer.register_forward_hook(self._record(reached)).remove)
             else:
                 for layer, outputs in self._outputs.items():
-                    stack.enter_context(_answering(layer, outputs))
+                    stack.enter_context(answering(layer, outputs))
             yield
             if not reached:
                 raise RuntimeError("the forward pass does not come to the entry of the last stage: cannot share")
@@ -144,7 +144,7 @@ class SharedPrefix:
 
 
 @contextmanager
-def _answering(layer: nn.Module, outputs: list[Any]) -> Iterator[None]:
+def answering(layer: nn.Module, outputs: list[Any]) -> Iterator[None]:
     """The layer's first calls inside return what it returned before; later ones are real."""
     left = list(outputs)
     real = layer.forward
@@ -156,7 +156,7 @@ def _answering(layer: nn.Module, outputs: list[Any]) -> Iterator[None]:
         yield
 
 
-def _siblings_on_the_way(module: nn.Module, entry: nn.Module) -> list[nn.Module]:
+def siblings_on_the_way(module: nn.Module, entry: nn.Module) -> list[nn.Module]:
     """The children of all ancestors of `entry` that do not lead to it themselves."""
     path = next((name for name, part in module.named_modules() if part is entry), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for each image and view, and kept in a memory-mapped file.
+"""What a frozen backbone or its frozen stages give, computed once for each image and view, in a memory-mapped file.
 
 The file is one of safetensors, with a tensor `features` `(R, D)`: a row for each view of each image. It is written from
 its beginning to its end, so that whoever was stopped goes on where the file ends.
@@ -169,8 +169,8 @@ def write_cache(
     size = len(header) + total * row_bytes
     if size > gigabytes * 1e9:
         raise UserError(
-            f"data.cache_gigabytes: the features of {total} views take {size / 1e9:.2f} GB, more than {gigabytes:g}; "
-            "raise it, or lower data.views"
+            f"data.cache_gigabytes: the features of {total} images and views take {size / 1e9:.2f} GB, more than "
+            f"{gigabytes:g}; {_what_fits(plan, row_bytes, gigabytes)}"
         )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +200,18 @@ def write_cache(
                 go_on()
         flush_to_disk(partial)
         partial.replace(path)
+
+
+def _what_fits(plan: CachePlan, row_bytes: int, gigabytes: float) -> str:
+    """What to do where the file would be too large."""
+    views = max(view for _, _, view in plan.units)
+    once = sum(view < 2 for _, _, view in plan.units) * row_bytes  # with one augmented view
+    more = sum(view == 1 for _, _, view in plan.units) * row_bytes
+    fitting = 0 if views == 0 or once > gigabytes * 1e9 else 1 + int((gigabytes * 1e9 - once) // more)
+    if fitting:
+        return f"raise it, or set data.views to {fitting}, which fits"
+    least = f" (data.views 1 takes {once / 1e9:.2f})" if views > 1 else ""
+    return f"raise it{least}, or set data.cache_features to never"
 
 
 def _computed(
@@ -288,41 +300,45 @@ class FeatureLoader:
         features: All features `(R, D)`, memory-mapped.
         rows: The row of each image and view.
         domain: Name of the domain, for errors.
+        as_stored: Whether features of fewer bits than float32 stay so.
     """
 
     features: Tensor
     rows: Tensor
     domain: str
+    as_stored: bool
 
     def __call__(self, index: int) -> ImageViews:
-        """The views of an image, as features `(D,)`, float32 or more."""
+        """The views of an image, as features `(D,)`, in their type or in float32 or more."""
         rows: list[int] = self.rows[index].tolist()
         if bool(self.features[rows[-1], 0].isnan()):
             raise UserError(f"{self.domain}: image {index} could not be read when its features were computed")
-        return ImageViews(_Rows(self.features, rows), len(rows) - 1)
+        return ImageViews(_Rows(self.features, rows, self.as_stored), len(rows) - 1)
 
 
 @dataclass(frozen=True)
 class _Rows:
     features: Tensor
     rows: Sequence[int]
+    as_stored: bool
 
     def __call__(self, view: int) -> Tensor:
         row = self.features[self.rows[view]]
-        return row.float() if row.dtype in (torch.bfloat16, torch.float16) else row
+        return row.float() if not self.as_stored and row.dtype in (torch.bfloat16, torch.float16) else row
 
 
-def with_features(plan: CachePlan, features: Tensor) -> DomainPair[ImageSet]:
+def with_features(plan: CachePlan, features: Tensor, as_stored: bool = False) -> DomainPair[ImageSet]:
     """The pair of a plan, of which every image is loaded as features.
 
     Args:
         plan: What was computed.
         features: As `open_cache` returns them.
+        as_stored: Whether features of fewer bits than float32 stay so.
     """
-    return replace(plan.pair, **dict(_with_loaders(plan, features)))
+    return replace(plan.pair, **dict(_with_loaders(plan, features, as_stored)))
 
 
-def _with_loaders(plan: CachePlan, features: Tensor) -> Iterator[tuple[str, Any]]:
+def _with_loaders(plan: CachePlan, features: Tensor, as_stored: bool) -> Iterator[tuple[str, Any]]:
     for name, rows in plan.rows.items():
         images = getattr(plan.pair, name)
-        yield name, replace(images, load=FeatureLoader(features, rows, images.name))
+        yield name, replace(images, load=FeatureLoader(features, rows, images.name, as_stored))

@@ -15,12 +15,14 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..alignment import IGNORED_LABEL, AlignmentBatch, build_alignment, normalise_alignment
 from ..checks import PROMPT, check_lora
-from ..coordination import Stage, find_stages
+from ..coordination import find_stages
 from ..errors import UserError
 from .backbone import BackboneSource, build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .base import MetaAlignModel
 from .configuration import MetaAlignConfig
 from .dual_encoders import load_dual_encoder
+from .freezing import freeze_parameters
+from .frozen_part import FrozenPart
 from .image_processor import backbone_image_size, build_image_processor, default_resize_size
 from .lora import add_adapters, called_linears, choose_layers, only_adapters_train
 from .native_export import export_native
@@ -73,6 +75,7 @@ class MetaAlignForImageClassification(MetaAlignModel):
     def __init__(self, config: MetaAlignConfig) -> None:
         super().__init__(config)
         self._frozen: list[nn.Module] = []
+        self._frozen_part: FrozenPart | None = None
         self.backbone, backbone_dim = build_backbone(config.backbone_config)
         if config.lora is not None:
             add_adapters(self.backbone, config.lora)
@@ -232,8 +235,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
         """One forward pass: logits, and the losses for which there are labels.
 
         Args:
-            pixel_values: Images `(B, 3, H, W)`, normalised; or the features `(B, D)` that the backbone gives for them
-                (`pooled`), where these were computed before.
+            pixel_values: Images `(B, 3, H, W)`, normalised; or what was computed of them before, `(B, D)`: the features
+                of the backbone (`pooled`), or what its frozen stages gave (`frozen_outputs`).
             labels: Class indices `(B,)`, -100 for rows without a label (the target's).
             domain_labels: `(B,)`, 0 for the source, 1.. for the target, and -100 for rows that take no part in
                 alignment.
@@ -247,7 +250,11 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Returns:
             The output; without labels and domain labels it holds logits and features only.
         """
-        features = pooled = self.head_entry(pixel_values if pixel_values.ndim == 2 else self.pooled(pixel_values))
+        if pixel_values.ndim != 2:
+            pooled = self.pooled(pixel_values)
+        else:
+            pooled = pixel_values if self._frozen_part is None else self._frozen_part.rest(pixel_values)
+        features = pooled = self.head_entry(pooled)
         if self.bottleneck is not None:
             features = self.bottleneck(features)
         if self.training or self.no_native_form() is not None:
@@ -292,6 +299,10 @@ class MetaAlignForImageClassification(MetaAlignModel):
         """The backbone's features `(B, D)` of images `(B, 3, H, W)`."""
         return pooled_features(self.backbone, pixel_values)
 
+    def frozen_outputs(self, pixel_values: Tensor) -> Tensor:
+        """What the frozen part of the backbone gives for images `(B, 3, H, W)`, flat; see `freezing.leave_out`."""
+        return self.pooled(pixel_values) if self._frozen_part is None else self._frozen_part.outputs(pixel_values)
+
     def add_lora(self, r: int = 16, alpha: float | None = None, target_modules: str | list[str] = "auto") -> None:
         """Put low-rank adapters into the backbone; of it they alone train from now on. See `lora`.
 
@@ -332,31 +343,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Raises:
             UserError: If the backbone has fewer stages, or none that can be told apart.
         """
-        if stages == "all":
-            self.backbone.requires_grad_(False)
-        else:
-            frozen = {name for stage in self._backbone_stages(stages) for name in stage.parameters}
-            for name, parameter in self.named_parameters():
-                if name in frozen:
-                    parameter.requires_grad = False
-        self._frozen = [
-            module
-            for module in self.backbone.modules()
-            if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
-        ]
+        self._frozen = freeze_parameters(self, stages)
         self.train(self.training)
-
-    def _backbone_stages(self, count: int) -> list[Stage]:
-        try:
-            stages = [stage for stage in find_stages(self) if stage.name != "head"]
-        except ValueError as error:
-            raise UserError(f"backbone {self.config.backbone_name}: {error}; freeze all of it, or none") from error
-        if count >= len(stages):
-            names = ", ".join(stage.name for stage in stages)
-            raise UserError(
-                f"backbone {self.config.backbone_name} has {len(stages)} stages ({names}); freeze fewer, or all"
-            )
-        return stages[:count]
 
     def train(self, mode: bool = True) -> MetaAlignForImageClassification:
         """As of any module, but what is frozen stays in evaluation mode."""

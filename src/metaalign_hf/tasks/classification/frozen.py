@@ -1,4 +1,4 @@
-"""A classifier whose backbone is frozen: what then trains, and its features computed once."""
+"""A classifier whose backbone is frozen, or some stages of it: what then trains, and what they give computed once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ...data.cached_features import open_cache, plan_cache, with_features, write
 from ...errors import UserError
 from ...interruption import Interruption, RunInterrupted
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
+from ...models.freezing import frozen_tensors, leave_out
 from ...run_folder import FEATURES_FILE
 from ...target_losses import LogitsLoss
 
-__all__ = ["check_something_aligns", "feature_pair", "why_not_cached"]
+__all__ = ["check_something_aligns", "feature_pair", "why_not_cached", "why_not_left_out"]
 
 
 def check_something_aligns(model: MetaAlignForImageClassification) -> None:
@@ -63,14 +64,35 @@ def why_not_cached(config: Config, losses: Sequence[Any]) -> str | None:
         config: The configuration.
         losses: The target losses.
     """
-    if config.model.freeze != "all":
-        return "model.freeze is not all"
+    if config.model.freeze == "none":
+        return "model.freeze is none"
     if config.data.cache_features == "never":
         return "data.cache_features is never"
+    if config.model.freeze != "all" and config.data.views is None and config.data.augmentation != "none":
+        return "data.views is null, so that every batch has new views"
     for loss in losses:
         if not (isinstance(loss, LogitsLoss) and loss.plain):
             return f"the target loss {loss.name} needs a view of its own in every step"
     return None
+
+
+def why_not_left_out(config: Config, model: MetaAlignForImageClassification, statistics: str) -> str | None:
+    """Why a pass cannot begin behind the frozen stages of a backbone; None where it does from now on.
+
+    Args:
+        config: The configuration, in which some stages are frozen.
+        model: The model, frozen already.
+        statistics: Name of the mode of batch normalisation.
+    """
+    training = config.training
+    for key in ("gradient_checkpointing", "compile"):
+        if getattr(training, key):
+            return f"training.{key} takes whole passes"
+    frozen = any(name.endswith("running_mean") for name in frozen_tensors(model))
+    if frozen and (statistics == "per_domain" or training.recalibrate_bn != "none"):
+        return "their batch statistics do not stay"
+    assert isinstance(config.model.freeze, int)
+    return leave_out(model, config.model.freeze)
 
 
 def feature_pair(
@@ -103,7 +125,7 @@ def feature_pair(
     @torch.no_grad()
     def compute(pixels: Tensor) -> Tensor:
         with accelerator.autocast():
-            return model.pooled(pixels.to(accelerator.device))
+            return model.frozen_outputs(pixels.to(accelerator.device))
 
     def go_on() -> None:
         if stop.code:
@@ -111,7 +133,7 @@ def feature_pair(
                 stop.code, "stopped while features were computed; go on with them with --training.resume auto"
             )
 
-    plan = plan_cache(pair, _checksums(model, processor, accelerator))
+    plan = plan_cache(pair, _checksums(model, processor, accelerator, str(config.model.freeze)))
     if accelerator.is_main_process and not path.exists():
         write_cache(
             path,
@@ -126,17 +148,21 @@ def feature_pair(
     while not path.exists():  # no collective call: it may take longer than these wait
         time.sleep(0.2)
         go_on()
-    return with_features(plan, open_cache(path, plan))
+    # The stages after others take what these gave in the type that they gave it in.
+    return with_features(plan, open_cache(path, plan), as_stored=config.model.freeze != "all")
 
 
-def _checksums(model: MetaAlignForImageClassification, processor: Any, accelerator: Accelerator) -> dict[str, str]:
+def _checksums(
+    model: MetaAlignForImageClassification, processor: Any, accelerator: Accelerator, frozen: str
+) -> dict[str, str]:
     weights = hashlib.sha256(model.config.backbone_config.to_json_string().encode())
-    for name, tensor in model.backbone.state_dict().items():
+    for name, tensor in frozen_tensors(model).items():
         weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     made = hashlib.sha256(processor.to_json_string().encode())
     return {
         "backbone": weights.hexdigest(),
         "image processor": made.hexdigest(),
         "precision": str(accelerator.mixed_precision),
+        "frozen part": frozen,
     }

@@ -55,7 +55,7 @@ from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
 from . import IMAGE_CLASSIFICATION, serving
-from .frozen import check_something_aligns, feature_pair, why_not_cached
+from .frozen import check_something_aligns, feature_pair, why_not_cached, why_not_left_out
 from .mixing import mix, together, with_target_labels
 from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
 from .pair_checks import check_metric, check_sources
@@ -142,6 +142,8 @@ class ClassificationTask(Task):
             if config.coordination.method != "source_only":
                 check_something_aligns(model)
         self._without_cache = why_not_cached(config, self.target_losses)
+        if self._without_cache is None and config.model.freeze != "all":
+            self._without_cache = why_not_left_out(config, model, self.statistics.name)
         self.cached, views = self._without_cache is None, config.data.views
         if self.cached and config.data.cache_folder is not None:
             refuse_unwritable(Path(config.data.cache_folder), "data.cache_folder")
@@ -150,7 +152,7 @@ class ClassificationTask(Task):
             self.pair = with_fixed_views(self.pair, self.processor, config.data.augmentation, count)
 
     def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
-        """Compute the features of a frozen backbone."""
+        """Compute what a frozen backbone, or its frozen stages, give."""
         if self.cached and accelerator.distributed_type == DistributedType.FSDP:
             self.cached, self._without_cache = False, "its weights are sharded"
         if not self.cached:
@@ -162,12 +164,16 @@ class ClassificationTask(Task):
     def notes(self) -> list[str]:
         """Plain statements about the data, and about features that are computed once."""
         notes, data = super().notes, self.config.data
-        if self.config.model.freeze != "all":
+        freeze = self.config.model.freeze
+        if freeze == "none":
             return notes
+        what = "The frozen backbone's features are"
+        if freeze != "all":
+            what = "What the frozen stages give is" if freeze > 1 else "What the frozen stage gives is"
         if not self.cached:
-            return [*notes, f"The frozen backbone's features are computed in every pass: {self._without_cache}."]
+            return [*notes, f"{what} computed in every pass: {self._without_cache}."]
         views = "" if data.augmentation == "none" else f" in {data.views or _CACHED_VIEWS} augmented views"
-        return [*notes, f"The frozen backbone's features are computed once for each image{views}."]
+        return [*notes, f"{what} computed once for each image{views}."]
 
     def _let_the_target_lead(self) -> None:
         """Without a source the head stays as it learnt from labels, and statistics become the target's.
@@ -258,8 +264,9 @@ class ClassificationTask(Task):
             return None
         if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
             return None
-        # Cached features enter where the heads begin.
-        return self.model.stage_entry("head" if self.cached else coordination.inner_scope)
+        # Features of the whole backbone enter where the heads begin.
+        features = self.cached and self.config.model.freeze == "all"
+        return self.model.stage_entry("head" if features else coordination.inner_scope)
 
     def _shared_closures(
         self,
