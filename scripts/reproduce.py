@@ -92,11 +92,15 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is not finished, then print the table."""
+    """Run what is not finished, then print the table; 130 where it was interrupted."""
     from metaalign_hf.errors import UserError
+    from metaalign_hf.interruption import RunInterrupted
 
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
+    except (RunInterrupted, KeyboardInterrupt) as stopped:  # the run has saved itself, and said so
+        print("reproduce: the same command goes on from here, and --table prints what is finished", file=sys.stderr)
+        return int(getattr(stopped, "code", None) or 130)
     except UserError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from metaalign_hf import adapt, load_config
 from metaalign_hf.configuration import DomainConfig
+from tests.helpers.runs import when_reached
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ("office31", "office_home", "visda2017", "domainnet", "pacs", "image_clef", "office_home_published")
@@ -103,6 +106,30 @@ def test_pairs_and_recipes_look_in_the_same_places(reproduce):
         for domain, is_target in ((config.data.source, False), (config.data.target, True)):
             values = bench.domain(domain.name, Path("data"), is_target, reproduce.LISTED_IN.get(name))
             assert DomainConfig(**values) == domain
+
+
+def test_interrupted_it_goes_on_where_it_was(reproduce, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for domain in ("amazon", "dslr", "webcam"):
+        miniature(DomainConfig(kind="imagefolder", path=f"data/office31/{domain}/images"))
+    small = [word for key, value in SMALL.items() for word in (f"--{key}", json.dumps(value))]
+    command = ["office31", "--pairs", "amazon-webcam,dslr-amazon", "--method", "dann", *small]
+    command += ["--training.max_steps", "12", "--training.log_every", "1"]
+    first, second = (tmp_path / f"runs/reproduce/office31/resnet50/dann/{pair}-0" for pair in command[2].split(","))
+    thread = when_reached(second, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert reproduce.main(command) == 130
+    thread.join()
+    assert "the same command goes on from here" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert 2 <= steps[-1] < 12 and not (second / "summary.json").exists()
+    before = (first / "summary.json").stat().st_mtime_ns
+    assert reproduce.main(command) == 0
+    assert (first / "summary.json").stat().st_mtime_ns == before, "what is finished is skipped"
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    taken = [line["step"] for line in lines if "evaluation" not in line]
+    assert [step for step in taken if step] == list(range(1, 13)), "no step is taken twice"
+    shown = capsys.readouterr().out
+    assert "2 of 6 done" in shown and shown.count("  finished") == 1
 
 
 def test_all_pairs_run_once_and_stand_beside_the_published_ones(reproduce, tmp_path, monkeypatch, capsys):
