@@ -11,7 +11,7 @@ from transformers import pipeline
 from metaalign_hf import MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
 from metaalign_hf.data import cached_features
-from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint, weights
+from tests.helpers.runs import TINY, assert_same_run, lines, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import write_squares
 
 FROZEN = ["--model.freeze", "all", "--model.bottleneck_dim", "8", "--data.augmentation", "crop_flip"]
@@ -174,6 +174,21 @@ def test_a_baseline_has_the_same_features(folders, tmp_path):
     assert run(command(folders, tmp_path / "run", *options)) == 0
     assert (tmp_path / "run" / "features.safetensors").exists()
     assert not (tmp_path / "run" / "baseline" / "features.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_heads_on_cached_features_are_compiled(folders, tmp_path):
+    """The same losses, and a checkpoint that loads."""
+    options = [*VIEWS, "--training.source_steps", "0", "--training.max_steps", "2", "--coordination.method", "joint"]
+    assert run(command(folders, tmp_path / "plain", *options)) == 0
+    assert run(command(folders, tmp_path / "compiled", *options, "--training.compile", "true")) == 0
+    assert (tmp_path / "compiled" / "features.safetensors").exists()
+    expected, found = ([x for x in lines(tmp_path / name) if "task_loss" in x] for name in ("plain", "compiled"))
+    assert len(found) == 2
+    # Not the alignment loss: compiled dropout of the discriminator draws other numbers.
+    assert [x["task_loss"] for x in found] == pytest.approx([x["task_loss"] for x in expected], rel=1e-3)
+    model = MetaAlignForImageClassification.from_pretrained(tmp_path / "compiled")
+    assert torch.equal(model.classifier.weight, weights(tmp_path / "compiled")["classifier.weight"])
 
 
 def test_what_needs_pixels_is_not_cached(folders, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Some frozen stages, and what they give computed once: the run is the one that computes it in every pass."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -45,8 +46,7 @@ def stored(output) -> tuple[str, list[int]]:
     ("options", "width", "dtype"),
     [
         # The stem of a ResNet, behind which its statistics move; bf16 is kept as it is.
-        (["--model.freeze", "1", "--training.batch_norm", "train", *BF16], 8 * 4 * 4, "BF16"),
-        (["--model.freeze", "2", *LAST], 8 * 4 * 4, "F32"),
+        (["--model.freeze", "1", "--training.batch_norm", "train", *BF16, *LAST], 8 * 4 * 4, "BF16"),
         (["--model.freeze", "3", *ON_VIT, *LAST, "--training.ema_decay", "0.9"], 5 * 24, "F32"),
         (["--model.freeze", "1", *ON_VIT, *REMEMBERED, "--model.bottleneck_dim", "8"], 5 * 24, "F32"),
     ],
@@ -93,17 +93,16 @@ def test_stopped_resumed_and_served(folders, tmp_path, monkeypatch, capsys):
 
 def test_when_it_is_too_large_what_would_fit_is_told(folders, tmp_path, capsys):
     options = ["--model.freeze", "2", *ON_VIT, "--data.views", "3"]
-    assert run(command(folders, tmp_path / "run", *options)) == 0
-    _, (rows, width) = stored(tmp_path / "run")
-    capsys.readouterr()
-    limit = ["--data.cache_gigabytes", f"{(rows - 1) * width * 4 / 1e9:.9f}"]
+    assert run(command(folders, tmp_path / "none", *options, "--data.cache_gigabytes", "0.000001")) == 2
+    error = capsys.readouterr().err
+    assert "(data.views 1 takes 0.00), or set data.cache_features to never" in error
+    rows = int(re.search(r"the features of (\d+) images and views take", error)[1])
+    limit = ["--data.cache_gigabytes", f"{(rows - 1) * 5 * 24 * 4 / 1e9:.9f}"]
     assert run(command(folders, tmp_path / "large", *options, *limit)) == 2
     error = capsys.readouterr().err
     assert "raise it, or set data.views to 2, which fits" in error and len(error.splitlines()) == 1
-    assert run(command(folders, tmp_path / "fits", *options, *limit, "--data.views", "2")) == 0
-    capsys.readouterr()
-    assert run(command(folders, tmp_path / "none", *options, "--data.cache_gigabytes", "0.000001")) == 2
-    assert "(data.views 1 takes 0.00), or set data.cache_features to never" in capsys.readouterr().err
+    few = ["--data.views", "2", "--training.source_steps", "1", "--training.max_steps", "1"]
+    assert run(command(folders, tmp_path / "fits", *options, *limit, *few)) == 0
 
 
 @pytest.mark.parametrize(
