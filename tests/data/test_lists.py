@@ -1,12 +1,16 @@
 """Image lists with very many rows."""
 
+import os
+import sys
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from metaalign_hf import DomainConfig, UserError, load_domain
+from metaalign_hf.data import batch_indices
 
 
 @pytest.fixture
@@ -51,3 +55,41 @@ def test_test_images_without_labels_beside_labelled_ones_are_told(tmp_path):
     config = DomainConfig(kind="list", path=str(tmp_path / "train.txt"), test_path=str(tmp_path / "test.txt"))
     with pytest.raises(UserError, match=r"test\.txt has no labels, and .*train\.txt has$"):
         load_domain(config)
+
+
+def test_four_times_the_files_take_four_times_as_long_and_none_is_opened(tmp_path):
+    opened = []
+    # A hook cannot be taken away again: afterwards it adds names to a list that nobody reads.
+    sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+    seconds = {}
+    for count in (5_000, 20_000):
+        folder = tmp_path / str(count)
+        names = [f"class_{number % 20}/{number}.jpg" for number in range(count)]
+        for name in names[:20]:
+            (folder / name).parent.mkdir(parents=True)
+        for name in names:
+            os.close(os.open(folder / name, os.O_CREAT))
+        (folder / "list.txt").write_text("".join(f"{name} {number % 20}\n" for number, name in enumerate(names)))
+        opened.clear()
+        seconds[count] = min(
+            _processor_time(lambda folder=folder: load_domain(f"list:{folder}/list.txt")) for _ in "12"
+        )
+        assert f"{folder}/list.txt" in map(str, opened), "the hook hears of the list"
+        assert not [name for name in map(str, opened) if name.endswith(".jpg")]
+    assert seconds[20_000] < 9 * seconds[5_000], "16 times, if it were quadratic"
+
+
+def _processor_time(action) -> float:
+    started = time.process_time()
+    action()
+    return time.process_time() - started
+
+
+def test_drawing_a_batch_of_very_many_images_does_not_draw_their_whole_order_again():
+    images = 1_000_000
+    order = np.random.default_rng([3, 0]).permutation(images)
+    anew = min(_processor_time(lambda: np.random.default_rng([3, 0]).permutation(images)) for _ in "123")
+    batch_indices(images, 16, 3, 0)
+    taken = _processor_time(lambda: [batch_indices(images, 16, 3, batch) for batch in range(200)])
+    assert batch_indices(images, 16, 3, 199) == order[199 * 16 : 200 * 16].tolist()
+    assert taken < 20 * anew, "200 times, if every batch drew it"

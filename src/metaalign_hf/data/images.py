@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from ..paths import printable, require_readable
+from .jpeg import decoded_jpeg
 from .path_list import picked
 
 __all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image", "read_images"]
@@ -319,4 +320,5 @@ def _to_tensor(image: Image.Image) -> Tensor:
         raise ValueError(
             f"mode {image.mode} has more than 8 bits a channel, which transformers clips at 255; save it with 8 bits"
         )
-    return F.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = decoded_jpeg(image)
+    return F.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB")) if pixels is None else pixels

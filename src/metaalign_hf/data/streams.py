@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,10 +84,16 @@ def _stream_indices(num_images: int, seeds: list[int], first: int, last: int) ->
     """Images number first..last-1 of the endless stream: one random order of all images after another."""
     found: list[int] = []
     for epoch in range(first // num_images, (last - 1) // num_images + 1):
-        order = np.random.default_rng([seeds[0], epoch, *seeds[1:]]).permutation(num_images)
+        order = _order(num_images, (seeds[0], epoch, *seeds[1:]))
         start = epoch * num_images
         found += order[max(first - start, 0) : last - start].tolist()
     return found
+
+
+@lru_cache(maxsize=8)  # to draw the order of a million images anew takes as long as to decode some of them
+def _order(num_images: int, seed: tuple[int, ...]) -> np.ndarray:
+    """A random order of all images, which nobody may change."""
+    return np.random.default_rng(seed).permutation(num_images).astype(np.int32)
 
 
 _REFUSED, _DRAWN, _UNREADABLE = "refused", "drawn", "unreadable"

@@ -6,7 +6,7 @@ that what is evaluated here is what `pipeline` computes elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from transformers import BitImageProcessor
 __all__ = ["AUGMENTATIONS", "ImageViews", "augment", "preprocess"]
 
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+_SMALL = 3 * 64 * 64
+"""Values of an image below which one call that resizes all is faster than one for each; the pixels are the same."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,17 @@ def augment(
         drawn = generator.integers(1, images[0].count + 1, size=len(images)).tolist()
         return torch.stack([views.make(view) for views, view in zip(images, drawn, strict=True)])
     side, crop = processor.size["height"], processor.crop_size["height"]
-    if len({image.shape for image in images}) == 1:
-        squares = F.resize(torch.stack(list(images)), [side, side], antialias=True)  # one call for all is much faster
+    squares: Iterable[Tensor]
+    if len({image.shape for image in images}) == 1 and images[0].numel() < _SMALL:
+        squares = F.resize(torch.stack(list(images)), [side, side], antialias=True)
     else:
-        squares = torch.stack([F.resize(image, [side, side], antialias=True) for image in images])
+        squares = (F.resize(image, [side, side], antialias=True) for image in images)
     corners = generator.integers(side - crop + 1, size=(len(images), 2)).tolist()
     flips = generator.random(len(images)) < (0.5 if augmentation == "crop_flip" else 0.0)
-    crops = [square[:, y : y + crop, x : x + crop] for square, (y, x) in zip(squares, corners, strict=True)]
-    batch = torch.stack([c.flip(-1) if flip else c for c, flip in zip(crops, flips, strict=True)])
-    return F.normalize(batch.float() / 255, processor.image_mean, processor.image_std)
+    batch = torch.empty(len(images), 3, crop, crop)
+    # Image by image and in place, in the processor's cache: this is half of the time beside decoding.
+    for values, square, (y, x), flip in zip(batch, squares, corners, flips, strict=True):
+        part = square[:, y : y + crop, x : x + crop]
+        values.copy_(part.flip(-1) if flip else part).div_(255)
+        F.normalize(values, processor.image_mean, processor.image_std, inplace=True)
+    return batch
