@@ -21,7 +21,7 @@ USAGE = """usage: metaalign COMMAND ...
   evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy, or average precision, on a labelled domain
   predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
-  push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card
+  push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card (--space: an app)
   runs      FOLDER                                            a table of the runs in a folder
   data      check [CONFIG] [--section.key VALUE ...]          look at a domain pair before a long run
   report    RUN [RUN ...] [--output FOLDER]                   one HTML file on a run, or on several beside each other

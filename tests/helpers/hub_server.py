@@ -2,11 +2,12 @@
 
 It checks what the real Hub checks and a client can get wrong: tokens, namespaces, private repositories, revisions, the
 parent of a commit, sizes and SHA-256 sums of LFS objects, byte ranges, the metadata block of a model card. It does not
-check quotas, licences' terms, gated access or Xet; it holds models only, in memory. Clients need HF_HUB_DISABLE_XET=1.
+check quotas, licences' terms, gated access or Xet; it holds models and Spaces, in memory, and runs no Space. Clients
+need HF_HUB_DISABLE_XET=1.
 
     with HubServer({"hf_alice": "alice"}, organisations={"lab": {"alice"}}) as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(home, token="hf_alice")})
-        hub.files("alice/model")
+        hub.files("alice/model"), hub.files("spaces/alice/app")
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 LFS_THRESHOLD = 10_000
+SPACE_SDKS = ("gradio", "docker", "static")
+SPACE_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 LFS_SUFFIXES = (".safetensors", ".onnx", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".png")
 
 
@@ -198,6 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         self.fault = self._fault(parts.path)
+        self.prefix = ""
         try:
             if self.fault is not None:
                 time.sleep(self.fault.delay)
@@ -281,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _repo(self, repo_id: str, write: bool = False) -> Repo:
         """A repository that the user may read, and write unless it is for a pull request, which any reader may open."""
         user = self._user()
-        repo = self.hub.repos.get(repo_id)
+        repo = self.hub.repos.get(f"{self.prefix}{repo_id}")
         allowed = user is not None and self._may_write(user, repo_id.split("/")[0])
         if repo is None or (repo.private and not allowed):
             raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -301,6 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, body: bytes) -> None:
         name = r"([\w.-]+/[\w.-]+)"
+        # The same requests for both kinds of repositories.
+        if path.startswith(("/api/spaces/", "/spaces/")):
+            self.prefix, path = "spaces/", re.sub(r"^/api/spaces/", "/api/models/", path).removeprefix("/spaces")
         routes = [
             ("GET", r"/api/whoami-v2", self._whoami),
             ("POST", r"/api/repos/create", self._create),
@@ -339,19 +346,22 @@ class _Handler(BaseHTTPRequestHandler):
         user, wanted = self._user(), json.loads(body)
         if user is None:
             raise Refused(401, "Invalid username or password.")
-        if wanted.get("type", "model") != "model":
-            raise Refused(400, "this test Hub holds models only")
+        if (kind := wanted.get("type", "model")) not in ("model", "space"):
+            raise Refused(400, "this test Hub holds models and Spaces only")
+        if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
+            raise Refused(400, "a Space needs an sdk")
         namespace = wanted.get("organization") or user
         if not self._may_write(user, namespace):
             raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
         repo_id = f"{namespace}/{wanted['name']}"
         if not re.fullmatch(r"[\w.-]+/[\w.-]{1,96}", repo_id):
             raise Refused(400, f"Invalid repository name {repo_id}")
-        answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
-        if repo_id in self.hub.repos:
-            self._answer({**answer, "error": "You already created this model repo"}, 409)
+        place = f"spaces/{repo_id}" if kind == "space" else repo_id
+        answer = {"url": f"{self.hub.url}/{place}", "name": repo_id}
+        if place in self.hub.repos:
+            self._answer({**answer, "error": f"You already created this {kind} repo"}, 409)
             return
-        self.hub.create(repo_id, wanted.get("visibility") == "private")
+        self.hub.create(place, wanted.get("visibility") == "private")
         self._answer(answer)
 
     def _validate_yaml(self, body: bytes) -> None:
@@ -447,7 +457,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.pending[key] = (item["oid"], item["size"])
                 answer["actions"] = {
                     "upload": {"href": f"{self.hub.url}/lfs/{key}"},
-                    "verify": {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/verify"},
+                    "verify": {"href": f"{self.hub.url}/{self.prefix}{repo_id}.git/info/lfs/verify"},
                 }
             answers.append(answer)
         self._answer({"transfer": "basic", "objects": answers})
@@ -488,10 +498,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.query.get("create_pr"):
             number = len(repo.pulls) + 1
             repo.pulls[f"refs/pr/{number}"] = sha
-            pull = f"{self.hub.url}/{repo_id}/discussions/{number}"
+            pull = f"{self.hub.url}/{self.prefix}{repo_id}/discussions/{number}"
         else:
             repo.branches[unquote(revision)] = sha
-        url = f"{self.hub.url}/{repo_id}/commit/{sha}"
+        url = f"{self.hub.url}/{self.prefix}{repo_id}/commit/{sha}"
         self._answer({"success": True, "commitOid": sha, "commitUrl": url, "pullRequestUrl": pull})
 
     def _apply(self, files: dict[str, tuple[bytes, bool]], key: str, value: dict[str, Any]) -> None:
@@ -543,15 +553,21 @@ def card_problems(content: str) -> list[str]:
         return [] if not content.startswith("---") else ["the metadata block is no YAML mapping"]
     words = ("license", "library_name", "pipeline_tag")
     problems = [f"{key} must be a string" for key in words if key in card and not isinstance(card[key], str)]
-    for key in ("tags", "datasets", "metrics", "base_model"):
+    for key in ("tags", "datasets", "metrics", "models", "base_model"):
         value = card.get(key, [])
         values = [value] if isinstance(value, str) and key != "tags" else value
         if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
             problems.append(f"{key} must be a list of strings")
-        elif key in ("datasets", "base_model") and not all(
+        elif key in ("datasets", "models", "base_model") and not all(
             re.fullmatch(r"[\w.-]+(/[\w.-]+)?", item) for item in values
         ):
             problems.append(f"{key} must be ids of the Hub")
+    if "sdk" in card:
+        problems += [] if card["sdk"] in SPACE_SDKS else ["sdk must be one of a Space's"]
+        colours = ("colorFrom", "colorTo")
+        problems += [f"{key} must be a colour" for key in colours if card.get(key) not in (None, *SPACE_COLOURS)]
+        versions = ("sdk_version", "python_version")
+        problems += [f"{key} must be a string" for key in versions if not isinstance(card.get(key, ""), str)]
     for entry in card.get("model-index", []):
         if not entry.get("name") or not isinstance(entry.get("results"), list):
             problems.append("model-index: an entry needs a name and results")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ..errors import UserError
 from .options import Parser
 
 __all__ = ["push"]
@@ -36,13 +37,31 @@ def push(arguments: list[str]) -> None:
         action="store_true",
         help="also publish the picture of target images, in the card; only if those images may be published",
     )
+    parser.add_argument(
+        "--space",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="also make a gradio Space that serves it, as metaalign app does; by default called like the repository",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is not of metaalign-hf")
     parser.add_argument("--token", help="access token; by default HF_TOKEN or that of hf auth login")
     values = vars(parser.read(arguments))
+    space = values.pop("space")
+    if space is not None and values["create_pr"]:
+        raise UserError("push: a Space serves what is pushed, not a pull request; leave out --space or --create-pr")
 
     from ..hub import push as push_checkpoint
+    from ..hub import push_space
 
     def report(line: str) -> None:
         print(f"metaalign: {line}", file=sys.stderr)
 
-    print(f"Pushed: {push_checkpoint(values.pop('checkpoint'), values.pop('repo_id'), report=report, **values)}")
+    repo_id, revision = values.pop("repo_id"), values["revision"]
+    print(f"Pushed: {push_checkpoint(values.pop('checkpoint'), repo_id, report=report, **values)}")
+    if space is not None:
+        served = repo_id if revision is None else f"{repo_id}@{revision}"
+        kept = {name: values[name] for name in ("license", "private", "token", "overwrite")}
+        print(f"Space: {push_space(served, space or None, report=report, **kept)}")
+        if values["private"]:
+            print("It reads a private checkpoint: give it an access token, as the secret HF_TOKEN in its settings")

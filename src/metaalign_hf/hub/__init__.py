@@ -12,6 +12,7 @@ from .errors import HubError
 from .fetch import fetch, load_checkpoint
 from .public import write_card
 from .pushing import push, push_command
+from .space import push_space
 
 __all__ = [
     "BackgroundPusher",
@@ -21,5 +22,6 @@ __all__ = [
     "load_checkpoint",
     "push",
     "push_command",
+    "push_space",
     "write_card",
 ]
