@@ -47,7 +47,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for name, p in model.named_parameters():
         if p.grad is not None:
             whole = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-            found[name.removeprefix("module.")] = whole.double()
+            found[name.removeprefix("_orig_mod.").removeprefix("module.")] = whole.double()
     return found
 
 
@@ -125,6 +125,7 @@ CASES = {
     "order 2": {"order": 2},
     "order 2 accumulation": {"order": 2, "micro_batches": 2},
 }
+COMPILED = ("remembered", "accumulation")
 
 
 def compare(name: str, found, expected, rtol: float, atol: float) -> None:
@@ -215,6 +216,13 @@ def main() -> None:
             wrapped = DistributedDataParallel(bare, find_unused_parameters=True)
             found = step(wrapped, bare, rank, world, micro_batches, share, **options)
             compare(f"ddp {name} {network.__name__}", found, expected, 1e-10, 1e-13)
+
+            if name in COMPILED and network is conv_net:
+                bare = build(network)
+                # As accelerate does it: the compiled module is around the wrapper.
+                outer = torch.compile(DistributedDataParallel(bare, find_unused_parameters=True), backend="eager")
+                found = step(outer, bare, rank, world, micro_batches, share, **options)
+                compare(f"compiled ddp {name} {network.__name__}", found, expected, 1e-10, 1e-13)
 
             if options.get("order") == 2:
                 continue

@@ -426,8 +426,9 @@ class Config:
                 raise UserError(
                     "training.recalibrate_bn: with model.freeze all the backbone's statistics stay; leave it at none"
                 )
-        if self.coordination.order == 2 and training.gradient_checkpointing:
-            raise UserError("coordination.order: 2 does not work with training.gradient_checkpointing; switch one off")
+        for key in ("gradient_checkpointing", "compile"):
+            if self.coordination.order == 2 and getattr(training, key):
+                raise UserError(f"coordination.order: 2 does not work with training.{key}; switch one off")
 
     def _check_source(self) -> None:
         """Refuse what does not work without a source."""

@@ -18,11 +18,23 @@ __all__ = ["averaging_of", "finite_everywhere", "is_fsdp", "no_sync_of", "unwrap
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The bare model inside DistributedDataParallel and torch.compile."""
+    return list(_layers(module))[-1]
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The model and what is inside its wrappers, whichever of DistributedDataParallel and torch.compile is outside."""
     while True:
+        yield module
         inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", module)
         if inner is module:
-            return module
+            return
         module = inner
+
+
+def _replicas(module: nn.Module | None) -> DistributedDataParallel | None:
+    """The DistributedDataParallel around a model; None where there is none."""
+    layers = () if module is None else _layers(module)
+    return next((layer for layer in layers if isinstance(layer, DistributedDataParallel)), None)
 
 
 def is_fsdp(module: nn.Module | None) -> bool:
@@ -32,8 +44,8 @@ def is_fsdp(module: nn.Module | None) -> bool:
 
 def no_sync_of(module: nn.Module | None) -> Callable[[], AbstractContextManager[Any]]:
     """Makes a context in which a backward pass does not average gradients over processes."""
-    if isinstance(module, DistributedDataParallel):
-        return module.no_sync
+    if (replicas := _replicas(module)) is not None:
+        return replicas.no_sync
     if module is not None and isinstance(inner := unwrapped(module), FSDPModule):
         return lambda: _unsynchronised(inner)
     return nullcontext
@@ -41,9 +53,9 @@ def no_sync_of(module: nn.Module | None) -> Callable[[], AbstractContextManager[
 
 def averaging_of(module: nn.Module | None) -> Callable[[list[Tensor]], None] | None:
     """Averages tensors over the processes of a DistributedDataParallel model; None for any other."""
-    if not isinstance(module, DistributedDataParallel):
+    if (replicas := _replicas(module)) is None:
         return None
-    group = module.process_group
+    group = replicas.process_group
     return lambda tensors: average_over_processes(tensors, group)
 
 

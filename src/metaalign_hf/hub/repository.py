@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import UserError
-from ..run_folder import MODEL_CONFIG_FILE, WEIGHT_FILES
+from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE, WEIGHT_FILES
 from .errors import HubError, explained
 
 __all__ = ["TAG", "Repository"]
@@ -18,7 +19,8 @@ __all__ = ["TAG", "Repository"]
 TAG = "metaalign"
 """What marks a repository as one of ours."""
 
-_MAIN_FILE = {"model": MODEL_CONFIG_FILE, "space": "app.py"}
+_CONFIGS = {MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE}
+_MAIN_FILES = {"model": _CONFIGS, "space": {"app.py"}}
 
 
 class Repository:
@@ -66,18 +68,20 @@ class Repository:
         self.full_id()
         with explained(f"push to {self.repo_id}"):
             if not self.create_pr:
-                sdk = {"space_sdk": "gradio"} if self.kind == "space" else {}
-                self.api.create_repo(self.repo_id, private=self.private, exist_ok=True, repo_type=self.kind, **sdk)
+                sdk = "gradio" if self.kind == "space" else None
+                self.api.create_repo(
+                    self.repo_id, private=self.private, exist_ok=True, repo_type=self.kind, space_sdk=sdk
+                )
             if self.revision is not None:
                 self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True, repo_type=self.kind)
         self.ready = True
 
-    def commit(self, files: dict[str, Path | bytes], message: str) -> str:
-        """Commit the files on top of the inspected revision, and delete weights that they replace."""
+    def commit(self, files: Mapping[str, Path | bytes], message: str) -> str:
+        """Commit the files on top of the inspected revision, and delete the model or adapters that they replace."""
         with explained(f"push to {self.repo_id}"):
             info: Any = self.api.repo_info(self.repo_id, revision=self.revision, repo_type=self.kind)
             there = [sibling.rfilename for sibling in info.siblings or []]
-            if _MAIN_FILE[self.kind] in there and TAG not in (info.tags or []) and not self.overwrite:
+            if _MAIN_FILES[self.kind] & set(there) and TAG not in (info.tags or []) and not self.overwrite:
                 raise HubError(
                     f"push to {self.repo_id}: it holds another {self.kind}, which is not of metaalign-hf; choose "
                     "another name, or replace it with --overwrite"
@@ -86,7 +90,7 @@ class Repository:
                 CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
                 for name, content in sorted(files.items())
             ]
-            outdated = [name for name in there if WEIGHT_FILES.fullmatch(name) and name not in files]
+            outdated = [name for name in there if _is_of_a_model(name) and name not in files]
             operations += [CommitOperationDelete(name) for name in outdated]
             done = self.api.create_commit(
                 self.repo_id,
@@ -98,3 +102,8 @@ class Repository:
                 repo_type=self.kind,
             )
         return str(done.pr_url or done.commit_url)
+
+
+def _is_of_a_model(name: str) -> bool:
+    """Whether a file would say, beside other weights, that they are another model's."""
+    return name in (*_CONFIGS, ADAPTER_WEIGHTS_FILE) or WEIGHT_FILES.fullmatch(name) is not None
