@@ -46,15 +46,17 @@ def test_a_space_serves_what_was_pushed(hub, model, tmp_path, capsys):
         ["push", model, "digits", "--space", "theirs"],
         ["push", model, "digits", "--space", "alice/theirs", "--overwrite"],
         ["push", model, "digits", "--space", "--create-pr"],
+        ["push", model, "digits", "--space", "--adapter"],
     )
     told = [answer[1].splitlines() for answer in answers]
-    assert [answer[0] for answer in answers] == [0, 0, 2, 0, 2]
+    assert [answer[0] for answer in answers] == [0, 0, 2, 0, 2, 2]
     assert told[0][1] == f"Space: {hub.url}/spaces/alice/digits"
     assert told[1][1:] == [
         f"Space: {hub.url}/spaces/lab/look",
         "It reads a private checkpoint: give it an access token, as the secret HF_TOKEN in its settings",
     ]
     assert "alice/theirs: it holds another space" in refused(answers[2]) and "--create-pr" in refused(answers[4])
+    assert "--adapter" in refused(answers[5])
     assert set(hub.repos) == {
         "alice/digits",
         "lab/digits",

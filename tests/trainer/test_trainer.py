@@ -28,7 +28,7 @@ from metaalign_hf import (
 )
 from metaalign_hf.tasks.building import build_task
 from tests.helpers.hub_server import HubServer
-from tests.helpers.runs import TINY, TINY_DETECTION, weights
+from tests.helpers.runs import ROOT, TINY, TINY_DETECTION, weights
 
 NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 STEPS = {
@@ -41,6 +41,10 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def pair():
+    return small_pair()
+
+
+def small_pair():
     whole = load_domain_pair("uci_digits", "mnist")
     sizes = {"source_train": 20, "target_train": 40, "source_test": 30, "target_test_images": 40}
     views = {name: getattr(whole, name).subset(range(size)) for name, size in sizes.items()}
@@ -267,6 +271,39 @@ print(trainer.push_to_hub(license="mit"))
 
 
 @pytest.mark.slow
+def test_predictions_are_the_logits_of_the_model(pair, model, tmp_path):
+    trainer = MetaAlignTrainer(deepcopy(model), arguments(tmp_path, per_device_eval_batch_size=7), pair=pair)
+    found = trainer.predict(pair.target_evaluation)
+    with torch.no_grad():
+        pixels = trainer.task.pixel_values([pair.target_evaluation[n] for n in range(40)])
+        logits = trainer.model.eval()(pixels).logits
+    torch.testing.assert_close(torch.from_numpy(found.predictions), logits)
+    assert found.label_ids.tolist() == list(pair.target_evaluation.labels)
+    assert found.metrics["test_accuracy"] == trainer.evaluate()["eval_target_accuracy"]
+    bare = trainer.predict(pair.target_evaluation.without_annotations())
+    assert bare.label_ids is None and "test_accuracy" not in bare.metrics
+    assert (bare.predictions == found.predictions).all()
+    rows = {"image": [to_pil_image(pair.target_evaluation[n]) for n in range(3)], "label": [0, 1, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["7", "1"])})
+    named = trainer.predict(datasets.Dataset.from_dict(rows, features))
+    assert named.label_ids.tolist() == [7, 1, 7] and named.predictions.shape == (3, 10)
+
+
+def test_two_processes_take_the_steps_of_the_loop(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.helpers.two_trainers", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_same(weights(tmp_path / "trainer"), weights(tmp_path / "loop"))
+    told = json.loads(done.stdout.rpartition("ANSWER")[2])
+    summary = json.loads((tmp_path / "loop" / "summary.json").read_text())
+    assert told["eval_target_accuracy"] == summary["target_accuracy_after"]
+    assert (
+        told["steps"] == 6 and told["rows"] == told["test_images"] and told["accuracy"] == told["eval_target_accuracy"]
+    )
+
+
 def test_a_push_is_that_of_the_package(tmp_path):
     with HubServer({"hf_alice": "alice"}) as hub:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -197,6 +197,7 @@ def test_a_resumed_run_whose_memory_is_missing_says_so(tmp_path, capsys):
             "coordination.inner_lr is 100",
         ),
         (["--coordination.method", "pga", "--coordination.smoothing", "0.1"], "coordination.smoothing"),
+        (["--coordination.order", "2", "--training.compile", "true"], "training.compile"),
     ],
 )
 def test_a_step_that_cannot_work_is_refused_in_one_line(options, key, tmp_path, capsys):

@@ -50,6 +50,8 @@ def push(arguments: list[str]) -> None:
     space = values.pop("space")
     if space is not None and values["create_pr"]:
         raise UserError("push: a Space serves what is pushed, not a pull request; leave out --space or --create-pr")
+    if space is not None and values["adapter"]:
+        raise UserError("push: a Space serves a whole model; leave out --space or --adapter")
 
     from ..hub import push as push_checkpoint
     from ..hub import push_space

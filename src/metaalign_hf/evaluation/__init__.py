@@ -10,7 +10,7 @@ from .detection import (
     voc_precision,
 )
 from .metrics import Accuracy, evaluate_classifier, predict_probabilities
-from .outputs import Collected, collect_outputs, gather_rows
+from .outputs import Collected, collect_outputs, gather_rows, in_order
 from .validators import (
     FEWEST_IMAGES,
     CachedOutputs,
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_detector",
     "gather_rows",
     "get_validator",
+    "in_order",
     "precision_curves",
     "predict_objects",
     "predict_probabilities",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Collected", "collect_outputs", "gather_rows"]
+__all__ = ["Collected", "collect_outputs", "gather_rows", "in_order"]
 
 
 @torch.no_grad()
@@ -87,3 +87,20 @@ def gather_rows(rows: Tensor, world_size: int) -> Tensor:
     found = [torch.empty_like(rows) for _ in range(world_size)]
     dist.all_gather(found, rows.contiguous())
     return torch.stack(found, 1).flatten(0, 1)
+
+
+def in_order(own: Tensor, count: int, world_size: int) -> Tensor:
+    """The rows of all images in their order, where each process has those of every `world_size`-th; a collective call.
+
+    Args:
+        own: This process's rows `(n, ...)`, on the CPU.
+        count: Number of images.
+        world_size: Number of processes.
+    """
+    shares = [own] * world_size
+    if world_size > 1:
+        dist.all_gather_object(shares, own)
+    rows = own.new_empty(count, *own.shape[1:])
+    for number, share in enumerate(shares):
+        rows[number::world_size] = share
+    return rows

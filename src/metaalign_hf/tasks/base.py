@@ -280,6 +280,27 @@ class Task:
         """As `evaluate`, on the test images of one domain."""
         raise NotImplementedError
 
+    def predictions(
+        self, model: nn.Module, view: Any, rank: int, world_size: int
+    ) -> tuple[np.ndarray[Any, Any], Scores | None]:
+        """What the model says of images, for `MetaAlignTrainer.predict`; a collective call.
+
+        Args:
+            model: The wrapped model.
+            view: The images.
+            rank: Number of this process.
+            world_size: Number of processes.
+
+        Returns:
+            A row for each image, and its figures where the images have labels.
+
+        Raises:
+            UserError: If the task has no rows for images.
+        """
+        raise UserError(
+            f"predict: there is no table of what a {self.kind.noun} says; save the model, and use `metaalign predict`"
+        )
+
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Values of all validators, by name; empty without validators or enough images; a collective call.
 

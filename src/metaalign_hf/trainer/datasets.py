@@ -12,7 +12,7 @@ from ..data.domain_pair import AnnotationKind, load_pair
 from ..data.domains import RawDomain
 from ..errors import UserError
 
-__all__ = ["evaluation_views", "pair_of"]
+__all__ = ["evaluation_views", "pair_of", "test_view"]
 
 _SOURCE, _TARGET = "train_dataset", "target_dataset"
 
@@ -61,6 +61,18 @@ def evaluation_views(pair: DomainPair[Any]) -> dict[str, Any]:
     return {domain: view for domain, view in views.items() if view is not None and len(view) > 0}
 
 
+def test_view(given: Any, labels: Sequence[str], kind: AnnotationKind[Any] | None) -> Any:
+    """The images of a data set to predict, with labels numbered as `labels` where it has any.
+
+    Raises:
+        UserError: If it cannot be read, or has a class that the model lacks.
+    """
+    if kind is None:
+        raise UserError("test_dataset: this task reads no data sets")
+    read = _read(given, "test_dataset", labels, kind)
+    return read.train if read.labels is None else _numbered(read, labels, "the model")
+
+
 def _read(given: Any, name: str, labels: Sequence[str], kind: AnnotationKind[Any]) -> RawDomain[Any]:
     """A data set with the names of its classes; those of the model for a set of this package."""
     if isinstance(given, kind.images):
@@ -90,10 +102,10 @@ def _columns(data: Any, name: str) -> DomainConfig:
     return DomainConfig(kind="dataset", path=name, **found)
 
 
-def _numbered(tests: RawDomain[Any], labels: Sequence[str]) -> Any:
+def _numbered(tests: RawDomain[Any], labels: Sequence[str], whose: str = _SOURCE) -> Any:
     """Test images numbered as the training images are."""
     unknown = [label for label in tests.labels or () if label not in labels]
     if unknown or tests.labels is None:
-        lacks = f"has the class {unknown[0]!r}, which {_SOURCE} lacks" if unknown else "has no annotations"
+        lacks = f"has the class {unknown[0]!r}, which {whose} lacks" if unknown else "has no annotations"
         raise UserError(f"{tests.name} {lacks}")
     return tests.train.relabelled(tests.labels, labels)

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, speed_metrics
+from transformers.trainer_utils import HubStrategy, PredictionOutput, speed_metrics
 from transformers.utils import PushInProgress
 
 from ..coordination import StepReport
@@ -31,7 +32,7 @@ from ..training.optimizers import parameter_groups
 from ..training.schedules import progress
 from ..training.steps import micro_batches
 from .arguments import MetaAlignTrainingArguments
-from .datasets import evaluation_views, pair_of
+from .datasets import evaluation_views, pair_of, test_view
 
 __all__ = ["MetaAlignTrainer"]
 
@@ -98,7 +99,7 @@ class MetaAlignTrainer(Trainer):
         self.task = build_task(self.config, pair, model)
         if taught := [loss.name for loss in self.task.target_losses if loss.needs_teacher]:
             raise UserError(
-                f"target_losses: {taught[0]} needs an average of the weights, which Trainer keeps none of; use "
+                f"target_losses: {taught[0]} needs an average of the weights (ema_decay), and Trainer keeps none; use "
                 "`metaalign train` or metaalign_hf.adapt"
             )
         views = evaluation_views(self.task.pair)
@@ -241,11 +242,35 @@ class MetaAlignTrainer(Trainer):
         read = pair_of(pair.source_train, pair.target_train, tests, pair.labels, self.task.annotations)
         return evaluation_views(read)
 
-    def predict(self, test_dataset: Any, *args: Any, **options: Any) -> Any:
-        """Not there: a saved model answers through `pipeline` of transformers, or `metaalign predict`."""
-        raise UserError(
-            "predict: save the model, and use pipeline of transformers or `metaalign predict` on its folder"
-        )
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """The logits of a classifier for images, with figures where these have labels.
+
+        Args:
+            test_dataset: A data set as `target_dataset` takes it; its classes agree with the model's by name.
+            ignore_keys: Not read.
+            metric_key_prefix: What the names of the metrics start with.
+
+        Returns:
+            `predictions` `(N, K)`, `label_ids` `(N,)` or None, and `metrics`, empty without labels.
+
+        Raises:
+            UserError: If the data set cannot be read, its class names differ, or the model is a detector, which
+                `metaalign predict` asks.
+        """
+        view = test_view(test_dataset, self.task.pair.labels, self.task.annotations)
+        self.task.statistics.synchronise(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        started = time.time()
+        predictions, found = self.task.predictions(self.model, view, *self._place())
+        measured = {m.name: found[m.name] for m in self.task.kind.measures} if found is not None else {}
+        metrics = {f"{metric_key_prefix}_{name}": float(v) for name, v in measured.items() if v is not None}
+        metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(view))
+        labels = None if view.labels is None else np.asarray(view.labels)
+        output = PredictionOutput(predictions=predictions, label_ids=labels, metrics=metrics)
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        return output
 
     # Checkpoints
 

@@ -41,6 +41,7 @@ from ...evaluation import (
     evaluate_classifier,
     gather_rows,
     get_validator,
+    in_order,
     predict_probabilities,
 )
 from ...interruption import Interruption
@@ -359,6 +360,25 @@ class ClassificationTask(Task):
             kept[f"collected {domain}"] = collected
         unknown = math.isnan(found.average_precision)
         return {**asdict(found), **({"average_precision": None} if unknown else {}), **logged}
+
+    @torch.no_grad()
+    def predictions(
+        self, model: nn.Module, view: ImageSet, rank: int, world_size: int
+    ) -> tuple[np.ndarray[Any, Any], Scores | None]:
+        """The logits `(N, K)` of images; see `Task.predictions`."""
+        size, labels = self.config.training.evaluation_batch_size, self.pair.labels
+        rows = [torch.empty(0, len(labels))]
+        batches = evaluation_batches(view, self.processor, size, rank=rank, world_size=world_size)
+        batches = track(batches, "predicting", len(view), count=lambda b: world_size * len(b["index"]))
+        if view.labels is not None:
+            figures = asdict(
+                evaluate_classifier(model, batches, len(labels), lambda out, _: rows.append(out.logits.float().cpu()))
+            )
+            return in_order(torch.cat(rows), len(view), world_size).numpy(), figures
+        model.eval()
+        device = next(model.parameters()).device
+        rows += [model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu() for batch in batches]
+        return in_order(torch.cat(rows), len(view), world_size).numpy(), None
 
     def examples(self, model: nn.Module) -> Scores:
         """Predictions for a random choice of the target test images, for the picture; their labels are not read."""
