@@ -23,6 +23,7 @@ import runs
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
     *("step", "what_trains", "model_selection", "batch_norm", "detection", "shares"),
+    *("data", "data_scale"),
 )
 README = Path(__file__).with_name("README.md")
 PAGES = {README: SCRIPTS, README.parents[1] / "docs" / "choosing.md": ("choosing",)}
