@@ -292,3 +292,26 @@ def test_bad_input_is_told_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         MetaAlignForObjectDetection.from_detector(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2", "detr"])
+def test_a_pass_for_levels_of_maps_alone_stops_early_and_is_that_of_a_whole_one(family, monkeypatch):
+    images, mask, _ = batch()
+    mask = mask if detector_adapter(detector_settings()[family][0]).uses_mask else None
+    found = []
+    for whole in (True, False):
+        torch.manual_seed(0)
+        model = tiny_detector(family, "swda").train()
+        with monkeypatch.context() as patched:
+            if whole:
+                patched.setattr(type(model.alignment), "maps_suffice", False)
+            torch.manual_seed(1)
+            output = model(images, mask, domain_labels=DOMAINS, progress=0.5, objective="alignment")
+        output.alignment_loss.backward()
+        assert torch.is_grad_enabled() and (output.logits.shape[1] == 0) != whole
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((output.alignment_loss, gradients, dict(model.named_buffers())))
+    (loss, gradients, buffers), (other, others, moved) = found
+    assert torch.equal(loss, other) and gradients.keys() == others.keys() and len(gradients) > 10
+    assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
+    assert buffers.keys() == moved.keys() and all(torch.equal(value, moved[name]) for name, value in buffers.items())

@@ -159,7 +159,8 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         Returns:
             The output; without labels and domain labels it holds logits and boxes only. Where a loss was asked for,
             logits and boxes are detached and come from the last pass: where that is the task's, they are those of the
-            labelled images, and in training mode those of the denoising queries come first.
+            labelled images, and in training mode those of the denoising queries come first. With objective `alignment`
+            there may be none `(B, 0, ...)`, where the levels read the backbone's maps alone.
         """
         align = domain_labels is not None and objective != "task" and self.alignment is not None
         train = labels is not None and objective != "alignment"
@@ -175,7 +176,7 @@ class MetaAlignForObjectDetection(MetaAlignModel):
                 task_loss, logits, boxes = self._task(pixel_values, pixel_mask, labels)
         if align:
             assert domain_labels is not None
-            features = self.adapter.features(self.detector, pixel_values, pixel_mask)
+            features = self._aligned_features(pixel_values, pixel_mask, objective == "alignment")
             taking_part = domain_labels != IGNORED_LABEL
             aligned = features if bool(taking_part.all()) else features.rows(taking_part)
             alignment_loss, parts = self._align(aligned, domain_labels[taking_part], progress)
@@ -216,6 +217,16 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         known = [entry for entry in labels if entry is not None]
         output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=known)
         return output.loss, output.logits.detach(), output.pred_boxes.detach()
+
+    def _aligned_features(self, pixel_values: Tensor, pixel_mask: Tensor | None, alone: bool) -> DetectorFeatures:
+        """Features of a pass without labels; without queries where no level and nobody else asks for them."""
+        assert self.alignment is not None
+        # What wraps parts of a model on several processes waits for the end of a forward.
+        if not (alone and self.alignment.maps_suffice) or (dist.is_available() and dist.is_initialized()):
+            return self.adapter.features(self.detector, pixel_values, pixel_mask)
+        maps = self.adapter.maps(self.detector, pixel_values, pixel_mask)
+        none = pixel_values.new_zeros(len(pixel_values), 0, 4)
+        return DetectorFeatures(maps, [], none, none, none)
 
     def _align(
         self, features: DetectorFeatures, domain_labels: Tensor, progress: float

@@ -42,6 +42,8 @@ class BackbonePixel(AlignmentLevel):
         ceiling: Gradient reversal at the end of training.
     """
 
+    maps_suffice = True
+
     def __init__(self, widths: DetectorWidths, *, ceiling: float = 1.0) -> None:
         super().__init__(widths)
         self.ceiling = ceiling
@@ -94,6 +96,8 @@ class BackboneGlobal(AlignmentLevel):
         dropout: Dropout probability after each convolution.
         ceiling: Gradient reversal at the end of training.
     """
+
+    maps_suffice = True
 
     def __init__(
         self, widths: DetectorWidths, *, gamma: float = 5.0, dropout: float = 0.5, ceiling: float = 1.0

@@ -113,9 +113,12 @@ class AlignmentLevel(nn.Module):
     Attributes:
         uses_progress: Whether the loss depends on `DetectionAlignmentBatch.progress`; a run whose loss does not may be
             made longer.
+        maps_suffice: Whether the loss reads the backbone's maps alone; a pass for it may then stop early, and the rest
+            of the batch is empty.
     """
 
     uses_progress: ClassVar[bool] = True
+    maps_suffice: ClassVar[bool] = False
 
     def __init__(self, widths: DetectorWidths) -> None:
         super().__init__()
@@ -235,6 +238,11 @@ class LevelSum(nn.Module):
                 self.levels[spec["name"]] = _LEVELS[spec["name"]](widths, **options)
             except (TypeError, ValueError) as error:
                 raise UserError(f"alignment {spec['name']}: {error}") from error
+
+    @property
+    def maps_suffice(self) -> bool:
+        """Whether no level reads more than the backbone's maps."""
+        return all(level.maps_suffice for level in self.levels.values())
 
     def forward(self, batch: DetectionAlignmentBatch) -> AlignmentOutput:
         """The weighted sum; parts are prefixed with the level's name where there are several."""

@@ -104,6 +104,10 @@ class DetectorAdapter:
         """One forward pass without labels."""
         raise NotImplementedError
 
+    def maps(self, detector: PreTrainedModel, pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Level]:
+        """The backbone's maps, of a forward pass that may stop where no running statistics are left to move."""
+        return self.features(detector, pixel_values, pixel_mask).maps
+
     def predict(self, detector: PreTrainedModel, pixel_values: Tensor, pixel_mask: Tensor | None, **labels: Any) -> Any:
         """The detector's own forward pass, with the arguments that it knows."""
         mask = {"pixel_mask": pixel_mask} if pixel_mask is not None else {}
@@ -122,7 +126,8 @@ def captured(root: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, tupl
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            seen[name] = (kwargs, output)
+            # A copy of a list: the encoder of DEIMv2 writes its own maps over those that it was given.
+            seen[name] = (kwargs, list(output) if isinstance(output, list) else output)
 
         return hook
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -43,6 +44,28 @@ class RTDetrAdapter(DetectorAdapter):
             pred_boxes=output.pred_boxes,
         )
 
+    def maps(self, detector: PreTrainedModel, pixel_values: Tensor, pixel_mask: Tensor | None) -> list[Level]:
+        """The maps of a pass that stops before the decoder, and keeps no graph of what follows the backbone.
+
+        The encoder runs, since its batch normalisations are moved by this pass; the decoder has none.
+        """
+        model, grad = detector.model, torch.is_grad_enabled()
+        with captured(detector, (self.maps_name,)) as seen:
+            handles = [
+                detector.get_submodule(self.maps_name).register_forward_hook(_end_graph),
+                model.decoder.register_forward_pre_hook(_stop),
+            ]
+            try:
+                self.predict(detector, pixel_values, pixel_mask)
+            except _Reached:
+                pass
+            finally:
+                torch.set_grad_enabled(grad)
+                for handle in handles:
+                    handle.remove()
+        maps = [entry[0] if isinstance(entry, tuple) else entry for entry in seen[self.maps_name][1]]
+        return [Level(values, resized_mask(pixel_mask, values.shape)) for values in maps]
+
     def _map_channels(self, detector: PreTrainedModel) -> tuple[int, ...]:
         return tuple(detector.model.backbone.intermediate_channel_sizes)
 
@@ -51,6 +74,18 @@ class RTDetrAdapter(DetectorAdapter):
 
     def _encoder_maps(self, output: object) -> list[Tensor]:
         return list(output.last_hidden_state)  # type: ignore[attr-defined]
+
+
+class _Reached(Exception):
+    """A pass has come as far as it has to."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Reached
+
+
+def _end_graph(*_: Any) -> None:
+    torch.set_grad_enabled(False)
 
 
 class Deimv2Adapter(RTDetrAdapter):
