@@ -22,7 +22,7 @@ import runs
 
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
-    *("step", "what_trains", "model_selection", "batch_norm", "detection", "shares"),
+    *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile", "shares"),
     *("data", "data_scale"),
 )
 README = Path(__file__).with_name("README.md")
