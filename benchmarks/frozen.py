@@ -152,13 +152,14 @@ def train_steps(
     optimizer: str,
     terms: _TargetTerms | None = None,
     source_free: bool = False,
+    foreach: bool | None = True,
 ) -> None:
     """The steps of a run; `draws` are those of source and target, `coordinate` None trains on the source alone."""
     groups = network.parameter_groups(lr)
     rates = [group["lr"] for group in groups]
     if optimizer == "sgd":
         stepper: torch.optim.Optimizer = torch.optim.SGD(
-            groups, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
+            groups, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=foreach
         )
     else:
         stepper = torch.optim.AdamW(groups, weight_decay=5e-4)

@@ -9,9 +9,9 @@ chosen as in `accuracy.py`, without target labels, from one more: other librarie
 rows are those of `accuracy.py`. Score: mean over classes of the target's recall on its test split, of the last network,
 in points.
 
-`--only costs` pins time and memory of an ordinary network in `costs.json`, in a process each: a ResNet-18 from scratch
-on images of 64 pixels, 32 of either domain in a step; median of rounds, in which the libraries take turns, and the peak
-of resident memory less what was there before, after two steps to warm up.
+`--only seconds` and `--only memory` pin what an ordinary network costs, in a process each: a ResNet-18 from scratch on
+images of 64 pixels, 32 of either domain in a step, after two steps to warm up. Time is the median of rounds in which
+the libraries take turns; memory the peak of what is resident in four steps, less what was there before.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from accuracy import CHOICE_SEEDS, FAMILIES, PAIRS, PAIRS_SHORT, SEEDS, SHORT, p
 from frozen_features import frozen_features
 from metaalign_hf.intervals import with_interval
 from readme import publish
-from runs import RESULTS, PinnedRows, machine
+from runs import RESULTS, PinnedRows, machine, may_run
 
 REQUIREMENTS = {
     "pytorch-adapt": ("pytorch-adapt==0.0.83", "setuptools<81"),
@@ -50,7 +50,8 @@ VERSIONS = ("torch", "torchmetrics", "pytorch-adapt", "skada", "skorch")
 OBJECTIVES = ("dann", "cdan", "mcc")
 RATES = (*accuracy.RATES, 0.1)
 OURS = ("joint", "remembered")
-ROUNDS, TIMED_STEPS = 5, 12
+COSTS = {"seconds": ("seconds_per_step", 5, 12), "memory": ("peak_mib", 1, 4)}
+"""By the file that pins it, the figure of an ordinary network, and its rounds and steps."""
 FOLDER = RESULTS / "peers"
 WORKER = Path(__file__).with_name("peers_worker.py")
 
@@ -103,10 +104,10 @@ class Peers:
         save_file(found, path)
         return path
 
-    def start(self, library: str) -> subprocess.Popen[str]:
-        """A process that runs jobs of a library."""
+    def start(self, library: str, *data: str) -> subprocess.Popen[str]:
+        """A process that runs jobs of a library, on this file of features where they are of the small network."""
         python = sys.executable if library == "metaalign_hf" else environment(library, self.folder)
-        command = [str(python), str(WORKER), library, str(self.data())]
+        command = [str(python), str(WORKER), library, *data]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, worker: subprocess.Popen[str], **job: Any) -> dict[str, float]:
@@ -125,7 +126,7 @@ class Peers:
 
         def make() -> dict[str, float]:
             if library not in self.workers:
-                self.workers[library] = self.start(library)
+                self.workers[library] = self.start(library, str(self.data()))
             job = {
                 "objective": objective,
                 "form": "",
@@ -162,29 +163,26 @@ class Peers:
             run["seconds_per_step"] for key, run in self.rows.found.items() if key[:2] == (library, objective)
         )
 
-    def costs(self) -> dict[str, dict[str, float]]:
-        """Seconds per step and peak memory of each library, objective and, of ours, form; pinned in `costs.json`."""
-        path = FOLDER / "costs.json"
+    def costs(self, name: str) -> dict[str, float]:
+        """A figure of `COSTS` for each library, objective and, of ours, form; pinned in a file of its own."""
+        path = FOLDER / f"{name}.json"
         if path.exists():
-            found: dict[str, dict[str, float]] = json.loads(path.read_text())
+            found: dict[str, float] = json.loads(path.read_text())
             return found
+        may_run(name)
+        figure, rounds, steps = COSTS[name]
         libraries = [(library, "") for library in REQUIREMENTS] + [("metaalign_hf", form) for form in OURS]
-        every: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-        for seed in range(ROUNDS):
+        every: dict[str, list[float]] = {}
+        for seed in range(rounds):
             for objective in OBJECTIVES:
                 for library, form in libraries:
                     worker = self.start(library)
                     job = {"objective": objective, "form": form, "pair": "", "lr": 0.01, "seed": seed}
                     self.ask(worker, **job, steps=2, network="resnet18")  # what is loaded once is not counted
-                    figures = self.ask(worker, **job, steps=TIMED_STEPS, network="resnet18")
-                    every.setdefault((library, form, objective), []).append(figures)
+                    figures = self.ask(worker, **job, steps=steps, network="resnet18")
+                    every.setdefault(", ".join(filter(None, (objective, library, form))), []).append(figures[figure])
                     worker.communicate()
-        found = {
-            ", ".join(filter(None, key)): {
-                name: round(median(run[name] for run in runs), 4) for name in ("seconds_per_step", "peak_mib")
-            }
-            for key, runs in every.items()
-        }
+        found = {key: round(median(values), 4) for key, values in every.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
         return found
@@ -262,12 +260,12 @@ def main() -> None:
     scratch = Path(tempfile.gettempdir())
     parser.add_argument("--environments", type=Path, default=scratch / "metaalign_peers", help="where they are or go")
     parser.add_argument("--features", type=Path, default=scratch / "frozen_features.safetensors", help="a cache")
-    parser.add_argument("--only", choices=(*REQUIREMENTS, "costs"), help="only these runs, no table")
+    parser.add_argument("--only", choices=(*REQUIREMENTS, *COSTS), help="only these runs, no table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     peers = Peers(options.environments, options.features)
-    if options.only == "costs":
-        peers.costs()
+    if options.only in COSTS:
+        peers.costs(options.only)
         return
     for library in REQUIREMENTS if options.only is None else (options.only,):
         for family in FAMILIES:

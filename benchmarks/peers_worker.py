@@ -1,6 +1,6 @@
 """Runs of one library for `peers.py`, in that library's environment.
 
-    ENVIRONMENT/bin/python benchmarks/peers_worker.py LIBRARY DATA.safetensors < jobs.jsonl > figures.jsonl
+    ENVIRONMENT/bin/python benchmarks/peers_worker.py LIBRARY [DATA.safetensors] < jobs.jsonl > figures.jsonl
 
 Other libraries need torch, safetensors and themselves here, nothing of metaalign_hf.
 """
@@ -213,7 +213,8 @@ def run_metaalign(job: Job, network: Network, classes: int, source: Any, target:
     domains = [frozen.Domain(*domain, torch.zeros(len(domain[1]), dtype=torch.bool)) for domain in (source, target)]
     draws = [frozen.Draw(domain, generator) for domain in domains]
     started = time.perf_counter()
-    frozen.train_steps(trained, frozen.FORMS[job.form], draws, job.lr, job.steps, "sgd")
+    # The optimiser of the other libraries' runs: a foreach step keeps copies of all weights.
+    frozen.train_steps(trained, frozen.FORMS[job.form], draws, job.lr, job.steps, "sgd", foreach=None)
     return (time.perf_counter() - started) / job.steps
 
 
@@ -245,7 +246,7 @@ def memory(key: str) -> float:
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    library, data = sys.argv[1], load_file(sys.argv[2])
+    library, data = sys.argv[1], load_file(sys.argv[2]) if len(sys.argv) > 2 else {}
     for line in sys.stdin:
         job = Job(**json.loads(line))
         torch.manual_seed(job.seed)

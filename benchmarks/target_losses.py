@@ -84,6 +84,8 @@ ROWS = (
     Row("none", "joint", MASKED),
     Row("none", "source-free", "as shipped"),
     Row("cdan", "joint", IM),
+    Row("dann", "remembered", BALANCED),
+    Row("mcc", "remembered", BALANCED),
 )
 VARIANTS = {
     Row(*DEFAULT, "control: average of the weights"): Row(*DEFAULT, MASKED),
