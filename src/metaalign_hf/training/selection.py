@@ -46,10 +46,15 @@ class Evaluation:
         return 0.0 if self.source is None else self.source
 
 
+def _guarded(evaluations: Sequence[Evaluation], tolerance: float) -> list[Evaluation]:
+    """Those whose source figure is within `tolerance` of the best one."""
+    best = max((e.guard for e in evaluations), default=0.0)
+    return [e for e in evaluations if e.guard >= best - tolerance]
+
+
 def choose(evaluations: Sequence[Evaluation], tolerance: float) -> Evaluation:
     """The best score among those within `tolerance` of the best source figure; ties go to the source, then the last."""
-    best = max(e.guard for e in evaluations)
-    return max((e for e in evaluations if e.guard >= best - tolerance), key=lambda e: (e.score, e.guard, e.step))
+    return max(_guarded(evaluations, tolerance), key=lambda e: (e.score, e.guard, e.step))
 
 
 def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> list[Evaluation]:
@@ -58,7 +63,6 @@ def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> lis
     The best source figure only rises, so what has fallen behind it never returns; and what another one equals or beats
     in score and source is never preferred to it.
     """
-    best = max((e.guard for e in evaluations), default=0.0)
 
     def beaten(e: Evaluation) -> bool:
         return any(
@@ -66,7 +70,7 @@ def still_selectable(evaluations: Sequence[Evaluation], tolerance: float) -> lis
             for o in evaluations
         )
 
-    return [e for e in evaluations if e.guard >= best - tolerance and not beaten(e)]
+    return [e for e in _guarded(evaluations, tolerance) if not beaten(e)]
 
 
 class Selection:
@@ -146,11 +150,12 @@ class Selection:
 
     def why_not_the_last(self) -> str | None:
         """A sentence where the guard keeps the last model from being selected, whatever its score; None otherwise."""
-        best, last = max(e.guard for e in self.evaluations), self.evaluations[-1].guard
-        if last >= best - self.tolerance:
+        last = self.evaluations[-1]
+        if last in _guarded(self.evaluations, self.tolerance):
             return None
+        best = max(e.guard for e in self.evaluations)
         return (
-            f"The last checkpoint could not be selected: its source figure, {100 * last:.1f} %, is more than "
+            f"The last checkpoint could not be selected: its source figure, {100 * last.guard:.1f} %, is more than "
             f"{100 * self.tolerance:g} points (training.select_tolerance) below the best one, {100 * best:.1f} %."
         )
 
