@@ -108,12 +108,17 @@ def test_pairs_and_recipes_look_in_the_same_places(reproduce):
             assert DomainConfig(**values) == domain
 
 
-def test_interrupted_it_goes_on_where_it_was(reproduce, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def two_office31_pairs() -> list[str]:
+    """Words of `reproduce.py` for two small runs of Office-31, whose files are made in this folder."""
     for domain in ("amazon", "dslr", "webcam"):
         miniature(DomainConfig(kind="imagefolder", path=f"data/office31/{domain}/images"))
     small = [word for key, value in SMALL.items() for word in (f"--{key}", json.dumps(value))]
-    command = ["office31", "--pairs", "amazon-webcam,dslr-amazon", "--method", "dann", *small]
+    return ["office31", "--pairs", "amazon-webcam,dslr-amazon", "--method", "dann", *small]
+
+
+def test_interrupted_it_goes_on_where_it_was(reproduce, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = two_office31_pairs()
     command += ["--training.max_steps", "12", "--training.log_every", "1"]
     first, second = (tmp_path / f"runs/reproduce/office31/resnet50/dann/{pair}-0" for pair in command[2].split(","))
     thread = when_reached(second, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -134,10 +139,7 @@ def test_interrupted_it_goes_on_where_it_was(reproduce, tmp_path, monkeypatch, c
 
 def test_all_pairs_run_once_and_stand_beside_the_published_ones(reproduce, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for domain in ("amazon", "dslr", "webcam"):
-        miniature(DomainConfig(kind="imagefolder", path=f"data/office31/{domain}/images"))
-    small = [word for key, value in SMALL.items() for word in (f"--{key}", json.dumps(value))]
-    command = ["office31", "--pairs", "amazon-webcam,dslr-amazon", "--method", "dann", *small]
+    command = two_office31_pairs()
     assert reproduce.main(command) == 0
     shown = capsys.readouterr().out
     assert "1 of 2: amazon-webcam, seed 0" in shown and "2 of 6 done" in shown and "91.4" in shown

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from tests.helpers.runs import TINY
+
 SHAPES = ("left", "right")
 
 
@@ -27,3 +29,12 @@ def write_squares(root: Path) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 made.save(file)
     return root
+
+
+def adapting(folders: Path, output: Path, *options: str) -> list[str]:
+    """The words of a run of `tiny.yaml` from `source` to `target`, whose labels are in `tests`."""
+    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}"
+    return [
+        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
+        "--training.output_dir", str(output), *options,
+    ]  # fmt: skip

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageClassification, pipeline
 from metaalign_hf import MetaAlign, MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
 from metaalign_hf.models.lora import export_adapter
-from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint, weights
-from tests.helpers.squares import write_squares
+from tests.helpers.runs import assert_same_run, stopped_at_a_checkpoint, weights
+from tests.helpers.squares import adapting, write_squares
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16}
 VIT |= {"patch_size": 8}
@@ -134,12 +134,17 @@ def folders(tmp_path_factory):
 
 
 def command(folders, output, *options: str) -> list[str]:
-    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}"
-    return [
-        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
-        "--model.backbone", "vit", "--model.backbone_options", json.dumps(VIT), "--model.lora", "{r: 4}",
-        "--training.output_dir", str(output), *options,
-    ]  # fmt: skip
+    return adapting(
+        folders,
+        output,
+        "--model.backbone",
+        "vit",
+        "--model.backbone_options",
+        json.dumps(VIT),
+        "--model.lora",
+        "{r: 4}",
+        *options,
+    )
 
 
 def test_a_run(folders, tmp_path, monkeypatch):

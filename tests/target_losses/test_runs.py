@@ -10,8 +10,8 @@ from transformers import pipeline
 from metaalign_hf.cli import run
 from metaalign_hf.reports.model_card import model_card
 from metaalign_hf.reports.record import read_record
-from tests.helpers.runs import TINY, assert_same_run, launch, lines, stopped_at_a_checkpoint
-from tests.helpers.squares import write_squares
+from tests.helpers.runs import assert_same_run, launch, lines, stopped_at_a_checkpoint
+from tests.helpers.squares import adapting, write_squares
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,7 @@ def folders(tmp_path_factory):
 
 
 def command(folders, output, *options: str) -> list[str]:
-    return [
-        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}",
-        "--data.target", f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}",
-        "--training.output_dir", str(output), "--model.alignment", "null", *options,
-    ]  # fmt: skip
+    return adapting(folders, output, "--model.alignment", "null", *options)
 
 
 LOSSES = """[{name: self_training, weight: 0.3, threshold: 0.9, thresholds: adaptive, ramp_up: 0.5},

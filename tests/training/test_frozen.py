@@ -11,8 +11,8 @@ from transformers import pipeline
 from metaalign_hf import MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
 from metaalign_hf.data import cached_features
-from tests.helpers.runs import TINY, assert_same_run, lines, stopped_at_a_checkpoint, weights
-from tests.helpers.squares import write_squares
+from tests.helpers.runs import assert_same_run, lines, stopped_at_a_checkpoint, weights
+from tests.helpers.squares import adapting, write_squares
 
 FROZEN = ["--model.freeze", "all", "--model.bottleneck_dim", "8", "--data.augmentation", "crop_flip"]
 VIEWS = ["--data.views", "2"]
@@ -24,12 +24,7 @@ def folders(tmp_path_factory):
 
 
 def command(folders, output, *options: str) -> list[str]:
-    tests = folders / "tests"
-    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {tests}}}"
-    return [
-        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
-        "--training.output_dir", str(output), *FROZEN, *options,
-    ]  # fmt: skip
+    return adapting(folders, output, *FROZEN, *options)
 
 
 def test_the_cached_run_is_the_uncached_one(folders, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from metaalign_hf import MetaAlignForImageClassification
 from metaalign_hf.cli import run
 from metaalign_hf.models.freezing import leave_out
 from metaalign_hf.models.frozen_part import FrozenPart
-from tests.helpers.runs import TINY, assert_same_run, stopped_at_a_checkpoint
-from tests.helpers.squares import write_squares
+from tests.helpers.runs import assert_same_run, stopped_at_a_checkpoint
+from tests.helpers.squares import adapting, write_squares
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16}
 VIT |= {"patch_size": 8}
@@ -29,11 +29,7 @@ def folders(tmp_path_factory):
 
 
 def command(folders, output, *options: str) -> list[str]:
-    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}"
-    return [
-        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
-        "--training.output_dir", str(output), "--data.views", "2", "--training.evaluation_batch_size", "8", *options,
-    ]  # fmt: skip
+    return adapting(folders, output, "--data.views", "2", "--training.evaluation_batch_size", "8", *options)
 
 
 def stored(output) -> tuple[str, list[int]]:
