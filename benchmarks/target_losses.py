@@ -86,6 +86,8 @@ ROWS = (
     Row("cdan", "joint", IM),
     Row("dann", "remembered", BALANCED),
     Row("mcc", "remembered", BALANCED),
+    Row("dann", "remembered", MASKED),
+    Row("mcc", "remembered", MASKED),
 )
 VARIANTS = {
     Row(*DEFAULT, "control: average of the weights"): Row(*DEFAULT, MASKED),
