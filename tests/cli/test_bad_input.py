@@ -144,7 +144,11 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--hub.attempts", "0"], ["hub.attempts is 0: it must be a whole number, 1 or more\n"]),
         (["--hub.retry_seconds", "-1"], ["hub.retry_seconds is -1.0: it must be a finite number, 0 or more\n"]),
         (["--training.seed"], ["training.seed", "lacks its value"]),
+        (["--training.baseline", "--training.seed", "1"], ["--training.baseline lacks its value; write", "e true\n"]),
+        (["--print_config"], ["unknown key 'print_config'"]),
         (["training.seed", "1"], ["training.seed", "--section.key"]),
+        (["run.yaml"], ["'run.yaml' was not expected; did you mean --config run.yaml?\n"]),
+        (["--data.source", "folder:photos"], ["did you mean imagefolder:photos? valid: mnist"]),
         (["--training.trackers", "[no_such_tracker]"], ["no_such_tracker"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) and value[0].startswith("-") else None,
@@ -152,6 +156,22 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
 def test_a_wrong_option_is_told(options, words, capsys, tmp_path):
     error = train_refused(capsys, tmp_path, *options)
     assert all(word in error for word in words), error
+
+
+def test_a_domain_without_its_kind_is_told_with_the_kind(capsys, tmp_path):
+    folder, file = tmp_path / "my photos", tmp_path / "boxes.json"
+    folder.mkdir()
+    file.write_text("{}")
+    assert f"did you mean imagefolder:{folder}?" in train_refused(capsys, tmp_path, "--data.source", str(folder))
+    assert f"did you mean coco:{file}?" in train_refused(capsys, tmp_path, "--data.target", str(file))
+
+
+def test_a_misspelt_folder_of_a_run_is_told_with_the_nearest_one(capsys, tmp_path, monkeypatch):
+    (tmp_path / "runs/warehouse").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for misspelt in ("runs/warehous", "./runs/warehous"):  # the first might be a repository of the Hub
+        error = refused(capsys, "evaluate", misspelt, "--data", "mnist")
+        assert error.endswith("there is no such folder; did you mean runs/warehouse?\n")
 
 
 def test_a_configuration_made_or_changed_in_python_is_checked_too(tmp_path):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from ..checks import LARGEST_SEED, Limits, check_entries
@@ -38,6 +39,9 @@ Kind = Literal[
     "yolo",
 ]
 EMBEDDED = ("digits", "solar", "digit_scenes")
+KIND_OF_ENDING = {".txt": "list", ".json": "coco", ".yaml": "yolo", ".yml": "yolo"} | {
+    f".{kind}": kind for kind in ("parquet", "arrow")
+}
 
 
 @dataclass
@@ -154,7 +158,7 @@ class DomainConfig:
             return cls(kind=kind, path=path)  # type: ignore[arg-type]
         if kind in kinds and not path:
             raise UserError(f"domain {text!r} has no path; write {kind}:PATH, and refine it with more keys")
-        hint = f"{did_you_mean(text, [*DIGITS, *SOLAR, *SCENES])} ".lstrip()
+        hint = f"{_nearest_form(text, kinds)} ".lstrip()
         forms = ["imagefolder:FOLDER", "list:FILE", "dataset:ORG/NAME", *(f"{kind}:FILES" for kind in FILE_KINDS)]
         forms += ["coco:ANNOTATIONS.json", "voc:FOLDER", "yolo:DATA.yaml"]
         valid = ", ".join([*DIGITS, *SOLAR, *SCENES, *forms])
@@ -261,3 +265,16 @@ class DataConfig(Section):
     def sources(self) -> list[DomainConfig]:
         """The source, or all of them, as a list; empty without a source."""
         return self.source if isinstance(self.source, list) else [] if self.source is None else [self.source]
+
+
+def _nearest_form(text: str, kinds: list[str]) -> str:
+    """What was meant by a domain that is none: a question, or nothing."""
+    kind, colon, path = text.partition(":")
+    place = Path(text).expanduser()
+    if place.is_dir():
+        return f"did you mean imagefolder:{text}?"
+    if place.is_file() and (of_file := KIND_OF_ENDING.get(place.suffix.lower())):
+        return f"did you mean {of_file}:{text}?"
+    if colon and path:
+        return did_you_mean(text, [f"{known}:{path}" for known in kinds if did_you_mean(kind, [known])])
+    return did_you_mean(text, [*DIGITS, *SOLAR, *SCENES])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,13 +72,12 @@ def parse_config(arguments: list[str]) -> Config:
     values: dict[str, Any] = {}
     files: dict[str, Any] = {}
     given: dict[str, Any] = {}
-    for key, text in _pairs(arguments):
+    for key, text in _pairs(arguments, lambda key: None if key == "config" else _check_dotted(key)):
         if key == "config":
             read = _read_yaml(Path(text))
             _merge(files, deepcopy(read))
             _merge(values, read)
         else:
-            _check_dotted(key)
             given[key] = _parse_value(key, text)
             _assign(values, key, deepcopy(given[key]))
     _without_source(files, values)
@@ -100,12 +99,14 @@ def parse_domain(text: str, arguments: list[str]) -> DomainConfig:
         UserError: If the text, a key or a value is wrong.
     """
     values = dataclasses.asdict(DomainConfig.parse(text))
-    for key, value in _pairs(arguments):
-        name = key.removeprefix("data.")
-        if name not in values:
+
+    def check(key: str) -> None:
+        if (name := key.removeprefix("data.")) not in values:
             near = get_close_matches(name, list(values), n=2) or list(values)
             raise UserError(f"option --{key}: unknown key; did you mean {' or '.join(f'data.{k}' for k in near)}?")
-        values[name] = _parse_value(key, value)
+
+    for key, value in _pairs(arguments, check):
+        values[key.removeprefix("data.")] = _parse_value(key, value)
     return _domain(values, "data")
 
 
@@ -237,20 +238,29 @@ def _domain(given: dict[str, Any], key: str) -> DomainConfig:
     return domain
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """`["--a.b", "1", "--c=2"]` -> `[("a.b", "1"), ("c", "2")]`."""
+def _pairs(arguments: list[str], check: Callable[[str], None]) -> list[tuple[str, str]]:
+    """`["--a.b", "1", "--c=2"]` -> `[("a.b", "1"), ("c", "2")]`; `check` raises for a key that is unknown."""
     pairs, rest = [], list(arguments)
     while rest:
         option = rest.pop(0)
         if not option.startswith("--"):
-            raise UserError(f"argument {option!r} was not expected; options are written --section.key value")
+            file = option.endswith((".yaml", ".yml"))
+            right = f"did you mean --config {option}?" if file else "options are written --section.key value"
+            raise UserError(f"argument {option!r} was not expected; {right}")
         key, equals, text = option[2:].partition("=")
+        check(key)
         if not equals:
-            if not rest:
-                raise UserError(f"option --{key} lacks its value")
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"option --{key} lacks its value; write --{key} {_example(key)}")
             text = rest.pop(0)
         pairs.append((key, text))
     return pairs
+
+
+def _example(key: str) -> str:
+    """What may follow an option."""
+    section, _, name = key.partition(".")
+    return "true" if typing.get_type_hints(_fields(Config).get(section, Config)).get(name) is bool else "VALUE"
 
 
 def _short_form(given: dict[str, Any]) -> str | None:

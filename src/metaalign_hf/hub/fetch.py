@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
 
 from ..errors import UserError, one_line
 from ..progress import quiet_loading
@@ -21,7 +24,7 @@ from ..run_folder import (
     WEIGHT_FILES,
 )
 from ..tasks import task_of_architecture
-from .errors import explained
+from .errors import HubError, explained
 
 __all__ = ["fetch", "load_checkpoint"]
 
@@ -44,7 +47,7 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
         folder = Path(checkpoint).expanduser()
     else:
         if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
-            raise UserError(f"{what} {checkpoint}: there is no such folder")
+            raise UserError(f"{what} {checkpoint}: {_no_folder(checkpoint)}")
         repo_id, _, revision = checkpoint.partition("@")
         patterns = [
             ADAPTER_CONFIG_FILE,
@@ -55,15 +58,20 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             "model.safetensors.index.json",
             *(f"{FIGURES_FOLDER}/{name}" for name in FIGURE_FILES),
         ]
-        with explained(f"{what} {checkpoint}"):
-            try:
+        try:
+            with explained(f"{what} {checkpoint}"):
                 found = snapshot_download(repo_id, revision=revision or None, token=token, allow_patterns=patterns)
-            except ValueError as error:
-                if type(error) is not ValueError or "Invalid" not in str(error):
-                    raise
-                # The name of a file would lead out of the cache.
-                raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
-            folder = Path(found)
+        except HubError as error:
+            if revision or isinstance(error.__cause__, GatedRepoError):
+                raise
+            # A misspelt folder looks like the name of a repository.
+            raise HubError(f"{error}; and {_no_folder(checkpoint)}", error.temporary) from error.__cause__
+        except ValueError as error:
+            if type(error) is not ValueError or "Invalid" not in str(error):
+                raise
+            # The name of a file would lead out of the cache.
+            raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
+        folder = Path(found)
     if not (folder / MODEL_CONFIG_FILE).is_file() and (folder / ADAPTER_CONFIG_FILE).is_file():
         raise UserError(
             f"{what} {checkpoint}: it holds adapters alone, which peft reads on top of their base model; name the run "
@@ -76,6 +84,16 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             f"{what} {checkpoint}: it holds no safetensors weights; pickled ones (.bin, .pt) are never loaded"
         )
     return folder
+
+
+def _no_folder(checkpoint: str) -> str:
+    """That there is no such folder, with the nearest one beside it."""
+    path, beside = Path(checkpoint).expanduser(), []
+    with suppress(OSError):
+        beside = [found.name for found in path.parent.iterdir() if found.is_dir()]
+    if near := get_close_matches(path.name, beside, n=1):
+        return f"there is no such folder; did you mean {path.parent / near[0]}?"
+    return "there is no such folder"
 
 
 def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any]:
