@@ -1,31 +1,30 @@
-"""A run of the loop and one of MetaAlignTrainer, in two gloo processes; started by test_trainer.py through torchrun."""
+"""Runs of the loop and of MetaAlignTrainer, in two gloo processes; started by test_trainer.py through torchrun."""
 
 import json
 import sys
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from metaalign_hf import MetaAlignForImageClassification, MetaAlignTrainer, adapt
-from tests.trainer.test_trainer import NET, arguments, config, small_pair
+from metaalign_hf import MetaAlignTrainer, adapt
+from tests.helpers.trainers import arguments, config, small_model, small_pair
+
+TAUGHT = {"ema_decay": 0.9, "target_losses": {"name": "self_training", "threshold": 0.12}}
 
 
 def main() -> None:
     folder, pair = Path(sys.argv[1]), small_pair()
-    torch.manual_seed(0)
-    model = MetaAlignForImageClassification.from_backbone(
-        "resnet", pair.labels, {"name": "dann", "hidden": 16}, pretrained=False, **NET
-    )
+    model = small_model(pair)
     coordination = {"direction": "remembered"}
-    adapt(config(folder / "loop", coordination), pair=pair, model=deepcopy(model))
-    trainer = MetaAlignTrainer(
-        deepcopy(model), arguments(folder / "trainer", coordination=coordination, ddp_backend="gloo"), pair=pair
-    )
-    assert trainer.accelerator.num_processes == 2
-    trainer.train()
-    trainer.save_model()
+    for name, options in (("plain", {}), ("taught", TAUGHT)):
+        own = {f"training.{key}": value for key, value in options.items()}
+        adapt(config(folder / name / "loop", coordination, **own), pair=pair, model=deepcopy(model))
+        given = arguments(folder / name / "trainer", coordination=coordination, ddp_backend="gloo", **options)
+        trainer = MetaAlignTrainer(deepcopy(model), given, pair=pair)
+        assert trainer.accelerator.num_processes == 2
+        trainer.train()
+        trainer.save_model()
     told = trainer.evaluate()
     found = trainer.predict(pair.target_evaluation)
     told |= {"steps": trainer.state.global_step, "rows": len(found.predictions), "test_images": len(found.label_ids)}

@@ -16,99 +16,24 @@ from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModelForImageClassification
 
 from metaalign_hf import (
-    MetaAlignForImageClassification,
     MetaAlignForObjectDetection,
     MetaAlignTrainer,
-    MetaAlignTrainingArguments,
     UserError,
     adapt,
     load_config,
     load_detection_pair,
-    load_domain_pair,
 )
 from metaalign_hf.tasks.building import build_task
 from tests.helpers.hub_server import HubServer
-from tests.helpers.runs import ROOT, TINY, TINY_DETECTION, weights
+from tests.helpers.runs import ROOT, TINY_DETECTION, weights
+from tests.helpers.trainers import arguments, assert_same, config
 
-NET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 STEPS = {
     "remembered, accumulation": ({"direction": "remembered"}, 2),
     "role pair": ({"direction": "remembered", "remember": "role", "refresh_every": 2}, 1),
     "fresh, weights of stages": ({"direction": "fresh", "groups": "stage", "inner_lr": 10}, 1),
     "joint": ({"method": "joint"}, 1),
 }
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return small_pair()
-
-
-def small_pair():
-    whole = load_domain_pair("uci_digits", "mnist")
-    sizes = {"source_train": 20, "target_train": 40, "source_test": 30, "target_test_images": 40}
-    views = {name: getattr(whole, name).subset(range(size)) for name, size in sizes.items()}
-    return replace(whole, **views, target_evaluation=whole.target_evaluation.subset(range(40)))
-
-
-@pytest.fixture(scope="module")
-def model(pair):
-    torch.manual_seed(0)
-    return MetaAlignForImageClassification.from_backbone(
-        "resnet", pair.labels, {"name": "dann", "hidden": 16}, pretrained=False, **NET
-    )
-
-
-def arguments(output: Path, **options: object) -> MetaAlignTrainingArguments:
-    given = {
-        "output_dir": str(output),
-        "seed": 0,
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 100,
-        "learning_rate": 0.01,
-        "weight_decay": 0.001,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch",
-        "max_grad_norm": 1.0,
-        "augmentation": "crop",
-        "image_size": 16,
-        "resize_size": 18,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "validators": False,
-    }
-    return MetaAlignTrainingArguments(**{**given, **options})
-
-
-def config(output: Path, coordination: dict, **options: object):
-    given = {
-        "training.output_dir": str(output),
-        "training.source_steps": 0,
-        "training.max_steps": 6,
-        "training.batch_size": 4,
-        "training.max_grad_norm": 1.0,
-        "training.select_by": None,
-        "training.evaluate_every": 0,
-        "training.checkpoint_every": 0,
-        "optimizer.name": "adamw",
-        "optimizer.schedule": "constant",
-        "coordination.direction": "remembered",
-    }
-    own = {f"coordination.{key}": value for key, value in coordination.items()}
-    if coordination.get("method") == "joint":
-        del given["coordination.direction"]
-        own["coordination"] = {"method": "joint"}
-    return load_config(TINY, {**given, **own, **options})
-
-
-def assert_same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert state.keys() == other.keys()
-    for name, value in state.items():
-        assert torch.equal(value, other[name]), name
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -197,7 +122,8 @@ def test_the_best_model_by_a_score_without_target_labels_comes_back(pair, model,
     assert not list((tmp_path / "run").rglob("training_args.bin"))
 
 
-def test_a_detector_takes_the_steps_of_the_loop(tmp_path):
+@pytest.mark.parametrize("taught", [{}, {"target_losses": {"name": "mean_teacher", "threshold": 0.1}}], ids=str)
+def test_a_detector_takes_the_steps_of_the_loop(taught, tmp_path):
     whole = load_detection_pair("scenes_plain", "scenes_photo")
     names = ("source_train", "source_test", "target_train", "target_test_images", "target_evaluation")
     pair = replace(whole, **{name: getattr(whole, name).subset(range(12)) for name in names})
@@ -208,6 +134,7 @@ def test_a_detector_takes_the_steps_of_the_loop(tmp_path):
         "training.select_by": None,
         "training.checkpoint_every": 0,
         "optimizer.schedule": "constant",
+        **{f"training.{key}": value for key, value in taught.items()},
     }
     loop = load_config(TINY_DETECTION, settings)
     torch.manual_seed(0)
@@ -225,6 +152,7 @@ def test_a_detector_takes_the_steps_of_the_loop(tmp_path):
         resize_size=None,
         detector_size=64,
         coordination={"direction": "fresh"},
+        **taught,
     )
     views = {"source": pair.source_test, "target": pair.target_evaluation}
     trainer = MetaAlignTrainer(deepcopy(model), given, pair.source_train, pair.target_train, views)
@@ -233,6 +161,8 @@ def test_a_detector_takes_the_steps_of_the_loop(tmp_path):
     trainer.save_model()
     assert_same(weights(tmp_path / "trainer"), weights(tmp_path / "loop"))
     assert trainer.evaluate()["eval_target_map50"] == summary.target_map50_after
+    told = [line.get("pseudo_boxes") for line in trainer.state.log_history if "loss" in line]
+    assert len(told) == 2 and all((boxes or 0) > 0 for boxes in told) == bool(taught)
 
 
 def test_bad_arguments_are_told_in_one_line(pair, model, tmp_path):
@@ -243,7 +173,6 @@ def test_bad_arguments_are_told_in_one_line(pair, model, tmp_path):
 
     assert "coordination.inner_lrr" in refused({"coordination": {"inner_lrr": 1}})
     assert "coordination.order" in refused({"coordination": {"order": 2}}), "nothing reads it with direction remembered"
-    assert "needs an average" in refused({"target_losses": "self_training"})
     assert "target labels" in refused({"metric_for_best_model": "eval_target_accuracy"})
     assert "give both" in refused({}, train_dataset=pair.source_train)
     assert "train_dataset has no labels" in refused(
@@ -295,9 +224,10 @@ def test_two_processes_take_the_steps_of_the_loop(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert_same(weights(tmp_path / "trainer"), weights(tmp_path / "loop"))
+    for name in ("plain", "taught"):
+        assert_same(weights(tmp_path / name / "trainer"), weights(tmp_path / name / "loop"))
     told = json.loads(done.stdout.rpartition("ANSWER")[2])
-    summary = json.loads((tmp_path / "loop" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "taught" / "loop" / "summary.json").read_text())
     assert told["eval_target_accuracy"] == summary["target_accuracy_after"]
     assert (
         told["steps"] == 6 and told["rows"] == told["test_images"] and told["accuracy"] == told["eval_target_accuracy"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..configuration import (
     Config,
@@ -18,7 +19,7 @@ from ..configuration import (
 )
 from ..errors import UserError, did_you_mean
 
-__all__ = ["MetaAlignTrainingArguments"]
+__all__ = ["MetaAlignTrainingArguments", "check_arguments"]
 
 
 @dataclass
@@ -32,7 +33,10 @@ class MetaAlignTrainingArguments(TrainingArguments):
     Args:
         coordination: Entries of `CoordinationConfig`, such as `{"direction": "fresh", "inner_lr": 100}`.
         batch_norm: As `training.batch_norm`.
-        target_losses: As `training.target_losses`, for losses without a teacher: `information_maximization`.
+        target_losses: As `training.target_losses`, such as `{"name": "self_training", "threshold": 0.9}` for a
+            classifier or `{"name": "mean_teacher", "threshold": 0.5}` for a detector.
+        ema_decay: As `training.ema_decay`: decay of an average of the weights, which is then what is evaluated, saved
+            and pushed. By default none is kept, unless a target loss has the average for a teacher: then 0.999.
         augmentation: As `data.augmentation`.
         image_size: As `data.image_size`, for classifiers.
         resize_size: As `data.resize_size`, for classifiers.
@@ -55,6 +59,7 @@ class MetaAlignTrainingArguments(TrainingArguments):
     target_losses: dict | str | None = field(
         default=None, metadata={"help": "A further loss on target images: its name, or JSON with name and options."}
     )
+    ema_decay: float | None = field(default=None, metadata={"help": "Keep an average of the weights, such as 0.999."})
     augmentation: str = field(default="crop_flip", metadata={"help": "Augmentation of training images."})
     image_size: int | None = field(default=None, metadata={"help": "Side of a classifier's images, in pixels."})
     resize_size: int | None = field(default=None, metadata={"help": "Their side before the crop."})
@@ -88,6 +93,7 @@ class MetaAlignTrainingArguments(TrainingArguments):
             "gradient_checkpointing": bool(self.gradient_checkpointing),
             "compile": bool(self.torch_compile),
             "target_losses": self.target_losses,
+            "ema_decay": self.ema_decay,
             "seed": self.seed,
             "selection_images": self.selection_images,
         }
@@ -113,6 +119,27 @@ class MetaAlignTrainingArguments(TrainingArguments):
             ),
             training=TrainingConfig(**training),
         )
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse arguments of Trainer that nothing here would read, and classes without ours.
+
+    Raises:
+        UserError: For the first one.
+    """
+    if not isinstance(args, MetaAlignTrainingArguments):
+        raise UserError(f"args is a {type(args).__name__}: use MetaAlignTrainingArguments, which has the same entries")
+    if args.auto_find_batch_size:
+        raise UserError("auto_find_batch_size: the batch size is fixed here; set per_device_train_batch_size")
+    if args.label_smoothing_factor:
+        raise UserError("label_smoothing_factor: the task loss is that of the model; leave it at 0")
+    if (args.metric_for_best_model or "").removeprefix("eval_").startswith("target_"):
+        raise UserError(
+            f"metric_for_best_model: {args.metric_for_best_model} is measured with target labels, which choose nothing "
+            "here; use validator_bnm, or source_accuracy"
+        )
+    if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise UserError("hub_strategy: checkpoints hold pickles, which are not pushed; use end or every_save")
 
 
 def _known(entries: Any) -> dict[str, Any]:
