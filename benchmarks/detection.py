@@ -21,7 +21,7 @@ import argparse
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 from unittest.mock import patch
@@ -155,8 +155,8 @@ def one(method: str, gap: str | None, seed: int, known: float) -> dict[str, floa
     return found
 
 
-def on_all_gaps(model: MetaAlignForObjectDetection) -> dict[str, float]:
-    """Test mAP@50 of a model on every target, as it is and with statistics of the target."""
+def on_all_gaps(model: MetaAlignForObjectDetection, gaps: Sequence[str] = GAPS) -> dict[str, float]:
+    """Test mAP@50 of a model on these targets, as it is and with statistics of the target."""
     size = load_config(CONFIG, BASE).data.detector_size
     processor = build_detector_processor(model.config.detector_config.model_type, None, size)
 
@@ -166,7 +166,7 @@ def on_all_gaps(model: MetaAlignForObjectDetection) -> dict[str, float]:
         return evaluate_detector(model, model.adapter.probabilities, batches, len(SCENE_LABELS)).map50
 
     found = {}
-    for gap in GAPS:
+    for gap in gaps:
         found[gap] = score(gap)
         seen = load_detection_view(gap, list(SCENE_LABELS), "train").subset(range(STATISTICS_IMAGES))
         batches = detection_batches(seen, processor, model.boxes_relative_to_image, 64)
