@@ -39,6 +39,7 @@ IMAGES, BATCH = 96, 32
 SUPPOSED = (500, 1000, 2000)
 """Images a second that a GPU may take; none was at hand."""
 OURS, PILLOW, PLAIN, TIMM = "metaalign_hf", "the same with Pillow's decoder", "datasets + PIL", "timm"
+ROWS = "metaalign_hf, rows of parquet"
 
 
 def write_photographs(folder: Path, side: int = 500) -> None:
@@ -62,6 +63,19 @@ def ours(folder: Path) -> Iterator[Any]:
 
     place = str(folder / "train")
     images = load_domain(DomainConfig(kind="imagefolder", path=place, test_path=place)).train
+    return training_stream(images, build_image_processor(224, 256, MEAN, STD), batch_size=BATCH, seed=0)
+
+
+def ours_of_rows(folder: Path) -> Iterator[Any]:
+    """The same files as rows of a parquet file."""
+    import datasets
+
+    from metaalign_hf import DomainConfig
+
+    place = str(folder / "train.parquet")
+    data = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder / "cache"))["train"]
+    data.to_parquet(place)
+    images = load_domain(DomainConfig(kind="parquet", path=place, test_path=place)).train
     return training_stream(images, build_image_processor(224, 256, MEAN, STD), batch_size=BATCH, seed=0)
 
 
@@ -111,7 +125,13 @@ def _repeated(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-PIPELINES: dict[str, Callable[[Path], Iterator[Any]]] = {OURS: ours, PILLOW: with_pillow, PLAIN: plain, TIMM: timms}
+PIPELINES: dict[str, Callable[[Path], Iterator[Any]]] = {
+    OURS: ours,
+    ROWS: ours_of_rows,
+    PILLOW: with_pillow,
+    PLAIN: plain,
+    TIMM: timms,
+}
 
 
 def resnet50_rate(steps: int = 2) -> float:

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import load_image
 
-from metaalign_hf import UserError
+from metaalign_hf import DomainConfig, UserError, load_domain
 from metaalign_hf.data import augment, jpeg
+from metaalign_hf.data.dataset_images import dataset_loader
 from metaalign_hf.data.images import read_image
 from metaalign_hf.models import build_image_processor
 
@@ -57,6 +59,42 @@ def test_the_pixels_are_those_that_are_served(name, tmp_path):
         assert (jpeg.decoded_jpeg(opened) is not None) == (name in FAST)
     served = torch.from_numpy(np.array(load_image(str(tmp_path / "a.jpg")))).permute(2, 0, 1)
     assert torch.equal(read_image(tmp_path / "a.jpg"), served)
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    """All of these files in a column."""
+    return datasets.Dataset.from_dict(
+        {"image": [{"bytes": data, "path": None} for data in (FAST | BY_PILLOW).values()]},
+        features=datasets.Features({"image": datasets.Image()}),
+    )
+
+
+def test_rows_of_a_data_set_give_the_pixels_that_datasets_decodes(rows, tmp_path, monkeypatch):
+    expected = [torch.from_numpy(np.array(row["image"].convert("RGB"))).permute(2, 0, 1) for row in rows]
+    rows.to_parquet(tmp_path / "a.parquet")
+    domain = load_domain(DomainConfig(kind="parquet", path=f"{tmp_path}/a.parquet", test_path=f"{tmp_path}/a.parquet"))
+    monkeypatch.setattr(datasets.Image, "decode_example", None)  # the slow way is not taken
+    for view in (domain.train, domain.test):
+        assert all(torch.equal(view[number], pixels) for number, pixels in enumerate(expected))
+
+
+def test_paths_modes_and_transforms_of_a_data_set_are_heeded(rows, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(FAST["subsampled"])
+    paths = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.jpg")]}).cast_column("image", datasets.Image())
+    file = read_image(tmp_path / "a.jpg")
+    assert torch.equal(dataset_loader(paths, "image", "d")(0), file)
+    grey = dataset_loader(paths.cast_column("image", datasets.Image(mode="L")), "image", "d")(0)
+    assert torch.equal(grey, F.pil_to_tensor(Image.open(tmp_path / "a.jpg").convert("L").convert("RGB")))
+    turned_round = paths.with_transform(lambda rows: {"image": [i.rotate(180) for i in rows["image"]]})
+    assert torch.equal(dataset_loader(turned_round, "image", "d")(0), file.flip(1, 2))
+    damaged = datasets.Dataset.from_dict(
+        {"image": [{"bytes": FAST["subsampled"][:200], "path": None}, None]}, features=rows.features
+    )
+    with pytest.raises(UserError, match=r"d: row 0, column image: unreadable image \("):
+        dataset_loader(damaged, "image", "d")(0)
+    with pytest.raises(UserError, match=r"d: column image holds NoneType, not images; name another image_column"):
+        dataset_loader(damaged, "image", "d")(1)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -81,6 +81,10 @@ class DomainConfig:
         test_split: Split with the test images; by default a share of the training split.
         test_fraction: Share of the images that is held out as test images where there is no test path or split.
         split_seed: Seed of that choice, which never looks at labels.
+        streaming: Of a data set in parquet files, or of a parquet domain: leave it where it is, and read its images in
+            blocks when they are needed; for data that do not fit on this disk. It needs a test_path or test_split.
+        shuffle_buffer: Among as many images a streamed domain is shuffled; the order of its blocks is random anyway.
+        streaming_gigabytes: As much of a streamed domain is kept on this disk, in HF_HOME/metaalign_hf.
     """
 
     kind: Kind = "digits"
@@ -106,10 +110,15 @@ class DomainConfig:
     test_split: str | None = None
     test_fraction: float = 0.2
     split_seed: int = 0
+    streaming: bool = False
+    shuffle_buffer: int = 2000
+    streaming_gigabytes: float = 10.0
 
     LIMITS: ClassVar[Mapping[str, Limits]] = {
         "test_fraction": Limits(0, 1, inside=True),
         "split_seed": Limits(0, LARGEST_SEED),
+        "shuffle_buffer": Limits(1),
+        "streaming_gigabytes": Limits(0, inside=True),
     }
 
     def __post_init__(self) -> None:

@@ -150,6 +150,7 @@ _DATASET = ("config_name", "revision", "domain_column", "image_column", "train_s
 _COLUMNS = ("domain_column", "domain", "image_column", "label_column", "objects_column", "box_format")
 _FILES = ("path", "test_path", "labels_file", *_COLUMNS, *_OBJECTS, *_SPLIT)
 FILE_KINDS = ("parquet", "arrow", "webdataset")
+_STREAMED = ("streaming", "shuffle_buffer", "streaming_gigabytes")
 # Entries that a domain of a kind reads, beside kind and name.
 DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
     "digits": (),
@@ -167,11 +168,13 @@ DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
         "box_format",
         *_OBJECTS,
         *_SPLIT,
+        *_STREAMED,
     ),
     "coco": ("path", "outside_root", "annotations", "test_annotations", "test_path", *_OBJECTS, *_SPLIT),
     "voc": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
     "yolo": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
     **dict.fromkeys(FILE_KINDS, _FILES),
+    "parquet": (*_FILES, *_STREAMED),
 }
 _TEST_IMAGES = ("test_path", "test_split", "test_annotations")
 
@@ -286,6 +289,8 @@ def unread_of_domain(domain: Any) -> dict[str, str]:
             )
         elif key in _SPLIT and tested is not None:
             found[key] = f"the test images are those of {tested}, so none are held out; drop it"
+        elif key in _STREAMED[1:] and not domain.streaming:
+            found[key] = "with streaming false nothing reads it; drop it, or set streaming to true"
         elif key == "domain" and domain.domain_column is None:
             found[key] = "domain_column says which column holds it; set that as well, or drop it"
     return found

@@ -12,6 +12,7 @@ from ..configuration import DomainConfig
 from ..configuration.data import FILE_KINDS
 from ..errors import UserError, one_line
 from .images import IMAGE_SUFFIXES
+from .streaming import open_streamed
 
 __all__ = ["dataset_split", "open_dataset", "required_path"]
 
@@ -41,6 +42,8 @@ def open_dataset(config: DomainConfig) -> tuple[Any, DomainConfig]:
         UserError: If it cannot be loaded.
     """
     name = config.describe()
+    if config.streaming:
+        return _of_files(open_streamed(config), config)
     if config.kind not in FILE_KINDS:
         return _load_splits(config, name), config
     import datasets
@@ -52,7 +55,14 @@ def open_dataset(config: DomainConfig) -> tuple[Any, DomainConfig]:
         splits = datasets.load_dataset(config.kind, data_files=files)
     except Exception as error:
         raise UserError(f"domain {name}: {config.path} cannot be loaded: {_reason(error)}") from error
-    test = "test" if config.test_path is not None else None
+    return _of_files(splits, config)
+
+
+def _of_files(splits: Any, config: DomainConfig) -> tuple[Any, DomainConfig]:
+    """The splits of files, and the configuration of a domain of kind `dataset` that reads them."""
+    if config.kind not in FILE_KINDS:
+        return splits, config
+    name, test = config.describe(), "test" if config.test_path is not None else None
     config = replace(config, kind="dataset", name=name, test_path=None, test_split=test)
     columns = splits["train"].column_names
     if config.image_column not in columns and config.image_column == "image":

@@ -366,6 +366,12 @@ def _load(kind: AnnotationKind[S], config: DomainConfig) -> Domain[S]:
 def _split(raw: RawDomain[S], config: DomainConfig) -> Domain[S]:
     if raw.test is not None:
         return Domain(raw.name, raw.labels, raw.train, raw.test, raw.notes)
+    if config.streaming:
+        key = "test_split" if config.kind == "dataset" else "test_path"
+        raise UserError(
+            f"domain {raw.name}: streaming needs test images of its own, since some that are held out would lie in all "
+            f"of its blocks, which every evaluation would read; set {key}"
+        )
     train, test = raw.held_out or _hold_out(len(raw.train), raw.name, config)
     return Domain(raw.name, raw.labels, raw.train.subset(train), raw.train.subset(test), raw.notes)
 

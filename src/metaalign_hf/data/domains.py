@@ -8,6 +8,8 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from .blocks import Blocks
+
 __all__ = ["AnnotatedImages", "Domain", "RawDomain", "S"]
 
 
@@ -21,6 +23,10 @@ class AnnotatedImages(Protocol):
     @property
     def parts(self) -> tuple[int, ...]:
         """Number of images of each domain, in order, where several were joined; else empty."""
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """How they are cut into blocks that are read together; None where each is read for itself."""
 
     @property
     def annotations(self) -> int:

@@ -15,10 +15,11 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from ..paths import printable, require_readable
+from .blocks import Blocks, joined
 from .jpeg import decoded_jpeg
 from .path_list import picked
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image", "read_images"]
+__all__ = ["IMAGE_SUFFIXES", "ImageSet", "image_files", "read_image", "read_images", "rgb_tensor"]
 
 _WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
@@ -35,6 +36,7 @@ class ImageSet:
         labels: Class index of every image, or None.
         paths: File of every image where there are files, else empty.
         parts: Number of images of each domain, in order, where several were joined; else empty.
+        blocks: How they are cut into blocks that are read together; None where each is read for itself.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ImageSet:
     labels: tuple[int, ...] | None = None
     paths: Sequence[Path] = field(default=())
     parts: tuple[int, ...] = ()
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -63,7 +66,13 @@ class ImageSet:
         paths = picked(self.paths, kept) if self.paths else ()
         load = _Subset(self.load, kept)
         return ImageSet(
-            self.name, len(kept), load, None if labels is None else tuple(labels), paths, _part_sizes(self.parts, kept)
+            self.name,
+            len(kept),
+            load,
+            None if labels is None else tuple(labels),
+            paths,
+            _part_sizes(self.parts, kept),
+            None if self.blocks is None else self.blocks.subset(kept),
         )
 
     @property
@@ -92,7 +101,7 @@ class ImageSet:
 
     def without_annotations(self) -> ImageSet:
         """The same images with no way back to their labels."""
-        return ImageSet(self.name, self.size, self.load, None, self.paths, self.parts)
+        return ImageSet(self.name, self.size, self.load, None, self.paths, self.parts, self.blocks)
 
     def join(self, *others: ImageSet, apart: bool = True) -> ImageSet:
         """These images and then those of the others; labelled if all are.
@@ -110,6 +119,7 @@ class ImageSet:
             tuple(itertools.chain(*labels)) if len(labels) == len(sets) else None,
             tuple(itertools.chain(*(images.paths for images in sets))) if all(i.paths for i in sets) else (),
             tuple(map(len, sets)) if apart else (),
+            joined([(len(images), images.blocks) for images in sets]),
         )
 
 
@@ -186,27 +196,6 @@ class KeptLoader:
         return self.kept[index]
 
 
-@dataclass(frozen=True)
-class DatasetLoader:
-    """Serves the image column of a `datasets.Dataset`."""
-
-    dataset: Any
-    column: str
-    name: str
-
-    def __call__(self, index: int) -> Tensor:
-        """The image with this index `(3, H, W)`, uint8."""
-        try:
-            image = self.dataset[index][self.column]
-            if isinstance(image, Image.Image):
-                return _to_tensor(image)
-        except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
-        raise UserError(
-            f"{self.name}: column {self.column} holds {type(image).__name__}, not images; name another image_column"
-        )
-
-
 def read_image(path: Path, place: str = "") -> Tensor:
     """Read an image file as RGB, upright by its EXIF orientation, exactly as `pipeline` of transformers reads it.
 
@@ -226,7 +215,7 @@ def read_image(path: Path, place: str = "") -> Tensor:
     where = f"{place}: " if place else ""
     try:
         with Image.open(path) as image:
-            return _to_tensor(image)
+            return rgb_tensor(image)
     except FileNotFoundError as error:
         raise UserError(f"{where}image {printable(path)} does not exist") from error
     except UnidentifiedImageError as error:
@@ -310,8 +299,17 @@ def _is_transparent(path: Path) -> bool:
         return False  # told when the image is used
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    """As `transformers.image_utils.load_image`: what is served elsewhere must be what is trained on."""
+def rgb_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an opened image `(3, H, W)`, uint8, upright and in RGB.
+
+    They are those of `transformers.image_utils.load_image`: what is served elsewhere must be what is trained on.
+
+    Args:
+        image: The image; of a file that is not decoded yet the faster decoder may do it.
+
+    Raises:
+        ValueError: If it has more than 8 bits a channel, or too many pixels.
+    """
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         # Pillow itself refuses twice as many, and warns here: a file of a few bytes may unpack to gigabytes.

@@ -13,8 +13,8 @@ from .annotations import ClassNames, FoundObject, corners, packed, upright_size
 from .bad_boxes import BoxCheck
 from .dataset_files import dataset_split, open_dataset
 from .domains import RawDomain
-from .images import DatasetLoader, ImageSet
 from .objects import DetectionSet
+from .streamed_rows import StreamedRows, image_column
 
 __all__ = ["domain_of_rows", "objects_of_rows", "read_objects_dataset"]
 
@@ -116,9 +116,7 @@ def objects_of_rows(
     Raises:
         UserError: If a box is malformed, or bad and not to be dropped.
     """
-    images = ImageSet(
-        name, len(data), DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)
-    )
+    images = image_column(data, config.image_column, name)
     if labels is None or names is None:
         return DetectionSet(images)
     inner, class_label = _object_features(data, config, name)
@@ -150,6 +148,10 @@ def _row_sizes(data: Any, config: DomainConfig, name: str) -> list[tuple[int, in
     """Height and width of every image: from its columns, else from its header, without decoding."""
     if {"height", "width"} <= set(data.column_names):
         return list(zip(data["height"], data["width"], strict=True))
+    if isinstance(data, StreamedRows):
+        raise UserError(
+            f"domain {name}: streaming needs columns height and width to know how large the images are; drop streaming"
+        )
     import datasets
 
     raw = data.select_columns([config.image_column]).cast_column(config.image_column, datasets.Image(decode=False))

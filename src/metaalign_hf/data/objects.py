@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .blocks import Blocks
 from .images import ImageSet
 
 __all__ = ["DetectionSet", "Objects"]
@@ -95,6 +96,11 @@ class DetectionSet:
     def parts(self) -> tuple[int, ...]:
         """Number of images of each domain, in order, where several were joined; else empty."""
         return self.images.parts
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """How they are cut into blocks that are read together; None where each is read for itself."""
+        return self.images.blocks
 
     @property
     def annotations(self) -> int:

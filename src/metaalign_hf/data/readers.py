@@ -13,10 +13,11 @@ from ..paths import printable
 from .dataset_files import dataset_split, open_dataset, required_path
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
-from .images import IMAGE_SUFFIXES, DatasetLoader, FileLoader, ImageSet, TensorLoader, find_images
+from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, TensorLoader, find_images
 from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
+from .streamed_rows import image_column
 
 __all__ = ["domain_of_rows", "existing_images", "read_domain"]
 
@@ -138,7 +139,7 @@ def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
     splits, config = open_dataset(config)
     train = dataset_split(splits, config.train_split, config, name)
     classes, labels, encoded = _dataset_labels(train, config, name)
-    images = ImageSet(name, len(train), _images_only(train, config, name), labels)
+    images = image_column(train, config.image_column, name, labels)
     if config.test_split is None:
         return RawDomain(name, classes, images)
     test = dataset_split(splits, config.test_split, config, name)
@@ -149,7 +150,7 @@ def _dataset(config: DomainConfig) -> RawDomain[ImageSet]:
         if missing:
             raise UserError(f"domain {name}: class {missing[0]!r} occurs in {config.test_split} only")
         test_labels = tuple(classes.index(test_classes[i]) for i in test_labels or ())
-    return RawDomain(name, classes, images, ImageSet(name, len(test), _images_only(test, config, name), test_labels))
+    return RawDomain(name, classes, images, image_column(test, config.image_column, name, test_labels))
 
 
 def domain_of_rows(data: Any, config: DomainConfig, name: str) -> RawDomain[ImageSet]:
@@ -164,7 +165,7 @@ def domain_of_rows(data: Any, config: DomainConfig, name: str) -> RawDomain[Imag
         UserError: If a row has no label.
     """
     classes, labels, _ = _dataset_labels(data, config, name)
-    return RawDomain(name, classes, ImageSet(name, len(data), _images_only(data, config, name), labels))
+    return RawDomain(name, classes, image_column(data, config.image_column, name, labels))
 
 
 def _dataset_labels(
@@ -202,8 +203,3 @@ def _dataset_labels(
 
 def _row(name: str, row: int) -> str:
     return f"domain {name}: row {row}"
-
-
-def _images_only(data: Any, config: DomainConfig, name: str) -> DatasetLoader:
-    """The image column alone, so that nothing downstream can reach a label."""
-    return DatasetLoader(data.select_columns([config.image_column]), config.image_column, name)

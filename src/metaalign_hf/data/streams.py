@@ -21,6 +21,7 @@ from transformers import BitImageProcessor
 
 from ..errors import UserError, one_line
 from .bad_images import name_of, read_replacing
+from .blocks import Blocks, order_of
 from .domains import AnnotatedImages
 from .images import ImageSet, read_images
 from .transforms import AUGMENTATIONS, augment, preprocess
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> list[int]:
+def batch_indices(num_images: int, batch_size: int, seed: int, batch: int, blocks: Blocks | None = None) -> list[int]:
     """Indices of the images in a batch of the endless stream.
 
     The stream is one random order of all images after another; a batch may end one order and begin the next, so that no
@@ -45,14 +46,17 @@ def batch_indices(num_images: int, batch_size: int, seed: int, batch: int) -> li
         batch_size: Number of images in a batch, at most N.
         seed: Seed of the orders.
         batch: Number of the batch, from 0.
+        blocks: The blocks of the images, where they are read in blocks; see `random_order`.
 
     Returns:
         `batch_size` indices in 0..N-1.
     """
-    return _stream_indices(num_images, [seed], batch * batch_size, (batch + 1) * batch_size)
+    return _stream_indices(num_images, [seed], batch * batch_size, (batch + 1) * batch_size, blocks)
 
 
-def even_batch_indices(sizes: Sequence[int], batch_size: int, seed: int, batch: int) -> list[int]:
+def even_batch_indices(
+    sizes: Sequence[int], batch_size: int, seed: int, batch: int, blocks: Blocks | None = None
+) -> list[int]:
     """Indices of the images in a batch that draws evenly from several sources, into their concatenation.
 
     Row p of the endless stream comes from source p modulo the number of sources; the rows of each source are a stream
@@ -64,6 +68,7 @@ def even_batch_indices(sizes: Sequence[int], batch_size: int, seed: int, batch: 
         batch_size: Number of images in a batch.
         seed: Seed of the orders.
         batch: Number of the batch, from 0.
+        blocks: The blocks of the concatenation, where images are read in blocks.
 
     Returns:
         `batch_size` indices.
@@ -71,29 +76,32 @@ def even_batch_indices(sizes: Sequence[int], batch_size: int, seed: int, batch: 
     count = len(sizes)
     first, last = batch * batch_size, (batch + 1) * batch_size
     starts = [0, *itertools.accumulate(sizes)]
+    own: Sequence[Blocks | None] = [None] * count if blocks is None else blocks.parts(sizes)
     rows: dict[int, int] = {}
     for source, size in enumerate(sizes):
         # The rows p of the batch with p % count == source are numbers begin..end-1 of this source's own stream.
         begin, end = ((edge - source + count - 1) // count for edge in (first, last))
-        indices = _stream_indices(size, [seed, source + 1], begin, end) if end > begin else []
+        indices = _stream_indices(size, [seed, source + 1], begin, end, own[source]) if end > begin else []
         rows.update({number * count + source: starts[source] + i for number, i in enumerate(indices, begin)})
     return [rows[p] for p in range(first, last)]
 
 
-def _stream_indices(num_images: int, seeds: list[int], first: int, last: int) -> list[int]:
+def _stream_indices(
+    num_images: int, seeds: list[int], first: int, last: int, blocks: Blocks | None = None
+) -> list[int]:
     """Images number first..last-1 of the endless stream: one random order of all images after another."""
     found: list[int] = []
     for epoch in range(first // num_images, (last - 1) // num_images + 1):
-        order = _order(num_images, (seeds[0], epoch, *seeds[1:]))
+        order = _order(num_images, (seeds[0], epoch, *seeds[1:]), blocks)
         start = epoch * num_images
         found += order[max(first - start, 0) : last - start].tolist()
     return found
 
 
 @lru_cache(maxsize=8)  # to draw the order of a million images anew takes as long as to decode some of them
-def _order(num_images: int, seed: tuple[int, ...]) -> np.ndarray:
+def _order(num_images: int, seed: tuple[int, ...], blocks: Blocks | None) -> np.ndarray:
     """A random order of all images, which nobody may change."""
-    return np.random.default_rng(seed).permutation(num_images).astype(np.int32)
+    return order_of(num_images, blocks, seed).astype(np.int32)
 
 
 _REFUSED, _DRAWN, _UNREADABLE = "refused", "drawn", "unreadable"
@@ -121,9 +129,9 @@ class _Batches(Dataset):
     def __getitem__(self, batch: int) -> dict[str, Any]:
         size, parts = self.batch_size * self.world_size, self.images.parts
         if self.even and len(parts) > 1:
-            whole = even_batch_indices(parts, size, self.seed, batch)
+            whole = even_batch_indices(parts, size, self.seed, batch, self.images.blocks)
         else:
-            whole = batch_indices(len(self.images), size, self.seed, batch)
+            whole = batch_indices(len(self.images), size, self.seed, batch, self.images.blocks)
         mine = whole[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         try:
             values = self.make(mine, np.random.default_rng([self.seed, 1, batch, self.rank]))

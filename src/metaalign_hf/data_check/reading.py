@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import Domain
 from ..data.bad_images import name_of
+from ..data.blocks import random_order
 from ..errors import UserError
 from ..progress import track
 
@@ -103,7 +104,7 @@ def read_all(domain: DomainImages, most: int | None) -> SeenImages:
     total = len(domain.images)
     indices: Sequence[int] = range(total)
     if most is not None and total > most:
-        indices = sorted(np.random.default_rng(0).permutation(total)[:most].tolist())
+        indices = sorted(random_order(domain.images, 0)[:most].tolist())
     threads = min(8, os.cpu_count() or 1)
     kept: list[int] = []
     unreadable: list[tuple[str, str]] = []

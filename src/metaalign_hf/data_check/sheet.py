@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import DetectionSet, Domain
+from ..data.blocks import random_order
 from ..data.images import read_images
 from ..reports.boxes import draw_boxes
 from ..reports.contact_sheet import SheetRow, draw_contact_sheet
@@ -50,7 +51,7 @@ def _of_class(domain: Domain[Any], name: str | None, number: int) -> list[int]:
     """Some training images of a class, or of a domain without labels any."""
     labels, train = domain.labels, domain.train
     if labels is None or name is None:
-        order = np.random.default_rng(0).permutation(len(train))
+        order = random_order(train, 0)
         return order[number * 2 * _TILES : (number + 1) * 2 * _TILES].tolist()
     if name not in labels:
         return []

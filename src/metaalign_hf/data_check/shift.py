@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.blocks import random_order
 from ..data.images import read_images
 from ..evaluation.domain_distance import fit_linear, proxy_a_distance
 from ..models.origin import is_pretrained
@@ -98,10 +98,7 @@ def _features(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """Features of a random choice of each view, their labels where they have any, and images per second."""
     model, was_training = task.model.eval(), task.model.training
-    chosen = {
-        name: np.random.default_rng([0, n]).permutation(len(views[name]))[: wanted[name]].tolist()
-        for n, name in enumerate(wanted)
-    }
+    chosen = {name: random_order(views[name], [0, n])[: wanted[name]].tolist() for n, name in enumerate(wanted)}
     _batch(task, views["target_train"], chosen["target_train"][:2])  # what only the first forward pass does
     started = time.perf_counter()
     first, _ = _batch(task, views["target_train"], chosen["target_train"][:_BATCH])

@@ -20,6 +20,7 @@ from ..batch_norm import RECALIBRATION_IMAGES, Rows, batch_statistics
 from ..configuration import Config, DomainConfig
 from ..coordination import StepClosures
 from ..data.bad_images import BadImages, name_of, read_replacing, readable
+from ..data.blocks import random_order
 from ..errors import UserError
 from ..models.origin import is_pretrained
 from ..run_folder import BAD_IMAGES_FILE
@@ -323,7 +324,7 @@ class Task:
     def target_images(self) -> Iterator[Tensor]:
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
         training, view = self.config.training, self.pair.target_train
-        order = np.random.default_rng([training.seed, 3]).permutation(len(view)).tolist()
+        order = random_order(view, [training.seed, 3]).tolist()
         size = min(training.evaluation_batch_size, len(view))
         for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):
             yield self.pixel_values(self.read(view, order[start : start + size]))

@@ -28,6 +28,7 @@ from ...data import (
     preprocess,
     training_stream,
 )
+from ...data.blocks import random_order
 from ...data.domain_pair import LABELS
 from ...data.fixed_views import with_fixed_views
 from ...disk import refuse_unwritable
@@ -420,11 +421,11 @@ class ClassificationTask(Task):
 
     def _reported_order(self, view: ImageSet) -> list[int]:
         """The order in which images are taken for the report."""
-        return np.random.default_rng([self.config.training.seed, 6]).permutation(len(view)).tolist()
+        return random_order(view, [self.config.training.seed, 6]).tolist()
 
     def _shown(self, view: ImageSet | None = None) -> ImageSet:
         view = self.pair.target_test_images if view is None else view
-        order = np.random.default_rng([self.config.training.seed, 5]).permutation(len(view))
+        order = random_order(view, [self.config.training.seed, 5])
         return view.subset(order[:_EXAMPLES].tolist()).without_annotations()
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
@@ -470,7 +471,7 @@ class ClassificationTask(Task):
 
     def _selection_order(self, view: ImageSet, salt: int, rank: int, world_size: int) -> list[int]:
         """This process's share of a random choice, in a random order: no statistic depends on how images are sorted."""
-        order = np.random.default_rng([self.config.training.seed, salt]).permutation(len(view))
+        order = random_order(view, [self.config.training.seed, salt])
         whole = min(self.config.training.selection_images, len(view)) // world_size * world_size
         return order[rank:whole:world_size].tolist()
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from ...data import (
     detection_stream,
     load_detection_pair,
 )
+from ...data.blocks import random_order
 from ...data.detection_batches import distort_color, weak_augmentation
 from ...data.detection_pair import OBJECTS
 from ...data.objects import Objects
@@ -175,7 +175,7 @@ class DetectionTask(Task):
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Agreement and entropy of what is found in target training images, without labels."""
-        order = np.random.default_rng([self.config.training.seed, 3]).permutation(len(self.pair.target_train))
+        order = random_order(self.pair.target_train, [self.config.training.seed, 3])
         chosen = order[: self.config.training.selection_images].tolist()
         was_training = model.training
         # The same distorted views at every evaluation, so that models are compared on equal terms.

@@ -1,0 +1,231 @@
+"""Streamed domains: the images and labels of the files read whole, in a bounded part of the disk, resumed exactly."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metaalign_hf import DomainConfig, UserError, load_domain, load_domain_pair
+from metaalign_hf.cli import run
+from metaalign_hf.data import batch_indices, disk_cache, even_batch_indices, training_stream
+from metaalign_hf.data.blocks import Blocks
+from metaalign_hf.data.detection_readers import read_detection_domain
+from metaalign_hf.models import build_image_processor
+from tests.data.test_domain_pair import make_dataset, one_line
+from tests.helpers.runs import TINY, assert_same_run, run_until_checkpoint
+from tests.helpers.squares import SHAPES, write_squares
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """Where blocks are kept."""
+    monkeypatch.setattr(disk_cache, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def held(home: Path) -> list[int]:
+    """Sizes of the blocks that are kept."""
+    return [file.stat().st_size for file in home.glob("metaalign_hf/*/*") if not file.name.startswith("lock-")]
+
+
+@pytest.fixture
+def made(tmp_path) -> datasets.Dataset:
+    """Twelve images in row groups of three, in two files; a file of test images beside them."""
+    data = make_dataset(tmp_path / "disk", ["cat", "dog", "eel"])
+    for number in range(2):
+        data.shard(2, number, contiguous=True).to_parquet(tmp_path / f"data/train-{number}.parquet", batch_size=3)
+    data.select(range(3)).to_parquet(tmp_path / "data/test-0.parquet")
+    return data
+
+
+def streamed(path: object, test: object, **more) -> DomainConfig:
+    return DomainConfig(kind="parquet", path=str(path), test_path=str(test), streaming=True, **more)
+
+
+def test_a_streamed_domain_is_the_domain(made, tmp_path, home):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/stream", recursive=True)
+    places = [tmp_path / "data", "memory://stream", f"file://{tmp_path}/data"]
+    configs = [streamed(f"{place}/train-*.parquet", f"{place}/test-0.parquet") for place in places]
+    configs.append(DomainConfig(kind="dataset", path=str(tmp_path / "data"), test_split="test", streaming=True))
+    for config in configs:
+        whole = load_domain(replace(config, streaming=False)) if "memory" not in config.path else None
+        found = load_domain(config)
+        assert found.labels == ["cat", "dog", "eel"] and found.train.blocks.sizes == (3, 3, 3, 3)
+        assert (len(found.train), len(found.test)) == (12, 3)
+        for view, other in ((found.train, whole and whole.train), (found.test, whole and whole.test)):
+            assert all(int(view[i][0, 0, 0]) == 10 * i for i in range(len(view)))
+            assert view.labels == tuple(i % 3 for i in range(len(view)))
+            assert other is None or all(torch.equal(view[i], other[i]) for i in range(len(view)))
+    assert len(held(home)) > 4
+
+
+def test_rows_of_a_domain_and_classes_of_both_are_kept(made, tmp_path):
+    file = tmp_path / "data/train-*.parquet"
+    south = streamed(file, file, domain_column="site", domain="south")
+    two = made.filter(lambda row: row["label"] != 2)
+    names = [["cat", "dog"][label] for label in two["label"]]
+    two = two.remove_columns("label").add_column("label", names)
+    two.to_parquet(tmp_path / "two.parquet")
+    target = f"parquet:{tmp_path}/two.parquet"
+    pair = load_domain_pair(south, target, "shared")
+    assert pair.labels == ["cat", "dog"]
+    assert [int(pair.source_train[i][0, 0, 0]) // 10 for i in range(4)] == [6, 7, 9, 10]
+    assert pair.source_train.labels == (0, 1, 0, 1) and pair.source_train.blocks.sizes == (2, 2)
+    assert pair.target_train.blocks is None
+
+
+def test_objects_are_streamed_where_the_sizes_are_known(tmp_path):
+    box = datasets.List(datasets.Value("float32"), length=4)
+    objects = {"bbox": datasets.List(box), "category": datasets.List(datasets.ClassLabel(names=["cat", "dog"]))}
+    rows = {
+        "image": [Image.fromarray(np.full((20, 30, 3), i, np.uint8)) for i in range(3)],
+        "objects": [{"bbox": [[2, 3, 10, 8]], "category": [1]}] * 3,
+        "height": [20] * 3,
+        "width": [30] * 3,
+    }
+    features = {"image": datasets.Image(), "objects": objects}
+    features |= {key: datasets.Value("int32") for key in ("height", "width")}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    data.to_parquet(tmp_path / "a.parquet")
+    data.remove_columns("height").to_parquet(tmp_path / "b.parquet")
+    found = read_detection_domain(streamed(tmp_path / "a.parquet", tmp_path / "a.parquet"))
+    assert found.labels == ["cat", "dog"] and found.train.objects[2].boxes.tolist() == [[2, 3, 12, 11]]
+    assert int(found.train[2][0, 0, 0]) == 2 and found.train.blocks.sizes == (3,)
+    with pytest.raises(UserError, match=r"domain b\.parquet: streaming needs columns height and width"):
+        read_detection_domain(streamed(tmp_path / "b.parquet", tmp_path / "b.parquet"))
+
+
+def test_no_more_than_was_allowed_stays_on_the_disk(tmp_path, home):
+    shades = np.random.default_rng(0).integers(256, size=(40, 32, 32, 3), dtype=np.uint8)
+    data = datasets.Dataset.from_dict({"image": [Image.fromarray(pixels) for pixels in shades]})
+    data.to_parquet(tmp_path / "a.parquet", batch_size=4)
+    images = load_domain(streamed(tmp_path / "a.parquet", tmp_path / "a.parquet", streaming_gigabytes=5e-5)).train
+    for _ in range(2):
+        for index in range(40):
+            assert torch.equal(images[index], torch.from_numpy(shades[index]).permute(2, 0, 1))
+            assert sum(held(home)) <= 50_000
+    assert len(held(home)) == 3, "a block has about 13 kB"
+
+
+def seen(size: int, blocks: Blocks, batches: int, batch_size: int = 10) -> list[int]:
+    return [i for batch in range(batches) for i in batch_indices(size, batch_size, 0, batch, blocks)]
+
+
+def test_orders_show_all_images_and_have_few_blocks_open():
+    blocks = Blocks((10,) * 100, 200)
+    order = seen(1000, blocks, 200)
+    passes = order[:1000], order[1000:]
+    assert passes[0] != passes[1]
+    for found in passes:
+        assert sorted(found) == list(range(1000))
+        opened = {block: [p for p, i in enumerate(found) if i // 10 == block] for block in range(100)}
+        spans = [(max(places) - min(places)) for places in opened.values()]
+        # About 20 blocks of 10 are open; those whose places go over the end are open at its beginning, too.
+        assert sorted(spans)[75] < 260
+        mixed = [len({i // 10 for i in found[start : start + 100]}) for start in range(0, 1000, 100)]
+        assert min(mixed) > 15, "neighbours are of many blocks"
+    for late in (7, 150):
+        assert batch_indices(1000, 10, 0, late, blocks) == order[10 * late : 10 * late + 10]
+
+
+def test_a_large_buffer_is_a_uniform_order():
+    """How often an image of each block comes first among 6, in blocks of unequal sizes."""
+    counts = np.zeros(6)
+    for seed in range(3000):
+        counts[batch_indices(6, 1, seed, 0, Blocks((1, 3, 2), 6))[0]] += 1
+    assert (np.abs(counts / 3000 - 1 / 6) < 4 * np.sqrt(5 / 36 / 3000)).all()
+
+
+def test_joined_domains_are_drawn_evenly(made, tmp_path):
+    file = tmp_path / "data/train-*.parquet"
+    a = load_domain(streamed(file, file)).train
+    joined = a.join(a.subset(range(5)), load_domain("uci_digits").train.subset(range(4)))
+    assert joined.blocks.sizes == (3, 3, 3, 3, 3, 2, 1, 1, 1, 1)
+    assert [part.sizes for part in joined.blocks.parts(joined.parts)] == [(3,) * 4, (3, 2), (1,) * 4]
+    order = [i for batch in range(20) for i in even_batch_indices(joined.parts, 6, 0, batch, joined.blocks)]
+    for number, (start, end) in enumerate(((0, 12), (12, 17), (17, 21))):
+        own = order[number::3]
+        assert all(start <= i < end for i in own) and sorted(own[: end - start]) == list(range(start, end))
+
+
+def test_workers_and_processes_change_nothing(made, tmp_path):
+    file = tmp_path / "data/train-*.parquet"
+    images, processor = load_domain(streamed(file, file)).train, build_image_processor(8, 8, [0.5] * 3, [0.5] * 3)
+
+    def take(**options):
+        return list(itertools.islice(training_stream(images, processor, seed=3, **options), 4))
+
+    whole, by_workers = take(batch_size=4), take(batch_size=4, num_workers=2)
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(whole, by_workers, strict=True))
+    parts = [take(batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        assert torch.equal(batch["labels"], torch.cat([half["labels"] for half in halves]))
+
+
+def squares(root: Path) -> list[str]:
+    """The words of a run on the squares in parquet files: source, target, and test images of both."""
+    folders = write_squares(root)
+    for domain in ("source", "target", "tests"):
+        rows = [(str(file), shape) for shape in SHAPES for file in sorted((folders / domain / shape).iterdir())]
+        data = datasets.Dataset.from_dict({"image": [file for file, _ in rows], "label": [shape for _, shape in rows]})
+        data = data.cast_column("image", datasets.Image()).cast_column("label", datasets.ClassLabel(names=[*SHAPES]))
+        data.to_parquet(root / f"{domain}.parquet", batch_size=4)
+    words = ["train", "--config", TINY]
+    for domain, test in (("source", "source"), ("target", "tests")):
+        words += [f"--data.{domain}", f"parquet:{root}/{domain}.parquet"]
+        words += [f"--data.{domain}.test_path", f"{root}/{test}.parquet", f"--data.{domain}.streaming", "true"]
+        words += [f"--data.{domain}.shuffle_buffer", "8"]
+    return words
+
+
+def test_a_killed_run_goes_on_as_if_it_never_stopped(tmp_path, capsys):
+    words = [*squares(tmp_path), "--training.checkpoint_every", "3", "--training.resume", "auto"]
+    assert run([*words, "--training.output_dir", str(tmp_path / "whole")]) == 0
+    assert "source.parquet -> target.parquet" in capsys.readouterr().out
+    killed = [*words, "--training.output_dir", str(tmp_path / "killed")]
+    run_until_checkpoint(killed)
+    # Another machine has none of the blocks.
+    for file in (tmp_path / "home").glob("metaalign_hf/*/*"):
+        file.unlink()
+    assert run(killed) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_what_cannot_be_streamed_is_told(made, tmp_path):
+    data = tmp_path / "data"
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    (data / "empty").mkdir()
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/train.csv").write_text("image,label\na.png,cat\n")
+    saved = DomainConfig(kind="dataset", path=str(tmp_path / "disk"), streaming=True)
+    held_out = replace(streamed(data / "train-0.parquet", None), test_path=None)
+    wrong = [
+        (
+            saved,
+            r"domain disk: .*/disk was saved by save_to_disk, and is read from where it lies anyway; drop",
+        ),
+        (replace(saved, path=str(tmp_path / "csv")), r"domain csv: .* this data set is stored as csv; drop streaming"),
+        (held_out, r"domain train-0\.parquet: streaming needs test images of its own, .* set test_path"),
+        (streamed(data / "no.parquet", data), r"domain no\.parquet: .*/no\.parquet does not exist$"),
+        (streamed(data / "empty", data), r"domain empty: .*/empty holds no file ending in \.parquet"),
+        (streamed(tmp_path / "bad.parquet", data), r"domain bad\.parquet: .*bad\.parquet cannot be read: "),
+        (streamed("s3://b/a.parquet", data), r"domain a\.parquet: .* s3:// .* needed: pip install s3fs"),
+        (streamed("https://b.org/a.parquet", data), r"a\.parquet: .* https:// .* needed: pip install aiohttp requests"),
+        (streamed("nope://a.parquet", data), r"domain a\.parquet: nope://a\.parquet: Protocol not known: nope"),
+    ]
+    for config, words in wrong:
+        with pytest.raises(UserError, match=words) as caught:
+            load_domain(config)
+        one_line(caught)
+    with pytest.raises(UserError, match=r"shuffle_buffer is 5: with streaming false nothing reads it"):
+        DomainConfig(kind="parquet", path="a.parquet", shuffle_buffer=5)
+    with pytest.raises(UserError, match=r"streaming is True: a domain of kind arrow does not read it"):
+        DomainConfig(kind="arrow", path="a.arrow", streaming=True)
