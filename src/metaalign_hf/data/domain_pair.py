@@ -12,7 +12,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .domains import Domain, RawDomain, S
 from .images import ImageSet
-from .label_agreement import differing_classes, some
+from .label_agreement import UNKNOWN, differing_classes, some
 from .names import named_apart
 from .pair_domains import PairDomains
 from .readers import domain_of_rows, read_domain
@@ -223,21 +223,23 @@ def load_target(
     )
 
 
-def load_labelled_view(config: Given, labels: Sequence[str], split: Split = "test") -> ImageSet:
+def load_labelled_view(config: Given, labels: Sequence[str], split: Split = "test", *, opens: bool = False) -> ImageSet:
     """Labelled images of a domain, numbered as the classes of a model.
 
     Args:
         config: The domain, or its short form.
         labels: Class names of the model.
         split: Which images.
+        opens: Whether images of classes that the model does not know are kept, with the number `len(labels)`.
 
     Returns:
         The images.
 
     Raises:
-        UserError: If the domain cannot be read, has no labels, or has a class that the model does not know.
+        UserError: If the domain cannot be read, has no labels, or has a class that the model does not know and is not
+            to be kept.
     """
-    return load_view(LABELS, config, labels, split)
+    return load_view(LABELS, config, labels, split, opens=opens)
 
 
 def load_pair(
@@ -330,12 +332,16 @@ def make_pair(
     )
 
 
-def load_view(kind: AnnotationKind[S], config: Given, labels: Sequence[str], split: Split) -> S:
+def load_view(kind: AnnotationKind[S], config: Given, labels: Sequence[str], split: Split, *, opens: bool = False) -> S:
     """As `load_labelled_view`, for any kind of annotations."""
     config = _parsed(config)
     raw = kind.read(config)
     if raw.labels is None:
         raise UserError(f"domain {raw.name} has no {kind.name}: nothing to evaluate against")
+    if opens:
+        raw = replace(raw, labels=[name if name in labels else UNKNOWN for name in raw.labels])
+        labels = [*labels, UNKNOWN]
+    assert raw.labels is not None
     unknown = [name for name in raw.labels if name not in labels]
     if unknown and not kind.leaves_out:
         raise UserError(

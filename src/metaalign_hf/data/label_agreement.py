@@ -7,7 +7,10 @@ from difflib import get_close_matches
 
 from ..errors import UserError
 
-__all__ = ["differing_classes", "some"]
+__all__ = ["UNKNOWN", "differing_classes", "some"]
+
+UNKNOWN = "unknown"
+"""What images are called whose class a model does not know."""
 
 
 def differing_classes(source: tuple[str, Sequence[str]], target: tuple[str, Sequence[str]], enough: int) -> UserError:

@@ -10,6 +10,7 @@ from .detection import (
     voc_precision,
 )
 from .metrics import Accuracy, evaluate_classifier, predict_probabilities
+from .open_set import OpenSet, evaluate_open_set, is_unknown
 from .outputs import Collected, collect_outputs, gather_rows, in_order
 from .validators import (
     FEWEST_IMAGES,
@@ -27,6 +28,7 @@ __all__ = [
     "CachedOutputs",
     "Collected",
     "Detections",
+    "OpenSet",
     "Precision",
     "Validator",
     "average_precision",
@@ -34,9 +36,11 @@ __all__ = [
     "compute_validators",
     "evaluate_classifier",
     "evaluate_detector",
+    "evaluate_open_set",
     "gather_rows",
     "get_validator",
     "in_order",
+    "is_unknown",
     "precision_curves",
     "predict_objects",
     "predict_probabilities",

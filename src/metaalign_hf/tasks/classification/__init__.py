@@ -34,6 +34,12 @@ IMAGE_CLASSIFICATION = register_task(
         options=(
             PredictOption("--top-k", "count", "the N most probable classes"),
             PredictOption("--all-probabilities", "nothing", "the probability of every class"),
+            PredictOption(
+                "--unknown",
+                "nothing",
+                "call images unknown of whose class the model is unsure, where it does not know all classes",
+                evaluates=True,
+            ),
         ),
     )
 )

@@ -6,13 +6,16 @@ import argparse
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from ...configuration import DomainConfig
 from ...data import ImageSet, evaluation_batches, load_labelled_view
-from ...evaluation import Accuracy, evaluate_classifier, predict_probabilities
+from ...data.label_agreement import UNKNOWN
+from ...errors import UserError
+from ...evaluation import Accuracy, evaluate_classifier, evaluate_open_set, is_unknown, predict_probabilities
 from ...paths import printable
 from ...progress import track
 from ..base import Answer, Measured, Skip
@@ -20,12 +23,18 @@ from ..base import Answer, Measured, Skip
 __all__ = ["answers", "confidences", "measure"]
 
 
-def measure(model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int) -> Measured:
-    """Accuracy on a labelled domain; see `Task.measure`."""
+def measure(
+    model: Any, processor: Any, domain: DomainConfig, split: Any, batch_size: int, unknown: bool = False
+) -> Measured:
+    """Accuracy on a labelled domain, or with `unknown` the figures of an open set; see `Task.measure`."""
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    view = load_labelled_view(domain, labels, split)
+    if unknown:
+        _refuse_unknown(labels)
+    view = load_labelled_view(domain, labels, split, opens=unknown)
     batches = evaluation_batches(view, processor, batch_size)
     shown = track(batches, "evaluating", len(view), count=lambda batch: len(batch["labels"]))
+    if unknown:
+        return _open_set(model, shown, labels)
     found = evaluate_classifier(model, shown, len(labels))
     low, high = found.interval
     ranked = "unknown" if math.isnan(found.average_precision) else f"{100 * found.average_precision:.2f} %"
@@ -35,6 +44,28 @@ def measure(model: Any, processor: Any, domain: DomainConfig, split: Any, batch_
         f"average precision {f'of {labels[1]} ' if len(labels) == 2 else ''}{ranked}"
     )
     return Measured(found.n, [line], _table(found, labels), _figures(found, labels))
+
+
+def _open_set(model: Any, batches: Any, labels: list[str]) -> Measured:
+    found = evaluate_open_set(model, batches, len(labels))
+    line = (
+        f"known classes {_percent(found.known)} (OS*), unknown {_percent(found.unknown)} (UNK), their harmonic mean "
+        f"{_percent(found.hos)} (HOS); unknown is what has an entropy above log({len(labels)}) / 2"
+    )
+    table, shares = Table("class", "images", "recall"), {}
+    for name, count, share in zip([*labels, UNKNOWN], found.counts, found.per_class, strict=True):
+        table.add_row(name, str(count), _percent(share))
+        shares[name] = None if math.isnan(share) else share
+    figures = {
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(found).items()
+    }
+    return Measured(found.n, [line], table, {**figures, "per_class": shares})
+
+
+def _refuse_unknown(labels: list[str]) -> None:
+    if len(labels) < 2 or UNKNOWN in labels:
+        why = f"has a class named {UNKNOWN} already" if UNKNOWN in labels else "knows one class only"
+        raise UserError(f"--unknown: the model {why}; leave it out")
 
 
 def _table(found: Accuracy, labels: list[str]) -> Table:
@@ -72,19 +103,24 @@ def _percent(value: float) -> str:
 def answers(model: Any, processor: Any, files: ImageSet, options: argparse.Namespace, skip: Skip) -> Iterator[Answer]:
     """The most probable classes of each image; see `Task.answers`."""
     names = _distinct([model.config.id2label[index] for index in range(model.config.num_labels)])
+    if options.unknown:
+        _refuse_unknown(names)
     prints_all = options.all_probabilities and options.output is None
     count = min(len(names) if prints_all else options.top_k or 1, len(names))
     for batch in evaluation_batches(files, processor, options.batch_size, skip=skip):
         indices = batch.pop("index")
         probabilities = predict_probabilities(model, [batch])
         best = probabilities.topk(count, dim=1)
-        for index, classes, shares, whole in zip(
-            indices, best.indices.tolist(), best.values.tolist(), probabilities.tolist(), strict=True
+        unknown = is_unknown(probabilities).tolist() if options.unknown else [False] * len(indices)
+        for index, classes, shares, whole, open_class in zip(
+            indices, best.indices.tolist(), best.values.tolist(), probabilities.tolist(), unknown, strict=True
         ):
             row: dict[str, Any] = {"file": printable(files.paths[index])}
             for rank, (number, value) in enumerate(zip(classes, shares, strict=True), 1):
                 end = "" if rank == 1 else f"_{rank}"
                 row |= {f"label{end}": names[number], f"probability{end}": round(value, 6)}
+            if open_class:
+                row["label"] = UNKNOWN
             line = "\t".join(f"{value:.3f}" if isinstance(value, float) else value for value in row.values())
             if options.all_probabilities:
                 row |= {f"p_{name}": round(value, 6) for name, value in zip(names, whole, strict=True)}
