@@ -22,7 +22,8 @@ import runs
 
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
-    *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile", "shares"),
+    *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile"),
+    *("detection_leaders", "shares"),
     *("data", "data_scale"),
 )
 README = Path(__file__).with_name("README.md")
