@@ -73,6 +73,12 @@ def test_the_short_help_has_the_keys_that_people_set():
     assert "(default: 1000)" in text and "One of" in text
 
 
+def test_the_long_help_offers_nothing_that_is_refused():
+    text = at_once("train", "--help", "all").stdout
+    assert text.startswith("usage: metaalign train [--config FILE] [--section.key VALUE ...]\n\n")
+    assert ".help" not in text and "Path to a configuration file" not in text
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

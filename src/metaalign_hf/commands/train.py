@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from ..configuration import build_parser, parse_config
 from ..configuration.short_help import short_help
 from ..errors import UserError
@@ -21,7 +23,7 @@ def train(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         topics = [word for word in arguments if word not in ("-h", "--help")]
         if topics == ["all"]:
-            print(build_parser().format_help())
+            print(_full_help())
         else:
             print(short_help())
         return
@@ -35,3 +37,13 @@ def train(arguments: list[str]) -> None:
     from ..training import adapt
 
     adapt(config)
+
+
+def _full_help() -> str:
+    """Every entry, without the parser's own options, which the command line does not take."""
+    parser = build_parser()
+    parser.usage = "metaalign train [--config FILE] [--section.key VALUE ...]"
+    for action in parser._actions:
+        if action.metavar == "CONFIG" or action.dest.endswith(".help"):
+            action.help = argparse.SUPPRESS
+    return str(parser.format_help())
