@@ -46,6 +46,13 @@ def interrupted(tmp_path_factory):
     return output
 
 
+def test_what_to_do_next_is_said_once(tmp_path, capsys):
+    train(tmp_path / "run", "--training.baseline", "true")
+    said = capsys.readouterr().out
+    assert said.count("Next, try:") == 1 and said.count("The adapted model") == 1
+    assert f"The model of the source alone (last checkpoint) is in {tmp_path / 'run/baseline'}: " in said
+
+
 def test_the_baseline_is_the_source_only_run_of_the_same_budget(compared, tmp_path):
     output, summary = compared
     alone = train(tmp_path / "alone", "--coordination.method", "source_only")

@@ -187,11 +187,12 @@ class _Run:
             self.journal.say(f"Note: {note}")
         self.journal.start_trackers()
 
-    def run(self, baseline: Callable[[], dict[str, Any] | None] = lambda: None) -> Summary:
+    def run(self, baseline: Callable[[], dict[str, Any] | None] | None = None) -> Summary:
         """The whole run.
 
         Args:
-            baseline: Makes the run to compare with, once this one is trained, and returns its figures.
+            baseline: Makes the run to compare with, once this one is trained, and returns its figures; None where this
+                is that run.
         """
         training, found = self.config.training, self.evaluator.found
         started = time.perf_counter()
@@ -215,13 +216,13 @@ class _Run:
             self._save()
             if training.baseline and training.checkpoint_every != 0:
                 self.keeper.save(self.step)  # that other run may take hours
-        summary = replace(self._summary(time.perf_counter() - started), baseline=baseline())
+        summary = replace(self._summary(time.perf_counter() - started), baseline=baseline() if baseline else None)
         if self.accelerator.is_main_process:
             old, new = (found[name]["examples"] for name in ("before", "after"))
             files = self.task.write_files(self.output_dir, old, new) if old and new else []
             write_summary(summary)
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
-            print_summary(summary, self.console, files)
+            print_summary(summary, self.console, files, compared_with=baseline is None)
         if self.evaluator.selection is not None:
             longer = why_not_longer(self.config, self.weights.bare) is None
             self.evaluator.selection.finish(may_become_longer=longer)

@@ -43,13 +43,14 @@ def waiting_share(waiting: Sequence[float], stepping: Sequence[float]) -> float 
     return round(waited / whole, 4) if whole > 0 else None
 
 
-def print_summary(summary: Summary, console: Console, files: Sequence[str] = ()) -> None:
+def print_summary(summary: Summary, console: Console, files: Sequence[str] = (), compared_with: bool = False) -> None:
     """Print the summary: the table, what it means, where the files are, and what to try next.
 
     Args:
         summary: The summary.
         console: Where to.
         files: Names of further files in the run's folder.
+        compared_with: Whether it is the baseline of a run, whose own summary follows and says what to try next.
     """
     one = summary.method in ("source_only", "target_only")
     terms = [*([] if one else summary.alignment), *([] if summary.method == "source_only" else summary.target_losses)]
@@ -74,14 +75,14 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = ())
     if summary.checkpoints:
         console.print(_checkpoint_table(summary))
     written = ["model", "image processor", METRICS_FILE, SUMMARY_FILE, *files]
+    which = "model of the source alone" if compared_with else "adapted model"
     lines = [
         *_in_words(summary),
         *(f"Note: {note}" for note in summary.notes),
         "",
-        f"The adapted model (last checkpoint) is in {summary.output_dir}: {', '.join(written)}.",
+        f"The {which} (last checkpoint) is in {summary.output_dir}: {', '.join(written)}.",
         *_where_selected(summary),
-        "Next, try:",
-        *(f"  {command}" for command in summary.next_commands()),
+        *([] if compared_with else ["Next, try:", *(f"  {command}" for command in summary.next_commands())]),
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
