@@ -314,3 +314,8 @@ def test_a_source_without_labels_is_refused(tmp_path):
         picture(tmp_path / f"{number}.png", 40)
     with pytest.raises(UserError, match="no labels"):
         load_domain_pair(f"imagefolder:{tmp_path}", "mnist")
+
+
+def test_a_pair_is_shown_in_few_words():
+    shown = repr(load_domain_pair("uci_digits", "mnist"))
+    assert "ImageSet('uci_digits', 1437 images, with labels)" in shown and len(shown) < 2000

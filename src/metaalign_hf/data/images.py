@@ -50,6 +50,10 @@ class ImageSet:
     def __len__(self) -> int:
         return self.size
 
+    def __repr__(self) -> str:
+        """A few words: paths and labels may be millions."""
+        return f"ImageSet({self.name!r}, {self.size} images, {'without' if self.labels is None else 'with'} labels)"
+
     def __getitem__(self, index: int) -> Tensor:
         return self.load(index)
 

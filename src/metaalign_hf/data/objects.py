@@ -72,6 +72,11 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        """A few words: the objects may be millions."""
+        annotated = "without" if self.objects is None else "with"
+        return f"DetectionSet({self.name!r}, {len(self)} images, {annotated} objects)"
+
     def __getitem__(self, index: int) -> Tensor:
         image = self.images[index]
         stated = None if self.sizes is None else self.sizes[index]

@@ -95,12 +95,12 @@ def _shift(check: Check) -> Iterator[str]:
             f"proxy A-distance {shift.a_distance:.2f} of 2."
         )
     if shift.source_score is not None:
-        on_target = "not known, as it has no labels"
+        on_target = "and on the target not known, as it has no labels"
         if shift.target_score is not None:
-            on_target = f"{100 * shift.target_score:.0f} % on {counts['target_evaluation']} of the target"
+            on_target = f"and {100 * shift.target_score:.0f} % on {counts['target_evaluation']} of the target"
         yield (
             f"Source only: a linear classifier of {counts['source_train']} source images reaches "
-            f"{100 * shift.source_score:.0f} % on {counts['source_test']} test images of the source, {on_target}."
+            f"{100 * shift.source_score:.0f} % on {counts['source_test']} test images of the source {on_target}."
         )
 
 

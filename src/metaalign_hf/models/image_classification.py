@@ -464,5 +464,5 @@ class MetaAlignForImageClassification(MetaAlignModel):
 
 
 def _check_labels(labels: list[str]) -> None:
-    if len(labels) < 2 or len(set(labels)) != len(labels):
+    if isinstance(labels, str | int) or len(labels) < 2 or len(set(labels)) != len(labels):
         raise UserError(f"labels: at least two different class names are needed, got {labels!r}")
