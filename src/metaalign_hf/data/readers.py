@@ -10,12 +10,14 @@ from ..configuration import DomainConfig
 from ..configuration.data import FILE_KINDS
 from ..errors import UserError
 from ..paths import printable
+from .addresses import is_address
 from .dataset_files import dataset_split, open_dataset, required_path
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, TensorLoader, find_images
 from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
+from .remote_folder import read_remote_folder
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 from .streamed_rows import image_column
 
@@ -70,6 +72,8 @@ def _imagefolder(config: DomainConfig) -> RawDomain[ImageSet]:
 
 def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]) -> tuple[list[str] | None, ImageSet]:
     """Images of a folder: of its class folders, or, where it has none, unlabelled; adds what is not used to `notes`."""
+    if is_address(path):
+        return read_remote_folder(path, name, known)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"domain {name}: the folder {folder} does not exist")
