@@ -84,6 +84,10 @@ ON_ALL_GAPS = ("start", "source only", "source only + statistics")
 ON_FOG = {
     "source only": SEEDS,
     "source only + statistics": SEEDS,
+    "joint": SEEDS,
+    "joint, share": SEEDS,
+    "remembered": SEEDS,
+    "control: noise": SEEDS,
     "oracle": SEEDS,
 }
 """Rows of the tables; `+ statistics` re-estimates the running statistics after the run. On fog with their seeds."""
