@@ -23,7 +23,7 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
 def require_batch_norm(
     module: nn.Module, setting: str = "training.recalibrate_bn", instead: str = "none"
 ) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Every batch normalisation of the module that has running statistics.
+    """Every batch normalisation of the module that has running statistics and is not frozen.
 
     Args:
         module: Any module.
@@ -33,14 +33,16 @@ def require_batch_norm(
     Raises:
         UserError: If there is none.
     """
-    layers = [
+    found = [
         layer
         for layer in module.modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
     ]
-    if layers:
+    frozen = set(getattr(module, "frozen_modules", ()))
+    if layers := [layer for layer in found if layer not in frozen]:
         return layers
-    why = "the model has no batch normalisation"
+    why = "with model.freeze none of the model's" if found else "the model has no"
+    why += " batch normalisation" + (" may move" if found else "")
     if (kind := frozen_kind(module)) is not None:
         why = f"the model has only batch normalisation whose statistics never move ({kind})"
     raise UserError(f"{setting}: {why}; leave it at {instead}")

@@ -224,10 +224,10 @@ class DataConfig(Section):
             images are read once before the run. bad_images.jsonl in training.output_dir lists them.
         views: Augmented versions of each training image of a classifier, made once, of which every batch takes one;
             null makes a new one for every batch, and 4 where features of a whole backbone are cached.
-        cache_features: auto, where the whole backbone is frozen (model.freeze all) and no target loss needs views of
-            its own, its features are computed once for each image and view, before the first step, and training and
-            evaluation run on them; where some stages are frozen and views is set, so is what these give; never computes
-            them in every pass.
+        cache_features: auto, where the whole backbone of a classifier is frozen (model.freeze all) and no target loss
+            needs views of its own, its features are computed once for each image and view, before the first step, and
+            training and evaluation run on them; where some stages are frozen and views is set, so is what these give;
+            never computes them in every pass.
         cache_folder: Folder of features.safetensors, which holds them; null is training.output_dir. Runs on the same
             data, backbone and views may share it.
         cache_gigabytes: Largest size of that file.

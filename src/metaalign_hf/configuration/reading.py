@@ -115,7 +115,6 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
         "detector_options": ((*_BUILT, _given("detector")),),
         "pretrained": ((*_BUILT, _is("head", "linear")),),
         "alignment": (_BUILT,),
-        "freeze": ((_absent("detector"),),),
     },
     "data": {
         "source_sampling": ((Condition("source", "a list of several", lambda value: isinstance(value, list)),),),

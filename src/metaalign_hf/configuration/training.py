@@ -34,9 +34,10 @@ class ModelConfig(Section):
             detector) and alignment heads are then its own, and its classes must be those of the data.
         attention: Attention kernel of transformers, such as eager or sdpa; null takes the default. timm backbones
             switch between eager and their fused kernel.
-        freeze: Part of a classifier's backbone that does not train: all, none, or a number of its stages, counted from
-            the images (the stem is the first one; a ViT has quarters). Its batch normalisation keeps its statistics,
-            its dropout is off. With all, features are computed once for each image (data.cache_features).
+        freeze: Part of the backbone that does not train: all, none, or for classifiers a number of its stages, counted
+            from the images (the stem is the first one; a ViT has quarters). Its batch normalisation keeps its
+            statistics, its dropout is off. With all, the features of a classifier are computed once for each image
+            (data.cache_features); the maps of a detector are not.
         head: Where a classifier's head starts. linear, from random weights; zero_shot, from the text embeddings of the
             class names: backbone is then a dual encoder with its tokenizer (CLIP, SigLIP, SigLIP 2; Hub id or folder).
         prompt: With head zero_shot, the text that is embedded for a class, with {label} for its name; or a list of
@@ -416,16 +417,6 @@ class Config:
             raise UserError(
                 f"coordination.alignment_share is {share}: with model.alignment null there is nothing to scale; drop it"
             )
-        if self.model.freeze == "all":
-            if training.batch_norm not in ("auto", "frozen"):
-                raise UserError(
-                    f"training.batch_norm is {training.batch_norm}: with model.freeze all the backbone's statistics "
-                    "stay; leave it at auto"
-                )
-            if training.recalibrate_bn != "none":
-                raise UserError(
-                    "training.recalibrate_bn: with model.freeze all the backbone's statistics stay; leave it at none"
-                )
         for key in ("gradient_checkpointing", "compile"):
             if self.coordination.order == 2 and getattr(training, key):
                 raise UserError(f"coordination.order: 2 does not work with training.{key}; switch one off")

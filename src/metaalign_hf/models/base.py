@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,9 +21,11 @@ class MetaAlignModel(PreTrainedModel):
     Attributes:
         alignment_scale: Scalar by which the gradient is multiplied that alignment sends into the inner model, while
             alignment heads learn as ever; None leaves it as it is. Set for a step, and never saved.
+        frozen_modules: Those of which nothing trains, since `freeze` was called; they stay in evaluation mode.
     """
 
     alignment_scale: Tensor | None = None
+    frozen_modules: Sequence[nn.Module] = ()
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -46,6 +48,13 @@ class MetaAlignModel(PreTrainedModel):
         note_checkpoint(model.config, place)
         align_memory(model)
         return (model, info) if output_loading_info else model
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen_modules:
+            module.eval()
+        return self
 
     def parameter_roles(self) -> dict[str, dict[str, nn.Parameter]]:
         """Named trainable parameters by role: `backbone`, `head` and `discriminator`, as `_role_of` tells them."""

@@ -1,4 +1,4 @@
-"""Freezing a classifier's backbone, or its first stages."""
+"""Freezing a model's backbone, or a classifier's first stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .frozen_part import FrozenPart
 if TYPE_CHECKING:
     from .image_classification import MetaAlignForImageClassification
 
-__all__ = ["freeze_parameters", "frozen_tensors", "leave_out"]
+__all__ = ["freeze_all", "freeze_parameters", "frozen_tensors", "leave_out"]
 
 
 def freeze_parameters(model: MetaAlignForImageClassification, stages: int | Literal["all"]) -> list[nn.Module]:
@@ -30,15 +30,25 @@ def freeze_parameters(model: MetaAlignForImageClassification, stages: int | Lite
         UserError: If the backbone has fewer stages, or none that can be told apart.
     """
     if stages == "all":
-        model.backbone.requires_grad_(False)
-    else:
-        frozen = {name for stage in _first_stages(model, stages) for name in stage.parameters}
-        for name, parameter in model.named_parameters():
-            if name in frozen:
-                parameter.requires_grad = False
+        return freeze_all(model.backbone)
+    frozen = {name for stage in _first_stages(model, stages) for name in stage.parameters}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad = False
+    return _still(model.backbone)
+
+
+def freeze_all(backbone: nn.Module) -> list[nn.Module]:
+    """Let no parameter of a backbone train; returns its modules that have any."""
+    backbone.requires_grad_(False)
+    return _still(backbone)
+
+
+def _still(backbone: nn.Module) -> list[nn.Module]:
+    """The modules that have parameters, of which none trains."""
     return [
         module
-        for module in model.backbone.modules()
+        for module in backbone.modules()
         if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
     ]
 
@@ -82,7 +92,7 @@ def leave_out(model: MetaAlignForImageClassification, stages: int) -> str | None
 
 def frozen_tensors(model: MetaAlignForImageClassification) -> dict[str, Tensor]:
     """The tensors of the backbone that stay as they are, by name."""
-    still = {id(tensor) for module in model._frozen for tensor in module.buffers()}
+    still = {id(tensor) for module in model.frozen_modules for tensor in module.buffers()}
     still |= {id(parameter) for parameter in model.backbone.parameters() if not parameter.requires_grad}
     named = model.backbone.state_dict(keep_vars=True)
     return {name: tensor.detach() for name, tensor in named.items() if id(tensor) in still}

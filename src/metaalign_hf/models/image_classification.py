@@ -74,7 +74,6 @@ class MetaAlignForImageClassification(MetaAlignModel):
 
     def __init__(self, config: MetaAlignConfig) -> None:
         super().__init__(config)
-        self._frozen: list[nn.Module] = []
         self._frozen_part: FrozenPart | None = None
         self.backbone, backbone_dim = build_backbone(config.backbone_config)
         if config.lora is not None:
@@ -343,15 +342,8 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Raises:
             UserError: If the backbone has fewer stages, or none that can be told apart.
         """
-        self._frozen = freeze_parameters(self, stages)
+        self.frozen_modules = freeze_parameters(self, stages)
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> MetaAlignForImageClassification:
-        """As of any module, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
 
     def effective_classifier(self) -> tuple[Tensor, Tensor]:
         """Weight `(K, D)` and bias `(K,)` of the classifier less the objectives' bridges."""

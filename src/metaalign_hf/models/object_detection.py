@@ -28,6 +28,7 @@ from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.finite_loss import loss_that_may_be_nan
 from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
+from .freezing import freeze_all
 from .loading import require_in_reach, require_options
 from .origin import weights_origin
 
@@ -227,6 +228,26 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         maps = self.adapter.maps(self.detector, pixel_values, pixel_mask)
         none = pixel_values.new_zeros(len(pixel_values), 0, 4)
         return DetectorFeatures(maps, [], none, none, none)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The detector's backbone proper, which `freeze` freezes.
+
+        Raises:
+            UserError: If the family has none.
+        """
+        return self.detector.get_submodule(self.adapter.frozen_name(self.detector))
+
+    def freeze(self) -> None:
+        """Train everything but the backbone, which stays in evaluation mode from now on.
+
+        Its batch normalisations keep their running statistics, so that the maps of an image never change.
+
+        Raises:
+            UserError: If the family has no backbone of its own, as YOLOS.
+        """
+        self.frozen_modules = freeze_all(self.backbone)
+        self.train(self.training)
 
     def _align(
         self, features: DetectorFeatures, domain_labels: Tensor, progress: float

@@ -74,6 +74,7 @@ class DetectorAdapter:
         image_processor: Class of transformers that makes its pixel values, where a checkpoint names none.
         uses_mask: Whether the detector reads `pixel_mask`, so that its boxes are relative to the image in the canvas;
             else they are relative to the whole canvas, padding included.
+        maps_name: Name of the module in the detector that gives the maps.
         layers_first: Whether its loss gets what all decoder layers say as `(L, B, ...)`, or as `(B, L, ...)`.
     """
 
@@ -82,10 +83,23 @@ class DetectorAdapter:
     scores: ClassVar[Literal["softmax", "sigmoid"]] = "sigmoid"
     uses_mask: ClassVar[bool] = False
     layers_first: ClassVar[bool] = True
+    maps_name: ClassVar[str] = "model.backbone"
 
     def backbone_name(self, detector: PreTrainedModel) -> str:
         """Name of the module in the detector whose parameters have the backbone's learning rate."""
         return "model.backbone"
+
+    def frozen_name(self, detector: PreTrainedModel) -> str:
+        """Name of the module that `freeze` freezes: it makes maps of images, and nothing else enters it.
+
+        Raises:
+            UserError: If the family has none.
+        """
+        return f"{self.backbone_name(detector)}.model"
+
+    def maps_train(self, detector: PreTrainedModel) -> bool:
+        """Whether anything trains on the way to the maps."""
+        return any(parameter.requires_grad for parameter in detector.get_submodule(self.maps_name).parameters())
 
     def prepare(self, detector: PreTrainedModel) -> None:
         """Make every parameter of the backbone trainable.

@@ -68,6 +68,10 @@ class DabDetrAdapter(DetrAdapter):
     scores = "sigmoid"
     width_name = "hidden_size"
 
+    def frozen_name(self, detector: PreTrainedModel) -> str:
+        """The backbone without what embeds positions."""
+        return "model.backbone.conv_encoder.model"
+
     def _map_channels(self, detector: PreTrainedModel) -> tuple[int, ...]:
         return tuple(detector.model.backbone.conv_encoder.intermediate_channel_sizes)
 

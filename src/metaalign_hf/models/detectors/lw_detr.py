@@ -23,10 +23,15 @@ class LwDetrAdapter(DetectorAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("lw_detr",)
     image_processor = "DeformableDetrImageProcessor"
     uses_mask = True
+    maps_name = "model.backbone.backbone"
 
     def backbone_name(self, detector: PreTrainedModel) -> str:
         """The ViT; the projector learns as fast as the decoder."""
         return "model.backbone.backbone"
+
+    def frozen_name(self, detector: PreTrainedModel) -> str:
+        """The ViT."""
+        return self.backbone_name(detector)
 
     def widths(self, detector: PreTrainedModel) -> DetectorWidths:
         """Channels of the ViT's maps, and the decoder's width."""

@@ -23,7 +23,6 @@ class RTDetrAdapter(DetectorAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("rt_detr", "rt_detr_v2", "d_fine")
     image_processor = "RTDetrImageProcessor"
     layers_first = False
-    maps_name: ClassVar[str] = "model.backbone"
 
     def widths(self, detector: PreTrainedModel) -> DetectorWidths:
         """Channels of the maps, of the encoder's maps and of the queries."""
@@ -97,6 +96,10 @@ class Deimv2Adapter(RTDetrAdapter):
     def backbone_name(self, detector: PreTrainedModel) -> str:
         """The backbone proper: a convolutional one, or a DINOv3."""
         return f"model.conv_encoder.{'model' if hasattr(detector.model.conv_encoder, 'model') else 'backbone'}"
+
+    def frozen_name(self, detector: PreTrainedModel) -> str:
+        """The backbone proper."""
+        return self.backbone_name(detector)
 
     def _map_channels(self, detector: PreTrainedModel) -> tuple[int, ...]:
         config, encoder = detector.config, detector.model.conv_encoder

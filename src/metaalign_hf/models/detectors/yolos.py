@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...alignment.detection import DetectorWidths, Level
+from ...errors import UserError
 from .base import DetectorAdapter, DetectorFeatures, captured, resized_mask
 
 __all__ = ["YolosAdapter"]
@@ -27,6 +28,13 @@ class YolosAdapter(DetectorAdapter):
     def backbone_name(self, detector: PreTrainedModel) -> str:
         """All but the two prediction heads."""
         return "vit"
+
+    def frozen_name(self, detector: PreTrainedModel) -> str:
+        """None: it has no backbone apart."""
+        raise UserError(
+            "model.freeze: yolos has no backbone apart from what finds objects (its ViT holds the queries); leave it "
+            "at none"
+        )
 
     def widths(self, detector: PreTrainedModel) -> DetectorWidths:
         """The ViT's width everywhere."""

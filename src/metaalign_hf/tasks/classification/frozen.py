@@ -23,7 +23,27 @@ from ...models.freezing import frozen_tensors, leave_out
 from ...run_folder import FEATURES_FILE
 from ...target_losses import LogitsLoss
 
-__all__ = ["check_something_aligns", "feature_pair", "why_not_cached", "why_not_left_out"]
+__all__ = ["check_something_aligns", "check_statistics_stay", "feature_pair", "why_not_cached", "why_not_left_out"]
+
+
+def check_statistics_stay(config: Config) -> None:
+    """Refuse that statistics of a backbone move that is frozen as a whole: a classifier has hardly any others.
+
+    Raises:
+        UserError: If they would.
+    """
+    training = config.training
+    if config.model.freeze != "all":
+        return
+    if training.batch_norm not in ("auto", "frozen"):
+        raise UserError(
+            f"training.batch_norm is {training.batch_norm}: with model.freeze all the backbone's statistics stay; "
+            "leave it at auto"
+        )
+    if training.recalibrate_bn != "none":
+        raise UserError(
+            "training.recalibrate_bn: with model.freeze all the backbone's statistics stay; leave it at none"
+        )
 
 
 def check_something_aligns(model: MetaAlignForImageClassification) -> None:

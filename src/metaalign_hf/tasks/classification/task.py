@@ -57,7 +57,7 @@ from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
 from . import IMAGE_CLASSIFICATION, serving
-from .frozen import check_something_aligns, feature_pair, why_not_cached, why_not_left_out
+from .frozen import check_something_aligns, check_statistics_stay, feature_pair, why_not_cached, why_not_left_out
 from .mixing import mix, together, with_target_labels
 from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
 from .pair_checks import check_metric, check_sources
@@ -100,6 +100,7 @@ class ClassificationTask(Task):
         data, select_by = config.data, config.training.select_by
         if config.training.pseudo_label_weight > 0:
             raise UserError("training.pseudo_label_weight: pseudo-labels are for detectors; leave it at 0")
+        check_statistics_stay(config)
         if select_by not in (None, "auto") and data.augmentation == "none" and get_validator(select_by).needs_augmented:
             raise UserError(
                 f"training.select_by: {select_by} compares augmented views; set data.augmentation, or select by another"

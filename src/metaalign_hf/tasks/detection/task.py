@@ -39,6 +39,7 @@ from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
+from .frozen import freeze_backbone
 
 __all__ = ["DetectionTask", "build_detector", "mix_detection"]
 
@@ -91,11 +92,11 @@ class DetectionTask(Task):
         start = config.model.checkpoint if given is None else None
         place = model.config.detector_name if start is None else str(fetch_starting_point(start))
         model_type = model.config.detector_config.model_type
-        if config.model.freeze != "none":
-            raise UserError("model.freeze: it is for classifiers; leave it at none")
         super().__init__(config, pair, model, build_detector_processor(model_type, place, data.detector_size))
         context = TargetContext(pair.labels, self.processor, self.model.adapter.probabilities)
         self.target_losses = build_target_losses(config.training.target_loss_specs, context, "object-detection")
+        if config.model.freeze != "none":
+            freeze_backbone(config, self.model)
 
     def stream(self, images: DetectionSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""
