@@ -55,8 +55,8 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
         self.classifier = nn.Linear(WIDTH, classes)
-        spec = None if objective == "none" else {"name": objective, **OPTIONS[objective]}
-        self.alignment = build_alignment(spec, WIDTH, classes)
+        names = [] if objective == "none" else objective.split(" + ")
+        self.alignment = build_alignment([{"name": name, **OPTIONS[name]} for name in names], WIDTH, classes)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """What trains at which learning rate: everything at the same."""
@@ -109,7 +109,7 @@ def run(
     Args:
         source: The labelled domain.
         target: The other one.
-        objective: Name of the alignment objective; `none` has no alignment.
+        objective: Name of the alignment objective, or several with ` + `; `none` has no alignment.
         coordinate: Makes the coordinator; None trains on the source alone.
         lr: Learning rate; of which part, the network says.
         steps: Number of steps.
