@@ -6,15 +6,14 @@
 For each seed the small D-FINE of `examples/digit_scenes.yaml` is trained on plain scenes for 600 steps, and for 300
 more from half its learning rate down. All methods start from this one model, as from any pretrained detector, and take
 100 steps from half the learning rate down. `source only` goes on as it began, and is one run for all targets;
-`statistics` are its running statistics re-estimated on 256 target images (as `training.recalibrate_bn: target`).
-`a quarter more` is `source only` with a quarter of the steps that the source model has, and says whether that had
+`statistics` are its running statistics re-estimated on 256 target images (as `training.recalibrate_bn: target`). `a
+quarter more` is `source only` with a quarter of the steps that the source model has, and says whether that had
 converged: less than one point of source mAP@50. `oracle` trains on the labels of the target. `joint, share` is `joint`
-with `coordination.alignment_share: 0.25` in the place of the weight 20 that was set by hand. How long the source is
-trained was set by the source mAP@50 of seeds 9 and 10; what `statistics` does was picked on earlier source models of
-seeds 1 to 4, with target scores in sight. The models are kept in `runs/benchmark_detection/`, and used only where their
-weights have the checksum that is pinned with the runs in `results/detection/`. Score: target test mAP@50 of the last
-model in points; differences are paired by seed, with 95 % intervals (Student's t). For the time of a step see
-`detection_profile.py`.
+with `coordination.alignment_share: 0.25` in the place of the weight 20 that was set by hand. What `statistics` does was
+picked on earlier source models of seeds 1 to 4, with target scores in sight. The models are kept in
+`runs/benchmark_detection/`, and used only where their weights have the checksum that is pinned with the runs in
+`results/detection/`. Score: target test mAP@50 of the last model in points; differences are paired by seed, with 95 %
+intervals (Student's t). For the time of a step see `detection_profile.py`.
 """
 
 from __future__ import annotations

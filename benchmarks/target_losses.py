@@ -11,9 +11,9 @@ package saves it.
 
 Every row of `ROWS` gets its own learning rate as in `accuracy.py`, of the two larger ones; rows of `VARIANTS` borrow
 that of the row they stand beside. `cdan + mcc` is what SDAT (ICML 2022) and MIC (CVPR 2023) train; both its rows were
-named before any of its runs, the last of all rows. Source-free rows start from source only after as many steps, with its learning rate,
-keep its classifier and see no source any more; their learning rate has the largest BNM, since there is no source to
-look at.
+named before any of its runs, the last of all rows. Source-free rows start from source only after as many steps, with
+its learning rate, keep its classifier and see no source any more; their learning rate has the largest BNM, since there
+is no source to look at.
 """
 
 from __future__ import annotations

@@ -67,7 +67,10 @@ TWO = {
         *(*ROLE, "--coordination.swap_every", "2", "--training.batch_norm", "per_domain", "--data.num_workers", "2"),
         *EVERY,
     ],
-    "detection, by domain, taught": [*TEACHER, *DETECTION[_DOMAINS]],
+    "detection, by domain, taught by counts": [
+        *("--training.target_losses", "[{name: mean_teacher, threshold: counts}]", "--training.ema_decay", "0.9"),
+        *DETECTION[_DOMAINS],
+    ],
 }
 
 

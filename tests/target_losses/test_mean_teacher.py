@@ -12,6 +12,7 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor
 from metaalign_hf import UserError, adapt, load_config, load_detection_pair
 from metaalign_hf.coordination import Joint, MetaAlign
 from metaalign_hf.target_losses import MeanTeacher, TargetContext, TargetLoss, TargetStep, with_target_losses
+from metaalign_hf.target_losses.counts import CountThresholds, normalised_by_batch
 from metaalign_hf.target_losses.pseudo_labels import strong_view
 from metaalign_hf.tasks.building import build_task
 from metaalign_hf.training.weights import WeightAverage
@@ -183,3 +184,55 @@ def test_a_detector_without_alignment_trains_on_its_own_labels(tmp_path):
     adapt(load_config(TINY, options))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line.get("pseudo_images", 0) for line in lines) > 0
+
+
+def of_source(*images: list[int]) -> dict:
+    return {"labels": [{"class_labels": torch.tensor(image, dtype=torch.long)} for image in images]}
+
+
+def test_thresholds_by_counts_find_as_many_objects_as_the_source_has():
+    """The source has a cat and half a dog an image: in two images of the target two cats and a dog count."""
+    loss = MeanTeacher(TargetContext(LABELS, RTDetrImageProcessor(), torch.sigmoid), threshold="counts")
+    loss.counts.count([of_source([0, 1], [0])])
+    (batch,), figures = loss.label(FOUND, [{"pixel_values": torch.rand(2, 3, 16, 16)}])
+    cats, dogs = [0.6, 0.2], [0.5]
+    assert loss.counts.values().tolist() == pytest.approx([min(cats), min(dogs)])
+    first, second = batch["labels"]
+    assert first["class_labels"].tolist() == [0, 1] and second["class_labels"].tolist() == [0]
+    torch.testing.assert_close(first["boxes"], torch.tensor([NEARLY_LEFT, RIGHT]))
+    assert figures == {"pseudo_boxes": 1.5, "pseudo_images": 1.0}
+
+
+def test_a_class_that_the_source_lacks_is_never_taught():
+    loss = MeanTeacher(TargetContext(LABELS, RTDetrImageProcessor(), torch.sigmoid), threshold="counts")
+    loss.counts.count([of_source([0, 0, 0], [])])
+    (batch,), _ = loss.label(FOUND, [{"pixel_values": torch.rand(2, 3, 16, 16)}])
+    assert {int(label) for entry in batch["labels"] if entry for label in entry["class_labels"]} == {0}
+
+
+def test_thresholds_by_counts_look_at_recent_images_and_go_on_where_they_were():
+    counts = CountThresholds(2)
+    counts.count([of_source([0], [0, 1])])
+    sure, unsure = (torch.tensor([0.9]), torch.tensor([0])), (torch.tensor([0.3, 0.004]), torch.tensor([0, 0]))
+    counts.see([sure] * 200)
+    counts.see([unsure] * 100)
+    assert len(counts.seen) == 256 and counts.values().tolist() == pytest.approx([0.3, 2.0])
+    other = CountThresholds(2)
+    other.load_state_dict(json.loads(json.dumps(counts.state_dict())))
+    for one in (counts, other):
+        one.see([sure] * 256)
+    assert other.values().tolist() == counts.values().tolist() == pytest.approx([0.9, 2.0])
+    assert counts.state_dict() == other.state_dict()
+
+
+def test_the_teacher_normalises_by_its_batch_where_the_student_does():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).train()
+    student[1].eval()
+    teacher = deepcopy(student).eval()
+    images, before = torch.rand(4, 3, 8, 8) + 5, {n: v.clone() for n, v in teacher.state_dict().items()}
+    with normalised_by_batch(teacher, student), torch.no_grad():
+        inside = teacher(images)
+    assert inside.mean().abs() < 1e-4 and teacher(images).mean() > 4
+    assert not any(layer.training for layer in teacher.modules())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())

@@ -238,8 +238,9 @@ class TrainingConfig(Section):
         target_losses: Further loss terms on target images: a name, a mapping with name, weight and options, a list of
             those, or null. For classifiers self_training (labels of the average of the weights, threshold 0.9, learned
             on a strong view), masked_consistency (the same on a view with patches left out) and
-            information_maximization (sure and diverse predictions); for detectors mean_teacher. burn_in and ramp_up
-            are the shares of the adaptation in which a weight is 0 yet, and then rises. They are part of the task loss;
+            information_maximization (sure and diverse predictions); for detectors mean_teacher (threshold 0.5, or
+            counts, so that it finds as many objects of a class in an image as the source has). burn_in and ramp_up are
+            the shares of the adaptation in which a weight is 0 yet, and then rises. They are part of the task loss;
             with model.alignment null they take the place of alignment.
         pseudo_label_weight: For detectors, the weight of mean_teacher in target_losses in other words: the detection
             loss on a strong view (colours, blur) of the target images with the boxes that the average of the weights

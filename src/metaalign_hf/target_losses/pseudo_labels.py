@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from ..errors import UserError
 from ..tasks.base import Batch
 from .base import Pass, TargetContext, TargetLoss, TargetStep
+from .counts import CountThresholds, normalised_by_batch
 from .registry import register_target_loss
 from .views import normalisation
 
@@ -57,7 +58,9 @@ class MeanTeacher(TargetLoss):
 
     Args:
         context: The classes, the detector's image processor, and what makes class probabilities `(B, Q, K)` of logits.
-        threshold: Least score of a pseudo-label: one number, or one for each class name.
+        threshold: Least score of a pseudo-label: one number, or one for each class name; or `counts`, so that the
+            teacher finds as many objects of each class in an image as the source has (`CountThresholds`). The teacher
+            then normalises by the batch that it labels.
 
     Raises:
         UserError: If the thresholds are not those of the classes.
@@ -65,7 +68,7 @@ class MeanTeacher(TargetLoss):
 
     needs_teacher = True
 
-    def __init__(self, context: TargetContext, *, threshold: float | dict[str, float] = 0.5) -> None:
+    def __init__(self, context: TargetContext, *, threshold: float | dict[str, float] | str = 0.5) -> None:
         super().__init__()
         labels = context.labels
         if isinstance(threshold, dict) and set(threshold) != set(labels):
@@ -74,10 +77,14 @@ class MeanTeacher(TargetLoss):
             raise UserError(
                 f"training.pseudo_label_threshold: {wrong}; give one number, or one for each of {', '.join(labels)}"
             )
-        values = [threshold[name] for name in labels] if isinstance(threshold, dict) else [threshold] * len(labels)
+        self.counts = CountThresholds(len(labels)) if threshold == "counts" else None
+        given = 0.0 if self.counts is not None else threshold
+        values = [given[name] for name in labels] if isinstance(given, dict) else [given] * len(labels)
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UserError(f"training.target_losses mean_teacher: threshold is {value!r}: it must lie in 0..1")
+                raise UserError(
+                    f"training.target_losses mean_teacher: threshold is {value!r}: it must lie in 0..1, or be counts"
+                )
         assert context.probabilities is not None, "a detector's probabilities are needed"
         self.boxes = 0.0
         self.thresholds = torch.tensor(values)
@@ -86,7 +93,12 @@ class MeanTeacher(TargetLoss):
 
     def passes(self, step: TargetStep) -> tuple[list[Pass], dict[str, float]]:
         """The task loss on the strong views."""
-        views, figures = self.label(step.teacher, step.target)
+        if self.counts is None:
+            views, figures = self.label(step.teacher, step.target)
+        else:
+            self.counts.count(step.source)
+            with normalised_by_batch(step.teacher, step.model):
+                views, figures = self.label(step.teacher, step.target)
         self.boxes += figures["pseudo_boxes"]
         return [step.task_pass(batch, view) for batch, view in zip(step.source, views, strict=True)], figures
 
@@ -95,12 +107,15 @@ class MeanTeacher(TargetLoss):
         return f"Mean teacher: {self.boxes / steps:.3g} pseudo-labels per target image, averaged over the adaptation."
 
     def state_dict(self) -> dict[str, Any]:
-        """The pseudo-labels counted so far."""
-        return {"pseudo_boxes": self.boxes}
+        """The pseudo-labels counted so far, and what their thresholds come from."""
+        counts = {} if self.counts is None else {"counts": self.counts.state_dict()}
+        return {"pseudo_boxes": self.boxes, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.boxes = state["pseudo_boxes"]
+        if self.counts is not None:
+            self.counts.load_state_dict(state["counts"])
 
     def label(self, teacher: nn.Module, target: Sequence[Batch]) -> tuple[list[Batch], dict[str, float]]:
         """Strong views of the target's images, with what the teacher finds in them.
@@ -125,20 +140,33 @@ class MeanTeacher(TargetLoss):
         found = sum(count > 0 for count in counts)
         return given, {"pseudo_boxes": sum(counts) / len(counts), "pseudo_images": found / len(counts)}
 
-    @torch.no_grad()
     def _found(self, teacher: nn.Module, batch: Batch) -> list[dict[str, Tensor] | None]:
-        """For each image the queries with a score of at least their class's threshold; None where there are none."""
+        """For each image the boxes with a score of at least their class's threshold; None where there are none."""
+        candidates = self.candidates(teacher, batch)
+        if self.counts is None:
+            keeps = [torch.ones_like(classes, dtype=torch.bool) for _, _, classes in candidates]
+        else:
+            self.counts.see([(scores, classes) for _, scores, classes in candidates])
+            least = self.counts.values()
+            keeps = [scores >= least.to(scores)[classes] for _, scores, classes in candidates]
+        return [
+            {"class_labels": classes[keep], "boxes": boxes[keep]} if bool(keep.any()) else None
+            for (boxes, _, classes), keep in zip(candidates, keeps, strict=True)
+        ]
+
+    @torch.no_grad()
+    def candidates(self, teacher: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each image boxes `(n, 4)`, scores and classes `(n,)` of the sure queries, duplicates left out."""
         output = teacher(**{key: batch[key] for key in ("pixel_values", "pixel_mask") if key in batch})
         scores, classes = self.probabilities(output.logits.float()).max(-1)
         sure = scores >= self.thresholds.to(scores)[classes]
-        labels: list[dict[str, Tensor] | None] = []
+        found = []
         for row, keep in enumerate(sure):
             boxes = output.pred_boxes[row, keep].float()
             # One object may have several queries; a student that is taught two boxes for it finds ever more of them.
             chosen = nms(box_convert(boxes, "cxcywh", "xyxy"), scores[row, keep], _DUPLICATE_IOU)
-            entry = {"class_labels": classes[row, keep][chosen], "boxes": boxes[chosen]}
-            labels.append(entry if len(chosen) else None)
-        return labels
+            found.append((boxes[chosen], scores[row, keep][chosen], classes[row, keep][chosen]))
+        return found
 
 
 def strong_view(pixel_values: Tensor, pixel_mask: Tensor | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
