@@ -25,7 +25,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 def with_interval(values: Sequence[float], sign: str = "") -> str:
     """A mean with its 95 % interval, for a table; `sign` is `+` for differences."""
     mean, half = mean_and_interval(values)
-    return f"{mean:{sign}.1f} ± {half:.1f}"
+    return f"{mean:{sign}z.1f} ± {half:.1f}"
 
 
 def paired_differences(own: Mapping[K, float], other: Mapping[K, float]) -> list[float]:

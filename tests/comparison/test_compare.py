@@ -11,7 +11,7 @@ from metaalign_hf.cli import run
 from metaalign_hf.comparison import Grid, read_methods
 from metaalign_hf.comparison.results import choices_table, means_table, verdict
 from metaalign_hf.errors import UserError
-from metaalign_hf.intervals import mean_and_interval, paired_differences
+from metaalign_hf.intervals import mean_and_interval, paired_differences, with_interval
 from tests.helpers.runs import TINY
 
 
@@ -35,7 +35,7 @@ def test_a_grid_is_made_once_goes_on_where_it_stopped_and_says_what_it_found(tmp
     found = json.loads((output / "compare.json").read_text())
     target = {(r["method"], r["seed"]): 100 * r["summary"]["target_accuracy_after"] for r in found["runs"]}
     mean, _ = mean_and_interval([target["fresh", seed] - target["joint", seed] for seed in (0, 1)])
-    assert f"{mean:+.1f} ± " in text and f"{mean:+.1f} ± " in first
+    assert f"{mean:+z.1f} ± " in text and f"{mean:+z.1f} ± " in first
     with Image.open(output / "compare.png") as picture:
         assert min(picture.size) > 200
     # As if it had been stopped in one of the runs.
@@ -114,3 +114,7 @@ def test_the_choices_of_the_validator_stand_beside_the_last_and_the_best():
 
 def test_pairs_are_those_of_both():
     assert paired_differences({1: 3.0, 2: 5.0, 4: 1.0}, {2: 1.0, 1: 1.0}) == [2.0, 4.0]
+
+
+def test_a_difference_that_rounds_to_nothing_is_no_loss():
+    assert with_interval([-0.03, -0.03], "+") == "+0.0 ± 0.0"

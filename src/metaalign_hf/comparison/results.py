@@ -69,7 +69,7 @@ def verdict(grid: Grid) -> list[str]:
         if len(found) < 2:
             continue
         mean, half = mean_and_interval(found)
-        told = f"{mean:+.1f} ± {half:.1f} points over {len(found)} seeds"
+        told = f"{mean:+z.1f} ± {half:.1f} points over {len(found)} seeds"
         if abs(mean) > half:
             lines.append(f"{method} is {'better' if mean > 0 else 'worse'} than {first} on the target: {told}.")
         else:

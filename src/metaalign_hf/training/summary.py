@@ -68,7 +68,7 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = (),
             if before is None or after is None:
                 table.add_row(name, "no labels", *cells, "no labels", "", "")
                 continue
-            change = f"{100 * (after - before):+.1f}"
+            change = f"{100 * (after - before):+z.1f}"
             table.add_row(name, f"{100 * before:.1f} %", *cells, f"{100 * after:.1f} %", change, str(images))
         table.add_section()
     console.print(table)
@@ -127,15 +127,15 @@ def _in_words(summary: Summary) -> list[str]:
     _, before, after, _ = summary.rows()[-1]
     if before is not None and after is not None and summary.baseline is not None:
         gain = 100 * (after - summary.baseline["target"])
-        words.append(f"Gain on the target over the same steps on the source alone: {gain:+.1f} points.")
+        words.append(f"Gain on the target over the same steps on the source alone: {gain:+z.1f} points.")
     if before is None or after is None:
         words += say_validators(summary.validators)
     elif summary.source_steps:
         words.append(
-            f"Gain on the target over the source phase: {100 * (after - before):+.1f} points of {summary.title}."
+            f"Gain on the target over the source phase: {100 * (after - before):+z.1f} points of {summary.title}."
         )
     else:
-        change = f"{100 * (after - before):+.1f} points of {summary.title}"
+        change = f"{100 * (after - before):+z.1f} points of {summary.title}"
         how = (
             "without its source" if summary.method == "target_only" else "with what was learnt from the source's labels"
         )

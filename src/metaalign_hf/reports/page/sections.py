@@ -117,12 +117,12 @@ def _results(run: ShownRun) -> Section:
     before, after = run.scores("target")
     words = []
     if before is not None and after is not None:
-        gain = 100 * (after - before)
-        moved = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
-        words.append(
-            f"{_sentence(measure.heading)} on the target's test images {moved} from {100 * before:.1f} % to "
-            f"{100 * after:.1f} % ({gain:+.1f} points)."
-        )
+        gain = round(100 * (after - before), 1)
+        moved = f"stayed at {100 * after:.1f} %"
+        if gain:
+            how = "rose" if gain > 0 else "fell"
+            moved = f"{how} from {100 * before:.1f} % to {100 * after:.1f} % ({gain:+.1f} points)"
+        words.append(f"{_sentence(measure.heading)} on the target's test images {moved}.")
     elif not run.labelled:
         words.append(
             "The target has no labels, so nothing here says how often the model is right on it. Look at the images."
@@ -131,7 +131,7 @@ def _results(run: ShownRun) -> Section:
     if alone is not None and after is not None:
         words.append(
             f"As many steps on the source alone reach {100 * alone:.1f} %: the gain over them is "
-            f"{100 * (after - alone):+.1f} points."
+            f"{100 * (after - alone):+z.1f} points."
         )
     if changed := classes.changed_classes(run):
         words.append(f"{changed[0]:,} of {changed[1]:,} target test images changed their class by adaptation.")
@@ -147,7 +147,7 @@ def _results(run: ShownRun) -> Section:
         old, new = run.scores(domain)
         if new is None:
             continue
-        change = "" if old is None else f"{100 * (new - old):+.1f}"
+        change = "" if old is None else f"{100 * (new - old):+z.1f}"
         other = (summary.get("baseline") or {}).get(domain)
         name = f"{domain}, {measure.heading} %"
         rows.append([name, _percent(old), _percent(other), _percent(new), change])
@@ -193,7 +193,7 @@ def _runs_table(runs: Sequence[ShownRun]) -> Table:
     for run in runs:
         (before, after), training = run.scores("target"), run.record.training.get("training") or {}
         alone = (run.record.summary.get("baseline") or {}).get("target")
-        change = "" if before is None or after is None else f"{100 * (after - before):+.1f}"
+        change = "" if before is None or after is None else f"{100 * (after - before):+z.1f}"
         source = run.scores("source")[1]
         cells = [_percent(source), _percent(before), _percent(alone), _percent(after), change]
         rows.append([run.name, run.title, run.method, str(training.get("seed", "")), *cells])
