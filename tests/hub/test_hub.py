@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
@@ -386,6 +387,38 @@ def test_a_pulled_detector_is_adapted_further(hub, detector, tmp_path):
     card = ModelCard(hub.files("lab/further")["README.md"].decode())
     assert card.data.base_model == "lab/scenes" and "Before: the model that the run started from" in card.text
     assert "tested on scenes with other digits" in card.text and "held out" not in card.text
+
+
+def test_a_score_on_a_benchmark_of_the_hub_is_written_for_its_leaderboard(hub, trained, tmp_path):
+    """Only where the target is a named split of a data set of the Hub."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    settings = yaml.safe_load((folder / "training_config.yaml").read_text())
+    runs = []
+    for number, target in enumerate(
+        (
+            {"kind": "dataset", "path": "lab/office", "test_split": "test", "revision": "v1"},
+            {"kind": "dataset", "path": "lab/office"},
+        )
+    ):
+        runs.append(shutil.copytree(folder, tmp_path / str(number)))
+        changed = {**settings, "data": {**settings["data"], "target": target}}
+        (runs[-1] / "training_config.yaml").write_text(yaml.safe_dump(changed))
+    task = ["--benchmark-task", "art_to_photo"]
+    done = metaalign(
+        hub,
+        tmp_path / "home",
+        *(["push", place, f"alice/bench-{n}", *task] for n, place in enumerate((*runs, trained))),
+    )
+    assert [code for code, _, _ in done] == [0, 2, 2], done
+    files = hub.files("alice/bench-0")
+    assert set(files) == FULL | {".eval_results/office.yaml"}
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/office.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("lab/office", "art_to_photo", "v1")
+    score = json.loads((trained / "summary.json").read_text())["target_accuracy_after"]
+    assert entry.value == round(100 * score, 2) and "in percent on test" in entry.notes
+    assert "test_split" in refused(done[1]) and "dataset:ORG/NAME" in refused(done[2])
+    assert not {"alice/bench-1", "alice/bench-2"} & set(hub.repos), "refused before anything is made"
 
 
 def test_a_push_publishes_nothing_private(hub, trained, tmp_path):

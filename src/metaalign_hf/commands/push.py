@@ -38,6 +38,12 @@ def push(arguments: list[str]) -> None:
         help="also publish the picture of target images, in the card; only if those images may be published",
     )
     parser.add_argument(
+        "--benchmark-task",
+        metavar="TASK",
+        help="also write the target's score, in percent, to .eval_results/, for this task of the target's data set, "
+        "which is registered on the Hub as a benchmark",
+    )
+    parser.add_argument(
         "--space",
         nargs="?",
         const="",

@@ -16,6 +16,7 @@ from ..progress import no_model_progress_bars
 from ..reports import model_card, read_record, record_folder
 from ..run_folder import CARD_FILE, FIGURES_FOLDER
 from .errors import retry
+from .eval_results import eval_results
 from .fetch import fetch, load_checkpoint
 from .public import curve_figures, may_write_card, public_files, target_pictures
 from .repository import Repository
@@ -37,6 +38,7 @@ def push(
     commit_message: str | None = None,
     license: str | None = None,
     images: bool = False,
+    benchmark_task: str | None = None,
     token: str | None = None,
     overwrite: bool = False,
     attempts: int = 5,
@@ -57,6 +59,8 @@ def push(
         license: Licence for the card.
         images: Also publish the picture of target images that the run left, and show it in the card. Only if those
             images may be published.
+        benchmark_task: Also write the target's score to `.eval_results/`, for this task of the target's data set, which
+            is registered on the Hub as a benchmark.
         token: Access token; by default that of `HF_TOKEN` or `hf auth login`.
         overwrite: Replace the files of a repository whose model is not of metaalign-hf.
         attempts: How often to try when the Hub does not answer or fails.
@@ -69,7 +73,7 @@ def push(
     Raises:
         HubError: If the Hub refuses, or fails every time.
         UserError: If the checkpoint cannot be read or has no native form, or no adapters, or these no base
-            model on the Hub.
+            model on the Hub, or the run was not tested on a split of a data set of the Hub.
     """
     if create_pr and revision is not None:
         raise UserError("push: a pull request goes to main; leave out the revision")
@@ -87,6 +91,7 @@ def push(
         architecture = _write_native(str(folder), Path(scratch)) if native else None
         base = _write_adapter(str(folder), Path(scratch)) if adapter else None
         record = read_record(folder)
+        results = {} if benchmark_task is None else eval_results(record, benchmark_task)
         place = Path(scratch) if native or adapter else folder
 
         def once() -> str:
@@ -109,6 +114,7 @@ def push(
             files = (
                 public_files(place, record_folder(folder))
                 | dict(zip([*names, *shown], [*figures, *pictures], strict=True))
+                | results
                 | {CARD_FILE: card.encode()}
             )
             return target.commit(files, message)
