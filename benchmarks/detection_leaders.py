@@ -177,6 +177,8 @@ METHODS: dict[str, dict[str, Any]] = {
 ROWS: dict[tuple[str, str], Sequence[int]] = {
     (ALONE, FOG): SEEDS,
     ("by counts", FOG): SEEDS,
+    ("by counts, remembered", FOG): SEEDS,
+    ("fixed threshold", FOG): SEEDS,
     ("by score", FOG): SEEDS,
     ("levels", FOG): SEEDS,
     (ALONE, GROUND): SEEDS,

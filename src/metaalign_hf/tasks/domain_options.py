@@ -28,5 +28,5 @@ def evaluate_command(folder: str, domains: PairDomains | None) -> str | None:
     defaults = asdict(DomainConfig.parse(target.short_form()))
     for key, value in asdict(target).items():
         if value != defaults[key] and value is not None:
-            options += [f"--data.{key}", json.dumps(value) if isinstance(value, list) else str(value)]
+            options += [f"--data.{key}", json.dumps(value) if isinstance(value, list | bool) else str(value)]
     return shlex.join(["metaalign", "evaluate", folder, "--data", target.short_form(), *options])
