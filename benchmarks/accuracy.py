@@ -108,13 +108,13 @@ class Runs:
         found = json.loads(SECONDS.read_text())[objective]
         return max(SHORT, 100 * round(SHORT * found[form] / found["joint"] / 100))
 
-    def scores(self, objective: str, form: str, steps: int, family: str) -> list[float]:
+    def scores(self, objective: str, form: str, steps: int, family: str, seeds: tuple[int, ...] = SEEDS) -> list[float]:
         """Target scores by pair and seed, in points."""
         rate = self.rate(objective, form, family)
         return [
             100 * self(objective, form, rate, steps, pair, seed)["target_class_mean"]
             for pair in FAMILIES[family]
-            for seed in SEEDS
+            for seed in seeds
         ]
 
 

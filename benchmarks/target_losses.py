@@ -160,13 +160,7 @@ class Runs:
 
     def fresh(self, family: str) -> tuple[list[float], list[float]]:
         """Scores of the best row and of the default on `FRESH`, in points."""
-        rate = self.base.rate(*DEFAULT, family)
-        default = [
-            100 * self.base(*DEFAULT, rate, SHORT, pair, s)["target_class_mean"]
-            for pair in FAMILIES[family]
-            for s in FRESH
-        ]
-        return self.scores(BEST, family, seeds=FRESH), default
+        return self.scores(BEST, family, seeds=FRESH), self.base.scores(*DEFAULT, SHORT, family, FRESH)
 
     def without(self, row: Row, family: str) -> list[float]:
         """The scores without the target loss."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from ..errors import UserError
-from ..reports import RunRecord
+from ..reports import RunRecord, hub_dataset
 
 __all__ = ["eval_results"]
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def eval_results(record: RunRecord, task: str) -> dict[str, bytes]:
@@ -32,8 +28,8 @@ def eval_results(record: RunRecord, task: str) -> dict[str, bytes]:
         UserError: If the run was not tested on a named split of a data set of the Hub.
     """
     target = record.training.get("data", {}).get("target") or {}
-    path, split = str(target.get("path") or ""), target.get("test_split")
-    if target.get("kind") != "dataset" or not _HUB_ID.fullmatch(path):
+    path, split = hub_dataset(target), target.get("test_split")
+    if path is None:
         raise UserError(
             "push: --benchmark-task is for a run whose data.target is a data set of the Hub (dataset:ORG/NAME) that is "
             "registered there as a benchmark; leave it out"

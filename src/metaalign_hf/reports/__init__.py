@@ -3,7 +3,7 @@
 from .detections import draw_before_after, draw_objects
 from .figures import FIGURE_FILES, write_figures
 from .model_card import card_is_generated, model_card
-from .record import RunRecord, read_record, record_folder, without_local_paths
+from .record import RunRecord, hub_dataset, read_record, record_folder, without_local_paths
 
 __all__ = [
     "FIGURE_FILES",
@@ -11,6 +11,7 @@ __all__ = [
     "card_is_generated",
     "draw_before_after",
     "draw_objects",
+    "hub_dataset",
     "model_card",
     "read_record",
     "record_folder",

@@ -20,11 +20,10 @@ from ..configuration.reading import defaults_of, read_entries
 from ..errors import UserError, one_line
 from ..tasks import Measure
 from .citations import cited_by, target_losses_of
-from .record import RunRecord
+from .record import HUB_ID, RunRecord, hub_dataset
 
 __all__ = ["card_is_generated", "model_card"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIGNATURE = re.compile(r"\n<!-- metaalign-hf card ([0-9a-f]{12}) -->\n$")
 
 _DEFAULTS = {"coordination": defaults_of(CoordinationConfig), "optimizer": defaults_of(OptimizerConfig)}
@@ -242,15 +241,14 @@ class _Facts:
     def _datasets(self) -> list[str]:
         found = []
         for config in [*self._domain_configs("source"), *self._domain_configs("target")]:
-            path = str(config.get("path") or "")
-            if config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) and path not in found:
-                found.append(path)
+            if (name := hub_dataset(config)) is not None and name not in found:
+                found.append(name)
         return found
 
     def _base_model(self) -> str | None:
         """The Hub id of the weights that training started from, as the model recorded it; None for other weights."""
         place = str((self.config.get("origin") or {}).get("weights") or "")
-        return place if _HUB_ID.fullmatch(place) else None
+        return place if HUB_ID.fullmatch(place) else None
 
     def _unrecorded(self) -> list[str]:
         """What was given from Python, so that `training_config.yaml` does not hold it."""
@@ -304,12 +302,11 @@ class _Facts:
     def _eval_result(self, domain: str, measure: Measure, value: float) -> EvalResult:
         configs = self._domain_configs(domain)
         config = configs[0] if len(configs) == 1 else {}
-        path = str(config.get("path") or "")
-        on_hub = config.get("kind") == "dataset" and _HUB_ID.fullmatch(path) is not None
+        on_hub = hub_dataset(config)
         return EvalResult(
             task_type=self.task.pipeline_tag,
             task_name=self.task.pipeline_tag.replace("-", " ").capitalize(),
-            dataset_type=path if on_hub else "custom",
+            dataset_type=on_hub or "custom",
             dataset_name=f"{self._domain(domain)} ({domain} domain)",
             # Results of one data set and configuration are merged, and both domains may be of one data set.
             dataset_config=f"{domain}: {self._domain(domain)}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from ..run_folder import (
 )
 from ..tasks import Measure, TaskKind, task_of_architecture
 
-__all__ = ["RunRecord", "read_metrics", "read_record", "record_folder", "without_local_paths"]
+__all__ = ["HUB_ID", "RunRecord", "hub_dataset", "read_metrics", "read_record", "record_folder", "without_local_paths"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""What an id on the Hub looks like, `organisation/name`."""
 
 # An absolute path (`/home/ann/art`, `~/art`, `C:\\Users\\ann`) wherever it stands in a text; with blanks if in quotes.
 _PART = r"[^\s\"'<>,;:()/]+"
@@ -39,6 +43,12 @@ _LOCAL = {"evaluate_command"}
 # Entries of a configuration that may name a file or folder, absolute or not.
 _PLACES = {"path", "root", "labels_file", "test_path", "output_dir", "checkpoint", "backbone", "pretrained"}
 _PLACES |= {"backbone_name", "detector", "detector_name", "_name_or_path", "name"}
+
+
+def hub_dataset(domain: Mapping[str, Any]) -> str | None:
+    """The id of the data set on the Hub that a domain's configuration names; None where it names none."""
+    path = str(domain.get("path") or "")
+    return path if domain.get("kind") == "dataset" and HUB_ID.fullmatch(path) else None
 
 
 @dataclass(frozen=True)
