@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..alignment import IGNORED_LABEL
-from ..alignment.detection import DetectionAlignmentBatch, build_levels, normalise_levels
+from ..alignment.detection import DetectionAlignmentBatch, Level, build_levels, normalise_levels
 from ..checks import check_pretrained
 from ..coordination import Stage, frozen_running_statistics, has_live_statistics
 from ..errors import UserError, did_you_mean, one_line
@@ -26,6 +26,7 @@ from .base import MetaAlignModel
 from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import DetectorFeatures, detector_adapter, detector_types
 from .detectors.finite_loss import loss_that_may_be_nan
+from .detectors.frozen_maps import FrozenMaps
 from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
 from .freezing import freeze_all
@@ -78,6 +79,7 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
         self.adapter.prepare(self.detector)
         self.alignment = build_levels(config.alignment, self.adapter.widths(self.detector))
+        self._frozen_maps: FrozenMaps | None = None
         self.post_init()
 
     @classmethod
@@ -146,7 +148,8 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         """Logits and boxes, and the losses for which there are labels.
 
         Args:
-            pixel_values: Images `(B, 3, H, W)`, normalised.
+            pixel_values: Images `(B, 3, H, W)`, normalised; or what a frozen backbone gave for them before, `(B, D)`
+                (`leave_out_backbone`).
             pixel_mask: `(B, H, W)`, 1 on the image and 0 on padding; None where nothing is padded.
             labels: One entry for each image: `class_labels` `(n,)` and `boxes` `(n, 4)` as cx, cy, w, h in 0..1; None
                 for an image without labels (the target's), which is not the same as an image without objects.
@@ -183,7 +186,7 @@ class MetaAlignForObjectDetection(MetaAlignModel):
             alignment_loss, parts = self._align(aligned, domain_labels[taking_part], progress)
             logits, boxes = features.logits.detach(), features.pred_boxes.detach()
         elif not train:
-            plain = self.adapter.predict(self.detector, pixel_values, pixel_mask)
+            plain = self._run(self.adapter.predict, pixel_values, pixel_mask)
             logits, boxes = plain.logits, plain.pred_boxes
         losses = [value for value in (task_loss, alignment_loss) if value is not None]
         loss = torch.stack(losses).sum() if losses else None
@@ -203,20 +206,20 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         nothing = {"class_labels": empty, "boxes": pixel_values.new_zeros(0, 4)}
         if not rows:
             # Losses that count the boxes of all processes wait for this one too.
-            output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=[nothing] * len(labels))
+            output = self._run(self.adapter.predict, pixel_values, pixel_mask, labels=[nothing] * len(labels))
             return 0.0 * output.loss, None, None
         if len(rows) < len(labels) and has_live_statistics(self.detector):
             # Live statistics of the labelled images alone would be others than those of evaluation, which both domains
             # make, so all images run, and the loss takes the labelled ones.
             everything = [nothing if entry is None else entry for entry in labels]
             with loss_of_rows(self.detector, rows, self.adapter.layers_first):
-                output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=everything)
+                output = self._run(self.adapter.predict, pixel_values, pixel_mask, labels=everything)
             return output.loss, output.logits[rows].detach(), output.pred_boxes[rows].detach()
         if len(rows) < len(labels):
             pixel_values = pixel_values[rows]
             pixel_mask = None if pixel_mask is None else pixel_mask[rows]
         known = [entry for entry in labels if entry is not None]
-        output = self.adapter.predict(self.detector, pixel_values, pixel_mask, labels=known)
+        output = self._run(self.adapter.predict, pixel_values, pixel_mask, labels=known)
         return output.loss, output.logits.detach(), output.pred_boxes.detach()
 
     def _aligned_features(self, pixel_values: Tensor, pixel_mask: Tensor | None, alone: bool) -> DetectorFeatures:
@@ -224,10 +227,23 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         assert self.alignment is not None
         # What wraps parts of a model on several processes waits for the end of a forward.
         if not (alone and self.alignment.maps_suffice) or (dist.is_available() and dist.is_initialized()):
-            return self.adapter.features(self.detector, pixel_values, pixel_mask)
-        maps = self.adapter.maps(self.detector, pixel_values, pixel_mask)
+            return self.inner_features(pixel_values, pixel_mask)
+        maps: list[Level] = self._run(self.adapter.maps, pixel_values, pixel_mask)
         none = pixel_values.new_zeros(len(pixel_values), 0, 4)
         return DetectorFeatures(maps, [], none, none, none)
+
+    def inner_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorFeatures:
+        """Maps, tokens and queries of a pass without labels."""
+        features: DetectorFeatures = self._run(self.adapter.features, pixel_values, pixel_mask)
+        return features
+
+    def _run(self, method: Callable[..., Any], pixel_values: Tensor, pixel_mask: Tensor | None, **labels: Any) -> Any:
+        """A method of the adapter, which runs the detector; on a frozen backbone's outputs where these are given."""
+        if pixel_values.ndim != 2:
+            return method(self.detector, pixel_values, pixel_mask, **labels)
+        assert self._frozen_maps is not None, "outputs of the backbone in the place of images need leave_out_backbone"
+        with self._frozen_maps.answering(pixel_values) as blank:
+            return method(self.detector, blank, pixel_mask, **labels)
 
     @property
     def backbone(self) -> nn.Module:
@@ -248,6 +264,30 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         """
         self.frozen_modules = freeze_all(self.backbone)
         self.train(self.training)
+
+    def leave_out_backbone(self, size: tuple[int, int]) -> str | None:
+        """From now on `forward` also takes what the frozen backbone gave (`frozen_outputs`) in the place of images.
+
+        Args:
+            size: Height and width of all images, in pixels.
+
+        Returns:
+            None, or why that cannot be, and then nothing has changed.
+        """
+        maps, training = FrozenMaps(self.backbone, size), self.training
+        self.eval()
+        try:
+            reason = maps.check(lambda pixels: self.adapter.predict(self.detector, pixels, None))
+        finally:
+            self.train(training)
+        if reason is None:
+            self._frozen_maps = maps
+        return reason
+
+    def frozen_outputs(self, pixel_values: Tensor) -> Tensor:
+        """The maps that the frozen backbone gives for images `(B, 3, H, W)`, flat: `(B, D)`."""
+        assert self._frozen_maps is not None
+        return self._frozen_maps.outputs(pixel_values)
 
     def _align(
         self, features: DetectorFeatures, domain_labels: Tensor, progress: float
