@@ -109,6 +109,7 @@ def test_the_card_invents_nothing():
     unlabelled = {**SUMMARY, "target_accuracy_before": None, "target_accuracy_after": None, "target_test_images": 0}
     text = model_card(record(summary=unlabelled))
     assert "| target" not in text and "whether adaptation helped on it was not measured" in text
+    assert "(unlabelled)" in text and "never reach training" not in text and "oracle" not in text
 
     few = model_card(record(training={**TRAINING, "data": {**TRAINING["data"], "target_labeled": HUB_DOMAIN}}))
     assert "semi-supervised" in few and "no label was used" not in few
@@ -126,6 +127,15 @@ def test_the_card_invents_nothing():
     baseline = {**TRAINING, "coordination": {"method": "source_only"}}
     text = model_card(record(training=baseline))
     assert "It was not adapted" in text and "long2018" not in text and "wei2021" not in text
+    assert "After: 6 more steps on the source." in text and "steps of adaptation" not in text
+    assert "trained on office-home/Art alone and is expected to be worse" in text and "It was adapted" not in text
+
+    statistics = {**baseline, "training": {**TRAINING["training"], "recalibrate_bn": "target"}}
+    beside = {**SUMMARY, "method": "source_only", "baseline": {"target": 0.4711}}
+    text = model_card(record(training=statistics, summary=beside))
+    assert "It was not adapted" not in text and "and adapted to **office-home/Clipart**" in text
+    assert "a baseline" not in text and "estimated anew on unlabelled images of the target" in " ".join(text.split())
+    assert "As many steps on the source alone reach 47.11 % on the target." in text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The fair comparison: the same steps on the source alone, beside the run."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -24,8 +26,18 @@ def train(output: Path, *options: str) -> dict:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    output = tmp_path_factory.mktemp("runs") / "compared"
-    return output, train(output, "--training.baseline", "true", "--training.checkpoint_every", "3")
+    """A run with a baseline: its folder, its summary, and what it said."""
+    output, said = tmp_path_factory.mktemp("runs") / "compared", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        summary = train(output, "--training.baseline", "true", "--training.checkpoint_every", "3")
+    return output, summary, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run that the baseline must be."""
+    output = tmp_path_factory.mktemp("runs") / "alone"
+    return output, train(output, "--coordination.method", "source_only")
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +58,26 @@ def interrupted(tmp_path_factory):
     return output
 
 
-def test_what_to_do_next_is_said_once(tmp_path, capsys):
-    train(tmp_path / "run", "--training.baseline", "true")
-    said = capsys.readouterr().out
+def test_what_to_do_next_is_said_once(compared):
+    output, _, said = compared
     assert said.count("Next, try:") == 1 and said.count("The adapted model") == 1
-    assert f"The model of the source alone (last checkpoint) is in {tmp_path / 'run/baseline'}: " in said
+    assert f"The model of the source alone (last checkpoint) is in {output / 'baseline'}: " in said
+    _, _, baseline = said.partition("The same steps on the source alone, for comparison:")
+    assert "uci_digits -> mnist: 10 steps on the source alone, on " in baseline
+    assert "6 steps on the source alone after the first 4, seed 0, " in baseline.partition("Next, try:")[0]
 
 
-def test_the_baseline_is_the_source_only_run_of_the_same_budget(compared, tmp_path):
-    output, summary = compared
-    alone = train(tmp_path / "alone", "--coordination.method", "source_only")
+def test_the_baseline_is_the_source_only_run_of_the_same_budget(compared, alone):
+    (output, summary, _), (folder, of_its_own) = compared, alone
     assert summary["baseline"] == {
-        "source": alone["source_accuracy_after"],
-        "target": alone["target_accuracy_after"],
+        "source": of_its_own["source_accuracy_after"],
+        "target": of_its_own["target_accuracy_after"],
         "steps": 6,
         "output_dir": str(output / "baseline"),
     }
-    assert summary["method"] == "metaalign" and alone["baseline"] is None
+    assert summary["method"] == "metaalign" and of_its_own["baseline"] is None
     assert json.loads((output / "baseline" / "summary.json").read_text())["method"] == "source_only"
-    a, b = (load_file(folder / "model.safetensors") for folder in (output / "baseline", tmp_path / "alone"))
+    a, b = (load_file(place / "model.safetensors") for place in (output / "baseline", folder))
     assert all(torch.equal(a[name], b[name]) for name in b)
 
 
@@ -96,6 +109,8 @@ def test_without_target_labels_the_baseline_has_a_source_figure_only(tmp_path, c
     assert summary["baseline"]["target"] is None and summary["baseline"]["source"] > 0
     text = capsys.readouterr().out
     assert "source only" in text and "no labels" in text and "on the source alone: " not in text
+    assert text.count("Note: Target photos has no labels: ") == 1, "neither the baseline nor a summary says it again"
+    assert summary["notes"] == ["Target photos has no labels: its accuracy cannot be measured."]
 
 
 def test_a_source_only_run_is_its_own_baseline():
@@ -103,11 +118,10 @@ def test_a_source_only_run_is_its_own_baseline():
         load_config(TINY, {"training.baseline": True, "coordination.method": "source_only"})
 
 
-def test_a_source_only_run_with_statistics_of_the_target_is_compared_with_one_without(tmp_path):
+def test_a_source_only_run_with_statistics_of_the_target_is_compared_with_one_without(alone, tmp_path):
     options = ["--coordination.method", "source_only", "--training.recalibrate_bn", "target"]
     summary = train(tmp_path / "run", *options, "--training.baseline", "true")
-    alone = train(tmp_path / "alone", *options[:2])
-    assert summary["baseline"]["target"] == alone["target_accuracy_after"]
+    assert summary["baseline"]["target"] == alone[1]["target_accuracy_after"]
     run, baseline = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "run/baseline"))
     differ = {name for name in run if not torch.equal(run[name], baseline[name])}
     assert differ and all("running" in name or "num_batches" in name for name in differ)

@@ -135,8 +135,14 @@ class _Facts:
 
     def values(self) -> dict[str, Any]:
         alignment = [entry["name"] for entry in self.config.get("alignment") or []]
-        method = self.training.get("coordination", {}).get("method") or self.summary.get("method")
-        words, equation = _method(str(method), self.training.get("coordination", {}))
+        method = self._method
+        words, equation = _method(method, self.training.get("coordination", {}))
+        if self._statistics:
+            words = "Training on the source alone." if method == "source_only" else words
+            words += (
+                " The running statistics of batch normalisation are then estimated anew on unlabelled images of the "
+                "target."
+            )
         used = alignment if method not in ("source_only", "target_only") else []
         base_model = self._base_model()
         domains = {name: self._domain(name) for name in ("source", "target")}
@@ -153,13 +159,14 @@ class _Facts:
             "source": domains["source"],
             "target": domains["target"],
             "labels": self.record.labels,
-            "adapted": method != "source_only",
+            "adapted": self._adapted,
             "source_free": method == "target_only",
             "few_labels": bool(self.training.get("data", {}).get("target_labeled")),
             "intermediate": self._intermediate(),
             "results": results,
             "measured": self._measured(),
             "checkpoints": self._checkpoints(),
+            "oracle": any(row["checkpoint"].startswith("oracle") for row in self.summary.get("checkpoints") or []),
             "notes": [str(note) for note in self.summary.get("notes", [])],
             "index": index,
             "method": {"words": words, "equation": equation} if words else None,
@@ -187,6 +194,23 @@ class _Facts:
             "citations": cited_by(self.record),
         }
 
+    @property
+    def _method(self) -> str:
+        return str(self.training.get("coordination", {}).get("method") or self.summary.get("method"))
+
+    @property
+    def _statistics(self) -> bool:
+        """Whether the running statistics are those of the target."""
+        return bool(self.training.get("training", {}).get("recalibrate_bn") == "target")
+
+    @property
+    def _adapted(self) -> bool:
+        return self._method != "source_only" or self._statistics
+
+    @property
+    def _unlabelled(self) -> bool:
+        return bool(self.summary.get("target_test_images") == 0)
+
     def _domain_configs(self, name: str) -> list[dict[str, Any]]:
         """The domain's configuration; several where there are several sources."""
         found = self.training.get("data", {}).get(name) or []
@@ -199,6 +223,8 @@ class _Facts:
 
     def _describe(self, name: str, config: dict[str, Any]) -> str:
         role = "labelled" if name == "source" else "its labels never reach training or selection"
+        if name == "target" and self._unlabelled:
+            role = "unlabelled"
         alone = len(self._domain_configs(name)) < 2
         words = f"**{name}** {self._domain(name) if alone else _domain_name(config)} ({role})"
         kinds = {
@@ -320,12 +346,19 @@ class _Facts:
     def _measured(self) -> str:
         if not self.summary:
             return "Measured during the run, on test images that are not trained on."
-        steps = self.summary.get("source_steps", 0)
-        before = f"after {steps} steps on the source alone" if steps else "the model that the run started from"
-        words = [f"Before: {before}. After: {self.summary.get('adaptation_steps')} steps of adaptation."]
+        first, steps = self.summary.get("source_steps", 0), self.summary.get("adaptation_steps")
+        before = f"after {first} steps on the source alone" if first else "the model that the run started from"
+        after = f"{steps} steps of adaptation"
+        if self._method == "source_only":
+            after = f"{steps} {'more ' if first else ''}steps on the source"
+            after += ", and statistics of the target" if self._statistics else ""
+        words = [f"Before: {before}. After: {after}."]
         words.append(f"One run, seed {self.summary.get('seed')}; n is the number of labelled test images.")
         checkpoint = self.summary.get("checkpoint")
         words.append(_CHECKPOINTS.get(str(checkpoint), f"Numbers are of the checkpoint: {checkpoint}."))
+        alone = (self.summary.get("baseline") or {}).get("target")
+        if alone is not None:
+            words.append(f"As many steps on the source alone reach {_percent(alone)} on the target.")
         if self.native:
             words.append("They were measured on the full checkpoint, whose outputs this model repeats bit by bit.")
         return " ".join(words)
@@ -375,14 +408,15 @@ class _Facts:
 
     def _limits(self) -> list[str]:
         limits = []
-        if self._domain("target"):
-            limits.append(
-                f"It was adapted to {self._domain('target')} and is expected to be worse on images of other domains."
-            )
+        source, target = self._domain("source"), self._domain("target")
+        if target:
+            knows = f"adapted to {target}" if self._adapted else f"trained on {source or 'its source'} alone"
+            limits.append(f"It was {knows} and is expected to be worse on images of other domains.")
         if self.summary:
             limits.append("The numbers come from one run with one seed; other seeds give other numbers.")
-            if self.summary.get("target_test_images") == 0:
-                limits.append("The target has no labels, so whether adaptation helped on it was not measured.")
+            if self._unlabelled:
+                what = "whether adaptation helped on it" if self._adapted else "how good it is there"
+                limits.append(f"The target has no labels, so {what} was not measured.")
         limits.append(self.task.limit)
         limits.append("It repeats whatever bias the source's labels and the base weights have; that was not examined.")
         return limits

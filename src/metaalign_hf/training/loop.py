@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -121,7 +121,8 @@ def adapt(
             if compared is None:
                 run.console.print("The same steps on the source alone, for comparison:")
                 recorded = recorded_config(alone, pair, untrained)
-                compared = _Run(alone, lambda: build_task(alone, pair, untrained), recorded, stop, cleanup).run()
+                other = _Run(alone, lambda: build_task(alone, pair, untrained), recorded, stop, cleanup, run.said)
+                compared = other.run()
             return baseline_figures(compared, alone)
 
         return run.run(baseline)
@@ -130,7 +131,7 @@ def adapt(
 class _Run:
     """One run of a task, which is built once everything that is known without it has been checked.
 
-    `step` counts optimiser steps over both phases.
+    `step` counts optimiser steps over both phases. `said` are the notes that were printed already.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class _Run:
         recorded: dict[str, Any],
         stop: Interruption,
         cleanup: ExitStack,
+        said: Sequence[str] = (),
     ) -> None:
         training = config.training
         self.config = config
@@ -183,8 +185,11 @@ class _Run:
             self.journal.open_log()
         with self.accelerator.main_process_first():
             self.task.bad_images.open(self.output_dir / BAD_IMAGES_FILE)
-        for note in [*self.task.notes, *license_notes(config.hub.license)]:
-            self.journal.say(f"Note: {note}")
+        notes = [*self.task.notes, *license_notes(config.hub.license)]
+        for note in notes:
+            if note not in said:
+                self.journal.say(f"Note: {note}")
+        self.said = [*said, *notes]
         self.journal.start_trackers()
 
     def run(self, baseline: Callable[[], dict[str, Any] | None] | None = None) -> Summary:
@@ -201,6 +206,8 @@ class _Run:
         steps = f"{training.source_steps} steps on the source, then {training.max_steps} of adaptation"
         if not self.task.pair.has_source:
             steps = f"{training.max_steps} steps on the target alone"
+        elif not self.stepper.aligns:
+            steps = f"{total} steps on the source alone"
         self.journal.say(
             f"{source} -> {target}: {steps}, on {self.accelerator.device}; each evaluation takes "
             f"{self.task.evaluated_images} images"
@@ -222,7 +229,7 @@ class _Run:
             files = self.task.write_files(self.output_dir, old, new) if old and new else []
             write_summary(summary)
             write_card(self.output_dir, self.config.hub.repo_id, self.config.hub.license)
-            print_summary(summary, self.console, files, compared_with=baseline is None)
+            print_summary(summary, self.console, files, self.said, compared_with=baseline is None)
         if self.evaluator.selection is not None:
             longer = why_not_longer(self.config, self.weights.bare) is None
             self.evaluator.selection.finish(may_become_longer=longer)
@@ -240,7 +247,8 @@ class _Run:
         interval = evaluation_interval(
             training.source_steps, training.max_steps, batch_images, self.task.evaluated_images
         )
-        with stage("adaptation" if adapting else "source phase", end - first, "steps", self.step - first) as shown:
+        name = ("adaptation" if self.stepper.aligns else "source alone") if adapting else "source phase"
+        with stage(name, end - first, "steps", self.step - first) as shown:
             while self.step < end:
                 report = self._take_step(adapting)
                 if report is not None:

@@ -43,31 +43,40 @@ def waiting_share(waiting: Sequence[float], stepping: Sequence[float]) -> float 
     return round(waited / whole, 4) if whole > 0 else None
 
 
-def print_summary(summary: Summary, console: Console, files: Sequence[str] = (), compared_with: bool = False) -> None:
+def print_summary(
+    summary: Summary,
+    console: Console,
+    files: Sequence[str] = (),
+    said: Sequence[str] = (),
+    compared_with: bool = False,
+) -> None:
     """Print the summary: the table, what it means, where the files are, and what to try next.
 
     Args:
         summary: The summary.
         console: Where to.
         files: Names of further files in the run's folder.
+        said: Notes that were printed when the run began, and are not repeated.
         compared_with: Whether it is the baseline of a run, whose own summary follows and says what to try next.
     """
     one = summary.method in ("source_only", "target_only")
-    terms = [*([] if one else summary.alignment), *([] if summary.method == "source_only" else summary.target_losses)]
-    title = f"{summary.source} -> {summary.target}: {summary.method} with {' + '.join(terms) or 'no alignment'}"
+    alone = summary.method == "source_only"
+    terms = [*([] if one else summary.alignment), *summary.target_losses]
+    title = f"{summary.source} -> {summary.target}: {summary.method}"
+    title += "" if alone else f" with {' + '.join(terms) or 'no alignment'}"
     table = Table(title=title, title_justify="left")
     table.add_column(summary.title)
     compared = ["source only"] if summary.baseline else []
     for column in ("before", *compared, "after", "change", "images"):
         table.add_column(column, justify="right")
-    alone = [summary.baseline["source"], summary.baseline["target"]] if summary.baseline else []
-    for section, figures in ((summary.rows(), alone), (summary.further_rows(), [])):
+    others = [summary.baseline["source"], summary.baseline["target"]] if summary.baseline else []
+    for section, figures in ((summary.rows(), others), (summary.further_rows(), [])):
         for (name, before, after, images), figure in zip_longest(section, figures):
+            if before is None or after is None:
+                table.add_row(name, *["no labels"] * (2 + len(compared)), "", "")
+                continue
             # The further figures are not those that the baseline is compared by.
             cells = ["" if figure is None else f"{100 * figure:.1f} %" for _ in compared]
-            if before is None or after is None:
-                table.add_row(name, "no labels", *cells, "no labels", "", "")
-                continue
             change = f"{100 * (after - before):+z.1f}"
             table.add_row(name, f"{100 * before:.1f} %", *cells, f"{100 * after:.1f} %", change, str(images))
         table.add_section()
@@ -78,7 +87,7 @@ def print_summary(summary: Summary, console: Console, files: Sequence[str] = (),
     which = "model of the source alone" if compared_with else "adapted model"
     lines = [
         *_in_words(summary),
-        *(f"Note: {note}" for note in summary.notes),
+        *(f"Note: {note}" for note in summary.notes if note not in said),
         "",
         f"The {which} (last checkpoint) is in {summary.output_dir}: {', '.join(written)}.",
         *_where_selected(summary),
@@ -111,7 +120,10 @@ def _where_selected(summary: Summary) -> list[str]:
 
 def _in_words(summary: Summary) -> list[str]:
     phases = f"{summary.adaptation_steps} steps"
-    if summary.source_steps:
+    alone = summary.method == "source_only"
+    if summary.source_steps and alone:
+        phases += f" on the source alone after the first {summary.source_steps}"
+    elif summary.source_steps:
         phases = f"{summary.source_steps} steps on the source, then {phases} of adaptation"
     else:
         phases += " (no source phase: before is the model that the run started from)"
@@ -121,8 +133,8 @@ def _in_words(summary: Summary) -> list[str]:
     words = [f"{phases}, seed {summary.seed}, {took}. After is the last checkpoint."]
     if summary.waiting_share is not None:
         words.append(
-            f"Adaptation steps waited for images in {100 * summary.waiting_share:.0f} % of their time"
-            + ("; more of data.num_workers would shorten that." if summary.waiting_share > _LONG else ".")
+            f"{'Steps' if alone else 'Adaptation steps'} waited for images in {100 * summary.waiting_share:.0f} % of "
+            f"their time{'; more of data.num_workers would shorten that.' if summary.waiting_share > _LONG else '.'}"
         )
     _, before, after, _ = summary.rows()[-1]
     if before is not None and after is not None and summary.baseline is not None:
