@@ -81,8 +81,9 @@ class DomainConfig:
         test_split: Split with the test images; by default a share of the training split.
         test_fraction: Share of the images that is held out as test images where there is no test path or split.
         split_seed: Seed of that choice, which never looks at labels.
-        streaming: Of a data set in parquet files, or of a parquet domain: leave it where it is, and read its images in
-            blocks when they are needed; for data that do not fit on this disk. It needs a test_path or test_split.
+        streaming: Of a parquet, arrow or webdataset domain, or a data set in such files: leave it where it is, and read
+            its images in blocks when they are needed; for data that do not fit on this disk. It needs a test_path or
+            test_split.
         shuffle_buffer: Among as many images a streamed domain is shuffled; the order of its blocks is random anyway.
         streaming_gigabytes: As much of a streamed domain is kept on this disk, in HF_HOME/metaalign_hf.
     """

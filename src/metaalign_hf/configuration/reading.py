@@ -172,8 +172,7 @@ DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
     "coco": ("path", "outside_root", "annotations", "test_annotations", "test_path", *_OBJECTS, *_SPLIT),
     "voc": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
     "yolo": ("path", "outside_root", "train_split", "test_split", *_OBJECTS, *_SPLIT),
-    **dict.fromkeys(FILE_KINDS, _FILES),
-    "parquet": (*_FILES, *_STREAMED),
+    **dict.fromkeys(FILE_KINDS, (*_FILES, *_STREAMED)),
 }
 _TEST_IMAGES = ("test_path", "test_split", "test_annotations")
 

@@ -19,7 +19,7 @@ from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
 from .remote_folder import read_remote_folder
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
-from .streamed_rows import image_column
+from .streamed_rows import image_column, row_name
 
 __all__ = ["domain_of_rows", "existing_images", "read_domain"]
 
@@ -182,7 +182,7 @@ def _dataset_labels(
     values = list(data[config.label_column])
     if any(value is None for value in values):
         row = next(index for index, value in enumerate(values) if value is None)
-        raise UserError(f"domain {name}: row {row} has no {config.label_column}")
+        raise UserError(f"domain {name}: {row_name(data, row)} has no {config.label_column}")
     if hasattr(feature, "int2str"):
         if config.labels_file is not None:
             raise UserError(f"domain {name}: {config.label_column} has names of its own; drop labels_file")

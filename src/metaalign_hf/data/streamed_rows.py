@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
 from ..errors import UserError
+from .block_files import BlockFiles
 from .blocks import Blocks
 from .dataset_images import dataset_loader, opened_image
 from .disk_cache import DiskCache
 from .images import ImageSet, rgb_tensor
 
-__all__ = ["StreamLoader", "StreamedRows", "image_column"]
-
-
-class BlockFiles(Protocol):
-    """Files whose rows are read in blocks."""
-
-    @property
-    def name(self) -> str:
-        """Name of the domain, for errors."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows of each block, in order."""
-
-    @property
-    def features(self) -> Any:
-        """The columns, as `datasets` describes them."""
-
-    def key(self, block: int) -> str:
-        """What tells a block from all others."""
-
-    def read(self, block: int, column: str) -> Any:
-        """A column of a block, an Arrow array."""
-
-    def column(self, column: str) -> list[Any]:
-        """A column of all blocks."""
+__all__ = ["StreamLoader", "StreamedRows", "image_column", "row_name"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +90,18 @@ def image_column(data: Any, column: str, name: str, labels: tuple[int, ...] | No
     return ImageSet(name, len(data), dataset_loader(data, column, name), labels)
 
 
+def row_name(data: Any, row: int) -> str:
+    """What to call a row in errors.
+
+    Args:
+        data: A `datasets.Dataset`, or streamed rows.
+        row: Its number.
+    """
+    if not isinstance(data, StreamedRows):
+        return f"row {row}"
+    return data.files.row_name(row if data.rows is None else int(data.rows[row]))
+
+
 @dataclass(frozen=True)
 class StreamLoader:
     """Serves the images of a column, of which whole blocks are read and kept on this disk for a while.
@@ -131,21 +117,20 @@ class StreamLoader:
     cache: DiskCache
     column: str
     name: str
-    _ends: list[int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_ends", list(accumulate(self.files.sizes)))
 
     def __call__(self, index: int) -> Tensor:
         """The image with this index `(3, H, W)`, uint8."""
-        block = bisect_right(self._ends, index)
+        block, row = self.files.place(index)
         path = self.cache.file(f"{self.files.key(block)} {self.column}", lambda part: self._write(block, part))
-        value = _mapped(str(path))[index - (self._ends[block - 1] if block else 0)].as_py()
+        value = _mapped(str(path))[row].as_py()
         try:
+            if value is None:
+                raise ValueError("there is none")
             with opened_image(value if isinstance(value, dict) else {"bytes": value, "path": None}) as image:
                 return rgb_tensor(image)
         except Exception as error:  # damaged files make Pillow raise nearly anything
-            raise UserError(f"{self.name}: row {index}, column {self.column}: unreadable image ({error})") from error
+            where = f"{self.name}: {self.files.row_name(index)}, column {self.column}"
+            raise UserError(f"{where}: unreadable image ({error})") from error
 
     def _write(self, block: int, part: Path) -> None:
         table = pa.table({self.column: self.files.read(block, self.column)}).combine_chunks()
