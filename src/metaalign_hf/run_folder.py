@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "ADAPTER_CONFIG_FILE",
+    "ADAPTER_FILES",
+    "ADAPTER_HEADS_FILE",
+    "ADAPTER_MODEL_FILE",
     "ADAPTER_WEIGHTS_FILE",
     "BAD_IMAGES_FILE",
     "BAD_STEP_FILE",
@@ -32,6 +36,8 @@ __all__ = [
     "SUMMARY_FILE",
     "TARGET_IMAGES_FILE",
     "WEIGHT_FILES",
+    "holds_adapters_alone",
+    "model_config_file",
     "with_present_names",
 ]
 
@@ -43,6 +49,15 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 """Their weights."""
+
+ADAPTER_MODEL_FILE = "metaalign_config.json"
+"""What the model is that they are of, as `MODEL_CONFIG_FILE` says it of a whole one."""
+
+ADAPTER_HEADS_FILE = "metaalign_heads.safetensors"
+"""What that model has on top of its backbone."""
+
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ADAPTER_MODEL_FILE, ADAPTER_HEADS_FILE)
+"""A model as adapters and heads, without its base model; the first two are for peft as well."""
 
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 """Names of the files with the weights."""
@@ -112,6 +127,16 @@ FEATURES_FILE = "features.safetensors"
 
 BAD_STEP_FILE = "bad_step.json"
 """The step at which a run stopped because its numbers were not finite."""
+
+
+def holds_adapters_alone(folder: Path) -> bool:
+    """Whether a folder holds low-rank adapters, and no whole model."""
+    return not (folder / MODEL_CONFIG_FILE).is_file() and (folder / ADAPTER_CONFIG_FILE).is_file()
+
+
+def model_config_file(folder: Path) -> Path:
+    """The file of a folder that says what its model is; it need not exist."""
+    return folder / (ADAPTER_MODEL_FILE if holds_adapters_alone(folder) else MODEL_CONFIG_FILE)
 
 
 def with_present_names(summary: dict[str, Any]) -> dict[str, Any]:

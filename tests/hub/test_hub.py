@@ -27,6 +27,7 @@ from metaalign_hf import MetaAlignForImageClassification, MetaAlignForObjectDete
 from metaalign_hf.cli import run
 from metaalign_hf.hub.errors import HubError, explained
 from metaalign_hf.models.detectors.processors import build_detector_processor
+from metaalign_hf.run_folder import ADAPTER_FILES
 from tests.helpers.hub_server import Fault, HubServer
 from tests.helpers.runs import TINY
 from tests.helpers.tiny_detectors import detector_settings
@@ -218,8 +219,24 @@ with torch.no_grad():
 """
 
 
-def test_adapters_are_pushed_alone_and_plain_peft_loads_them(hub, tmp_path):
-    """A run on a base model of the Hub pushes its adapters; the card's own code loads them, and gives its labels."""
+# Adapters of the Hub, read where no run was.
+PULL_MODEL = """
+import sys, torch
+from metaalign_hf import MetaAlignForImageClassification
+from safetensors.torch import load_file
+expected = load_file(sys.argv[2])
+model = MetaAlignForImageClassification.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    assert torch.equal(model(expected["images"]).logits, expected["logits"])
+print("ANSWER" + model.config.origin["weights"])
+"""
+
+
+def test_adapters_are_pushed_alone_and_read_by_plain_peft_and_by_us(hub, tmp_path):
+    """A run on a base model of the Hub pushes its adapters; the card's own code loads them, and gives its labels.
+
+    So do our commands, on another machine, where they are the model that was trained bit for bit.
+    """
     size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     ViTForImageClassification(ViTConfig(**size, image_size=16, patch_size=8, num_labels=7)).save_pretrained(tmp_path)
     hub.put("lab/base", {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")})
@@ -241,14 +258,17 @@ def test_adapters_are_pushed_alone_and_plain_peft_loads_them(hub, tmp_path):
         ["push", output, "alice/theirs", "--adapter"],
     )
     assert [code for code, _, _ in done] == [0, 0, 0, 0, 2, 2, 2], done
-    assert "it holds adapters alone" in refused(done[4]) and "are two forms" in refused(done[5])
+    assert "holds adapters without their base model" in refused(done[4]) and "are two forms" in refused(done[5])
     assert "it holds another model, which is not of metaalign-hf" in refused(done[6])
-    adapters = FULL - {"config.json", "model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
+    adapters = FULL - {"config.json", "model.safetensors"} | set(ADAPTER_FILES)
     for name in ("lab/adapters", "lab/whole"):
         assert set(hub.files(name)) == adapters, "a model that it replaces is gone"
     found = ModelCard(hub.files("lab/adapters")["README.md"].decode()).data
     assert (found.base_model, found.base_model_relation, found.license) == ("lab/base", "adapter", "mit")
 
+    commit = hub.repos["lab/base"].branches["main"]
+    assert json.loads(hub.files("lab/adapters")["adapter_config.json"])["revision"] == commit
+    assert f'revision="{commit}"' in hub.files("lab/adapters")["README.md"].decode()
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = MetaAlignForImageClassification.from_pretrained(output).eval()(images).logits
@@ -257,6 +277,32 @@ def test_adapters_are_pushed_alone_and_plain_peft_loads_them(hub, tmp_path):
     label, kind, difference = json.loads(answer.rpartition("ANSWER")[2])
     assert label == (tmp_path / "labels.csv").read_text().splitlines()[1].split(",")[1]
     assert kind == "ViTForImageClassification" and difference <= 1e-5
+
+    # The base model moves on; the adapters name the commit that they were trained on.
+    hub.put("lab/base", {"model.safetensors": b"another"})
+    elsewhere = tmp_path / "elsewhere"
+    pulled = client(hub, elsewhere, PULL_MODEL, "lab/adapters", tmp_path / "expected.safetensors", token=None)
+    assert pulled.rpartition("ANSWER")[2].strip() == "lab/adapters"
+    data = ["--data", "mnist", "--split", "test"]
+    done = metaalign(
+        hub,
+        elsewhere,
+        ["predict", "lab/adapters", tmp_path / "image.png", "--output", tmp_path / "again.csv"],
+        ["evaluate", output, *data, "--output", tmp_path / "of_run.json"],
+        ["evaluate", "lab/adapters", *data, "--output", tmp_path / "of_adapters.json"],
+        ["export", "lab/adapters", tmp_path / "native"],
+        ["push", "lab/adapters", "lab/copy", "--adapter"],
+        ["push", "lab/adapters", "lab/plain", "--native"],
+    )
+    assert [code for code, _, _ in done] == [0] * 6, done
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "labels.csv").read_text()
+    assert (tmp_path / "of_adapters.json").read_text() == (tmp_path / "of_run.json").read_text()
+    native = ViTForImageClassification.from_pretrained(tmp_path / "native").eval()
+    with torch.no_grad():
+        assert torch.allclose(native(images).logits, logits, atol=1e-5)
+    for name in ("adapter_model.safetensors", "metaalign_heads.safetensors", "adapter_config.json"):
+        assert hub.files("lab/copy")[name] == hub.files("lab/adapters")[name]
+    assert "adapter_config.json" not in hub.files("lab/plain")
 
 
 PULL_DETECTOR = """

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from metaalign_hf import MetaAlign, MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
-from metaalign_hf.models.lora import export_adapter
+from metaalign_hf.models.adapter_files import export_adapter
 from tests.helpers.runs import assert_same_run, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import adapting, write_squares
 
@@ -81,7 +82,7 @@ def test_adapters_alone_are_what_peft_reads(tmp_path, capsys):
     assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 2
     assert "take the whole model, without --adapter" in capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["origin"] = {"name": "org/base", "pretrained": True, "weights": "org/base", "revision": None}
+    config["lora"]["base"] = {"weights": "org/base", "revision": None}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert run(["export", str(tmp_path / "run"), str(tmp_path / "adapter"), "--adapter"]) == 0
     card = ModelCard.load(tmp_path / "adapter" / "README.md").data
@@ -102,8 +103,9 @@ def test_statistics_go_with_the_adapters(tmp_path):
 
     model = tiny("timm/mobilevit_xxs", drop_rate=0.0)
     plain = model.export_native().eval()
+    plain.save_pretrained(tmp_path / "base")
     model.add_lora(r=2)
-    model.config.origin = {"name": "timm/x", "pretrained": True, "weights": "timm/x", "revision": None}
+    model.config.lora["base"] = {"weights": "timm/x", "revision": None}
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         model.train()(images)
@@ -111,6 +113,93 @@ def test_statistics_go_with_the_adapters(tmp_path):
         assert not torch.allclose(plain(images).logits, model(images).logits, atol=1e-3)
         found = PeftModel.from_pretrained(plain, tmp_path).eval()(images).logits
         assert torch.allclose(found, model(images).logits, atol=1e-5)
+    based_on(tmp_path, tmp_path / "base")
+    assert_same_model(MetaAlignForImageClassification.from_pretrained(tmp_path), model, images)
+
+
+def based_on(adapters, base) -> None:
+    """Let adapters name a folder as their base model, as a user may who has no network."""
+    path = adapters / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(base)}))
+
+
+def assert_same_model(found, model, images) -> None:
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(found(images).logits, model(images).logits)
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Adapters alone with their base model in a folder, and the model that they are of."""
+    model = MetaAlignForImageClassification.from_backbone(
+        "vit", ["a", "b"], "gvb", pretrained=False, bottleneck_dim=8, **VIT
+    )
+    model.export_native().save_pretrained(tmp_path / "base")
+    model.add_lora(r=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.train()(torch.randn(8, 3, 16, 16))
+    model.config.lora["base"] = {"weights": "org/base", "revision": "0" * 40}
+    (tmp_path / "adapters").mkdir()
+    export_adapter(model.eval(), tmp_path / "adapters", "--adapter")
+    model.image_processor().save_pretrained(tmp_path / "adapters")
+    return tmp_path / "adapters", model
+
+
+def test_adapters_alone_are_read_back_as_the_very_model(adapters, tmp_path):
+    """Heads that fold into one classifier for peft come back as they trained, and train on."""
+    folder, model = adapters
+    based_on(folder, tmp_path / "base")
+    found, info = MetaAlignForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert_same_model(found, model, torch.randn(3, 3, 16, 16))
+    assert not any(info.values()) and not found.training
+    trained = [set(role) for role in model.parameter_roles().values()]
+    assert [set(role) for role in found.parameter_roles().values()] == trained
+    again = tmp_path / "again"
+    again.mkdir()
+    assert export_adapter(found, again, "--adapter") == "org/base"
+    half = MetaAlignForImageClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    assert {value.dtype for value in half.parameters()} == {torch.bfloat16}
+    with pytest.raises(UserError, match="loaded without device_map; merge them first"):
+        MetaAlignForImageClassification.from_pretrained(folder, device_map="auto")
+
+
+def test_adapters_that_cannot_be_read_are_refused(adapters, tmp_path, capsys):
+    folder, _ = adapters
+    Image.new("RGB", (16, 16)).save(tmp_path / "image.png")
+    base = tmp_path / "base"
+
+    def refused() -> str:
+        assert run(["predict", str(folder), str(tmp_path / "image.png")]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metaalign: ")]
+        assert len(lines) == 1 and str(folder) in lines[0]
+        return lines[0]
+
+    assert f"its base model: org/base at revision {'0' * 40} is not in the local cache, and HF_HUB_OFFLINE" in refused()
+    based_on(folder, base)
+    assert run(["predict", str(folder), str(tmp_path / "image.png")]) == 0
+    weights = load_file(base / "model.safetensors")
+    moved = {key: value + 1e-3 if "attention" in key else value for key, value in weights.items()}
+    save_file(moved, base / "model.safetensors", {"format": "pt"})
+    assert "its adapters were trained on other weights than those of" in refused()
+    save_file({key: value for key, value in weights.items() if "layer.3." not in key}, base / "model.safetensors")
+    assert "lacks 16 tensors of the backbone, e.g. vit.layers.3" in refused()
+    based_on(folder, tmp_path / "none")
+    assert "none does not exist" in refused()
+    based_on(folder, base)
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for name in ("adapter_model.safetensors", "metaalign_heads.safetensors"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:100])
+        assert f"{name} is damaged" in refused()
+        (folder / name).write_bytes(whole)
+    (folder / "metaalign_heads.safetensors").unlink()
+    (folder / "metaalign_config.json").unlink()
+    assert "it holds adapters without metaalign_config.json and metaalign_heads.safetensors" in refused()
 
 
 @pytest.mark.parametrize(

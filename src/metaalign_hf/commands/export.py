@@ -69,7 +69,7 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
 
     model, processor = load_checkpoint(checkpoint)
     if options.adapter:
-        from ..models.lora import export_adapter
+        from ..models.adapter_files import export_adapter
         from ..reports import model_card, read_record
 
         base = export_adapter(model, folder, "--adapter")

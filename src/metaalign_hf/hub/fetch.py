@@ -15,13 +15,15 @@ from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from ..reports import FIGURE_FILES
 from ..run_folder import (
-    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILES,
     CARD_FILE,
     FIGURES_FOLDER,
     MODEL_CONFIG_FILE,
     PROCESSOR_FILES,
     RECORD_FILES,
     WEIGHT_FILES,
+    holds_adapters_alone,
+    model_config_file,
 )
 from ..tasks import task_of_architecture
 from .errors import HubError, explained
@@ -38,10 +40,11 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
         what: What errors call it.
 
     Returns:
-        The folder; it holds a configuration and safetensors weights.
+        The folder; it holds a configuration and safetensors weights, or what `models.adapter_files` writes.
 
     Raises:
-        UserError: If there is no such folder or repository, or it holds no safetensors weights.
+        UserError: If there is no such folder or repository, or it holds no safetensors weights, or
+            adapters without heads.
     """
     if Path(checkpoint).expanduser().is_dir():
         folder = Path(checkpoint).expanduser()
@@ -50,7 +53,7 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             raise UserError(f"{what} {checkpoint}: {_no_folder(checkpoint)}")
         repo_id, _, revision = checkpoint.partition("@")
         patterns = [
-            ADAPTER_CONFIG_FILE,
+            *ADAPTER_FILES,
             CARD_FILE,
             *RECORD_FILES,
             *PROCESSOR_FILES,
@@ -72,11 +75,11 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             # The name of a file would lead out of the cache.
             raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
         folder = Path(found)
-    if not (folder / MODEL_CONFIG_FILE).is_file() and (folder / ADAPTER_CONFIG_FILE).is_file():
-        raise UserError(
-            f"{what} {checkpoint}: it holds adapters alone, which peft reads on top of their base model; name the run "
-            "that they are of, or its plain model"
-        )
+    if holds_adapters_alone(folder):
+        from ..models.adapter_files import require_heads
+
+        require_heads(folder, f"{what} {checkpoint}")
+        return folder
     if not (folder / MODEL_CONFIG_FILE).is_file():
         raise UserError(f"{what} {checkpoint}: it holds no config.json, so it is not a transformers model")
     if not any(WEIGHT_FILES.fullmatch(path.name) for path in folder.iterdir()):
@@ -111,13 +114,15 @@ def load_checkpoint(checkpoint: str, token: str | None = None) -> tuple[Any, Any
     """
     import transformers
 
-    from .. import models  # noqa: F401  (registers the Auto classes)
+    from .. import models  # registers the Auto classes
     from ..models.loading import refuse_lost_tensors
 
     folder = fetch(checkpoint, token)
     try:
-        names = json.loads((folder / MODEL_CONFIG_FILE).read_text()).get("architectures") or [""]
+        names = json.loads(model_config_file(folder).read_text()).get("architectures") or [""]
         kind = getattr(transformers, task_of_architecture(names[0]).auto_class)
+        if holds_adapters_alone(folder):
+            kind = models.MetaAlignForImageClassification
         processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         with quiet_loading():
             model, info = kind.from_pretrained(

@@ -20,6 +20,8 @@ from ..reports import (
 )
 from ..run_folder import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_HEADS_FILE,
+    ADAPTER_MODEL_FILE,
     ADAPTER_WEIGHTS_FILE,
     CARD_FILE,
     DETECTIONS_FILE,
@@ -45,10 +47,10 @@ def public_files(folder: Path, records: Path) -> dict[str, Path | bytes]:
     """
     files: dict[str, Path | bytes] = {}
     for path in folder.iterdir():
-        if path.name == ADAPTER_WEIGHTS_FILE or WEIGHT_FILES.fullmatch(path.name):
+        if path.name in (ADAPTER_WEIGHTS_FILE, ADAPTER_HEADS_FILE) or WEIGHT_FILES.fullmatch(path.name):
             files[path.name] = path
     for place, names in (
-        (folder, (MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE, *PROCESSOR_FILES)),
+        (folder, (MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE, ADAPTER_MODEL_FILE, *PROCESSOR_FILES)),
         (records, RECORD_FILES[1:]),
     ):
         for name in names:

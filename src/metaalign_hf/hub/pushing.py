@@ -11,10 +11,10 @@ from pathlib import Path
 from ..configuration import HubConfig
 from ..configuration.hub import license_notes
 from ..errors import UserError
-from ..models.lora import export_adapter
+from ..models.adapter_files import export_adapter
 from ..progress import no_model_progress_bars
 from ..reports import model_card, read_record, record_folder
-from ..run_folder import CARD_FILE, FIGURES_FOLDER
+from ..run_folder import CARD_FILE, FIGURES_FOLDER, holds_adapters_alone
 from .errors import retry
 from .eval_results import eval_results
 from .fetch import fetch, load_checkpoint
@@ -72,8 +72,8 @@ def push(
 
     Raises:
         HubError: If the Hub refuses, or fails every time.
-        UserError: If the checkpoint cannot be read or has no native form, or no adapters, or these no base
-            model on the Hub, or the run was not tested on a split of a data set of the Hub.
+        UserError: If the checkpoint cannot be read or has no native form, or no adapters, or adapters alone, or
+            these no base model on the Hub, or the run was not tested on a split of a data set of the Hub.
     """
     if create_pr and revision is not None:
         raise UserError("push: a pull request goes to main; leave out the revision")
@@ -82,6 +82,8 @@ def push(
     for note in license_notes(license):
         report(note)
     folder = fetch(str(checkpoint), token)
+    if holds_adapters_alone(folder) and not (native or adapter):
+        raise UserError(f"push: {checkpoint} holds adapters without their base model; say --adapter, or --native")
     pictures = target_pictures(record_folder(folder)) if images else []
     if images and not pictures:
         raise UserError(f"push: {checkpoint} holds no picture of target images, which --images publishes; leave it out")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import UserError
-from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MODEL_CONFIG_FILE, WEIGHT_FILES
+from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_FILES, MODEL_CONFIG_FILE, WEIGHT_FILES
 from .errors import HubError, explained
 
 __all__ = ["TAG", "Repository"]
@@ -106,4 +106,4 @@ class Repository:
 
 def _is_of_a_model(name: str) -> bool:
     """Whether a file would say, beside other weights, that they are another model's."""
-    return name in (*_CONFIGS, ADAPTER_WEIGHTS_FILE) or WEIGHT_FILES.fullmatch(name) is not None
+    return name in (MODEL_CONFIG_FILE, *ADAPTER_FILES) or WEIGHT_FILES.fullmatch(name) is not None

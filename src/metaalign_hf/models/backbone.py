@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -32,6 +33,7 @@ from ..errors import UserError, did_you_mean, one_line
 from ..progress import quiet_loading
 from .image_processor import backbone_image_size, handed_size
 from .loading import require_in_reach, require_options
+from .origin import loaded_commit
 
 __all__ = [
     "BackboneSource",
@@ -143,7 +145,7 @@ def resolve_backbone(
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{_unknown(name)} ({one_line(error, first=True)})") from error
-    revision = getattr(config, "_commit_hash", None)
+    revision = loaded_commit(place)
     if isinstance(config, TimmWrapperConfig):
         config.model_args = {**(config.model_args or {}), **options} or None
         (mean, std), size = _timm_statistics(config), backbone_image_size(config)
@@ -213,11 +215,12 @@ def use_attention(backbone: PreTrainedModel, attention: str) -> None:
         raise UserError(f"model.attention: {one_line(error, first=True)}") from error
 
 
-def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
+def load_pretrained_backbone(source: BackboneSource, token: str | None = None) -> PreTrainedModel:
     """The backbone of `source` with its pretrained weights.
 
     Args:
         source: As `resolve_backbone` returns it, with weights.
+        token: Access token; by default that of the environment or login.
 
     Returns:
         The backbone without a classifier.
@@ -231,9 +234,10 @@ def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
         return _from_file(source, place)
     if source.weights.startswith((".", "/", "~")) and not place.expanduser().is_dir():
         raise UserError(f"backbone weights: the folder {source.weights} does not exist")
-    require_in_reach(source.weights, "backbone weights")
+    require_in_reach(source.weights, "backbone weights", source.revision)
     is_timm = isinstance(source.config, TimmWrapperConfig)
     arguments: dict[str, Any] = {"config": source.config, "output_loading_info": True, "use_safetensors": True}
+    arguments |= {"revision": source.revision, "token": token}
     try:
         with quiet_loading():
             if is_timm:
@@ -243,7 +247,7 @@ def load_pretrained_backbone(source: BackboneSource) -> PreTrainedModel:
                 model, info = AutoModelForImageClassification.from_pretrained(
                     source.weights, ignore_mismatched_sizes=True, **arguments
                 )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"backbone weights: cannot load {source.weights}: {one_line(error, first=True)}") from error
     classifier = "" if is_timm else classifier_name(model)
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}

@@ -45,7 +45,7 @@ class MetaAlignModel(PreTrainedModel):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         refuse_lost_tensors(info, place)
-        note_checkpoint(model.config, place)
+        note_checkpoint(model.config, place, kwargs)
         align_memory(model)
         return (model, info) if output_loading_info else model
 

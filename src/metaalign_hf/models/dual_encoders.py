@@ -22,6 +22,7 @@ from ..errors import UserError, one_line
 from ..progress import quiet_loading
 from .backbone import BackboneSource, described_images, resolve_backbone
 from .loading import require_in_reach
+from .origin import loaded_commit
 
 __all__ = ["ZeroShot", "load_dual_encoder"]
 
@@ -179,8 +180,7 @@ def _image_tower(name: str, config: Any) -> BackboneSource:
     architecture = "vit_base_patch16_clip_224" if config.model_type == "clip" else "vit_base_patch16_siglip_224"
     built = resolve_backbone(architecture, pretrained=False, **options)
     mean, std, size = described_images(name)
-    revision = getattr(config, "_commit_hash", None)
-    return BackboneSource(built.config, name, name, mean, std, size or vision.image_size, revision)
+    return BackboneSource(built.config, name, name, mean, std, size or vision.image_size, loaded_commit(name))
 
 
 def _timm_state(state: dict[str, Tensor], vision: Any) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ..alignment import IGNORED_LABEL, AlignmentBatch, build_alignment, normalis
 from ..checks import PROMPT, check_lora
 from ..coordination import find_stages
 from ..errors import UserError
+from .adapter_files import from_adapters
 from .backbone import BackboneSource, build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
 from .base import MetaAlignModel
 from .configuration import MetaAlignConfig
@@ -213,9 +214,16 @@ class MetaAlignForImageClassification(MetaAlignModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As its parent's; of a backbone with adapters they alone train, as when they were put in.
 
+        Adapters that were pushed alone are read as well: their base model is loaded from where it is.
+
         Raises:
-            UserError: If tensors are missing or have another shape than the configuration says.
+            UserError: If tensors are missing or have another shape than the configuration says; or the base model of
+                adapters is out of reach or is another than they were trained on.
         """
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if place is not None and (adapted := from_adapters(cls, str(place), kwargs)) is not None:
+            nothing: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+            return (adapted, nothing) if output_loading_info else adapted
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if model.config.lora is not None:
             only_adapters_train(model.backbone)
@@ -327,6 +335,10 @@ class MetaAlignForImageClassification(MetaAlignModel):
         chosen = choose_layers(asked["target_modules"], linears, str(self.config.backbone_name))
         lora = {**asked, "target_modules": chosen}
         add_adapters(self.backbone, lora)
+        origin = self.config.origin or {}
+        # Weights of a checkpoint are no base model: others than the backbone's have been trained.
+        is_plain = origin.get("name") == self.config.backbone_name
+        lora["base"] = {key: origin.get(key) for key in ("weights", "revision")} if is_plain else None
         self.config.lora = lora
 
     def freeze(self, stages: int | Literal["all"]) -> None:

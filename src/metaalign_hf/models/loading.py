@@ -15,6 +15,11 @@ from ..errors import UserError, did_you_mean, one_line
 
 __all__ = ["align_memory", "refuse_lost_tensors", "require_in_reach", "require_options"]
 
+_ADVICE = (
+    "take random weights (pretrained: false), name a local folder, or download it where there is a network and set "
+    "HF_HUB_OFFLINE=1 here"
+)
+
 
 def refuse_lost_tensors(info: dict[str, Any], place: Any) -> None:
     """Refuse a checkpoint that lacks a tensor of its model.
@@ -42,12 +47,14 @@ def align_memory(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def require_in_reach(place: str, key: str) -> None:
+def require_in_reach(place: str, key: str, revision: str | None = None, advice: str = _ADVICE) -> None:
     """Refuse a Hub id that is not cached and cannot be downloaded, before transformers retries for a long time.
 
     Args:
         place: A local folder or file, which is left alone, or a Hub id.
         key: What named it, for the error.
+        revision: Its branch, tag or commit; None is main.
+        advice: What to do about it.
 
     Raises:
         UserError: If it is not in the cache, and the Hub is not to be asked (`HF_HUB_OFFLINE`) or does not answer.
@@ -55,7 +62,7 @@ def require_in_reach(place: str, key: str) -> None:
     if Path(place).expanduser().exists() or place.startswith((".", "/", "~")):
         return
     try:
-        if isinstance(try_to_load_from_cache(place, "config.json"), str):
+        if isinstance(try_to_load_from_cache(place, "config.json", revision=revision), str):
             return
         HfApi().model_info(place, timeout=10)
         return
@@ -67,10 +74,8 @@ def require_in_reach(place: str, key: str) -> None:
         if not _is_lost_connection(error):
             return  # transformers explains what the Hub answered
         reason = f"the Hub cannot be reached ({one_line(error)})"
-    raise UserError(
-        f"{key}: {place} is not in the local cache, and {reason}; take random weights (pretrained: false), name a "
-        "local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"
-    )
+    named = place if revision is None else f"{place} at revision {revision}"
+    raise UserError(f"{key}: {named} is not in the local cache, and {reason}; {advice}")
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -8,33 +8,29 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 20
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedModel
 
 from ..citations import cite
 from ..errors import UserError
-from ..run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from .backbone import classifier_name, pooled_features
+from .backbone import pooled_features
 
 __all__ = [
-    "adapter_base",
+    "ADAPTER",
     "add_adapters",
     "called_linears",
     "choose_layers",
-    "export_adapter",
     "merged_state",
     "only_adapters_train",
 ]
 
-_ADAPTER = "default"
+ADAPTER = "default"
+"""What peft calls the one adapter of a layer."""
 
 CITATION = """\
 @inproceedings{hu2022lora,
@@ -97,7 +93,7 @@ def add_adapters(backbone: nn.Module, lora: Mapping[str, Any]) -> None:
         inject_adapter_in_model(
             LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], target_modules=list(lora["target_modules"])),
             backbone,
-            adapter_name=_ADAPTER,
+            adapter_name=ADAPTER,
         )
     finally:
         logger.setLevel(level)
@@ -148,75 +144,5 @@ def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
     }
     for name, layer in backbone.named_modules():
         if hasattr(layer, "lora_A"):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_ADAPTER).detach()
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(ADAPTER).detach()
     return state
-
-
-def adapter_base(config: Any, key: str) -> str:
-    """The base model on the Hub that a model's adapters belong to.
-
-    Args:
-        config: The model's configuration.
-        key: What asks for the adapters, for the error.
-
-    Raises:
-        UserError: If the model has no adapters, or was not built on a plain model of the Hub.
-    """
-    if getattr(config, "lora", None) is None:
-        raise UserError(f"{key}: the model has no low-rank adapters (model.lora)")
-    origin = getattr(config, "origin", None) or {}
-    base, timm_backbone = origin.get("weights"), isinstance(config.backbone_config, TimmWrapperConfig)
-    if base is None or (timm_backbone and not str(base).startswith("timm/")):
-        raise UserError(
-            f"{key}: adapters need a base model of the Hub of the same class, and this one was built on "
-            f"{origin.get('name') or 'another'}; take the whole model, without {key.rpartition(' ')[2]}"
-        )
-    return str(base)
-
-
-def export_adapter(model: Any, folder: Path, key: str) -> str:
-    """Write the adapters and the classifier of an adapted model as peft reads them.
-
-    `PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(base, num_labels=K), folder)` is then the
-    adapted classifier, without metaalign-hf. Batch normalisations are written as well, since their statistics move.
-
-    Args:
-        model: A `MetaAlignForImageClassification`.
-        folder: Where to.
-        key: What asks for it, for the error.
-
-    Returns:
-        Name of the base model.
-
-    Raises:
-        UserError: As `adapter_base` raises it.
-    """
-    base = adapter_base(model.config, key)
-    lora, origin = model.config.lora, model.config.origin
-    native = model.export_native()
-    timm_model = getattr(native, "timm_model", None)
-    name = classifier_name(native if timm_model is None else timm_model)
-    classifier = name if timm_model is None else f"timm_model.{name}"
-    tensors = {
-        f"base_model.model.{key.replace(f'.{_ADAPTER}.', '.')}": value.detach().cpu().contiguous()
-        for key, value in model.backbone.state_dict().items()
-        if ".lora_" in key
-    }
-    whole = [classifier, *(n for n, m in native.named_modules() if getattr(m, "running_mean", None) is not None)]
-    for module in whole:
-        state = native.get_submodule(module).state_dict()
-        tensors |= {f"base_model.model.{module}.{name}": value.cpu().contiguous() for name, value in state.items()}
-    described = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base,
-        "revision": origin.get("revision"),
-        "r": lora["r"],
-        "lora_alpha": lora["alpha"],
-        "target_modules": list(lora["target_modules"]),
-        "modules_to_save": whole,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, {"format": "pt"})
-    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    return base

@@ -31,7 +31,7 @@ from .detectors.labelled_rows import loss_of_rows
 from .detectors.stages import detector_stages, stages_of_trunk
 from .freezing import freeze_all
 from .loading import require_in_reach, require_options
-from .origin import weights_origin
+from .origin import loaded_commit, weights_origin
 
 __all__ = ["MetaAlignDetectionOutput", "MetaAlignForObjectDetection"]
 
@@ -119,7 +119,7 @@ class MetaAlignForObjectDetection(MetaAlignModel):
         label2id = {label: index for index, label in enumerate(names)}
         detector_config.id2label, detector_config.label2id = id2label, label2id
         detector_name = name if isinstance(name, str) else detector_config.model_type
-        revision = getattr(detector_config, "_commit_hash", None) if place == name else None
+        revision = loaded_commit(name) if place == name else None
         config = MetaAlignDetectionConfig(
             detector_config=detector_config,
             detector_name=detector_name,

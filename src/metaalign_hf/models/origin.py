@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedConfig
 
-__all__ = ["checkpoint_origin", "is_pretrained", "note_checkpoint", "weights_origin"]
+from ..run_folder import MODEL_CONFIG_FILE
+
+__all__ = ["checkpoint_origin", "is_pretrained", "loaded_commit", "note_checkpoint", "weights_origin"]
 
 
 def weights_origin(name: str, weights: str | None, revision: str | None = None) -> dict[str, Any]:
@@ -49,14 +53,30 @@ def checkpoint_origin(place: str, revision: str | None, known: dict[str, Any] | 
     return {"name": place, "pretrained": pretrained, "weights": place, "revision": revision}
 
 
-def note_checkpoint(config: Any, place: Any) -> None:
+def note_checkpoint(config: Any, place: Any, arguments: Mapping[str, Any]) -> None:
     """Let a configuration record the checkpoint that `from_pretrained` loaded it from.
 
     Args:
         config: The loaded model's configuration.
         place: What `from_pretrained` was given.
+        arguments: Its other arguments.
     """
-    config.origin = checkpoint_origin(str(place), getattr(config, "_commit_hash", None), config.origin)
+    commit = loaded_commit(str(place), arguments.get("revision"), arguments.get("cache_dir"))
+    config.origin = checkpoint_origin(str(place), commit, config.origin)
+
+
+def loaded_commit(place: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str | None:
+    """The commit of a configuration that has just been loaded from the Hub; None of a local one.
+
+    Args:
+        place: Hub id or folder.
+        revision: Branch, tag or commit that was asked for; None is main.
+        cache_dir: The cache, if not the usual one.
+    """
+    if _is_local(place):
+        return None
+    found = try_to_load_from_cache(place, MODEL_CONFIG_FILE, cache_dir, revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def is_pretrained(config: PreTrainedConfig) -> bool:

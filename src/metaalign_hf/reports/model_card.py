@@ -79,6 +79,7 @@ def model_card(
     body = environment.from_string(template).render(
         values,
         adapter_of=adapter_of,
+        adapter_revision=_adapter_revision(record),
         title=title,
         place=repo_id or "PATH/TO/THIS/FOLDER",
         figures=list(figures),
@@ -102,6 +103,12 @@ def model_card(
     text = f"---\n{data.to_yaml()}\n---\n\n{body}\n"
     _validate(text, data)
     return f"{text}\n<!-- metaalign-hf card {_signature(text)} -->\n"
+
+
+def _adapter_revision(record: RunRecord) -> str | None:
+    """The commit of the base model that the model's adapters belong to."""
+    base = (record.model.get("lora") or {}).get("base") or record.model.get("origin") or {}
+    return base.get("revision")
 
 
 def card_is_generated(text: str) -> bool:

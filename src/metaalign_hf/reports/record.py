@@ -19,9 +19,9 @@ from ..run_folder import (
     BASELINE_FOLDER,
     CONFIG_FILE,
     METRICS_FILE,
-    MODEL_CONFIG_FILE,
     SELECTED_FOLDER,
     SUMMARY_FILE,
+    model_config_file,
     with_present_names,
 )
 from ..tasks import Measure, TaskKind, task_of_architecture
@@ -100,9 +100,9 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         UserError: If `config.json` is missing or a file is damaged.
     """
-    if not (folder / MODEL_CONFIG_FILE).is_file():
-        raise UserError(f"checkpoint {folder}: it holds no config.json, so no model was saved here")
-    config_file, folder = folder / MODEL_CONFIG_FILE, record_folder(folder)
+    config_file, folder = model_config_file(folder), record_folder(folder)
+    if not config_file.is_file():
+        raise UserError(f"checkpoint {config_file.parent}: it holds no {config_file.name}, so no model was saved here")
     try:
         model = json.loads(config_file.read_text())
         training = _load(folder / CONFIG_FILE, yaml.safe_load)

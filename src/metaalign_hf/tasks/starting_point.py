@@ -17,7 +17,7 @@ from ..models.backbone import use_attention
 from ..models.origin import checkpoint_origin
 from ..progress import quiet_loading
 from ..reports.record import record_folder
-from ..run_folder import SUMMARY_FILE
+from ..run_folder import SUMMARY_FILE, model_config_file
 from .kinds import TaskKind, task_of_architecture
 
 __all__ = [
@@ -128,7 +128,7 @@ def check_labels(known: list[str], found: list[str]) -> None:
 
 def _architecture(place: str, folder: Path) -> str:
     try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or ["a model"]
+        names = json.loads(model_config_file(folder).read_text()).get("architectures") or ["a model"]
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"model.checkpoint: {place} has a damaged config.json") from error
     return str(names[0])

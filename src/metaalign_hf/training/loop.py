@@ -27,7 +27,7 @@ from ..data.streams import told_dead_worker
 from ..disk import told_disk_errors
 from ..hub import write_card
 from ..interruption import Interruption, told_interruption
-from ..models.lora import adapter_base
+from ..models.adapter_files import adapter_base
 from ..progress import display, stage
 from ..reports.citations import citations_of_run
 from ..run_folder import BAD_IMAGES_FILE, CONFIG_FILE, SELECTED_FOLDER, SUMMARY_FILE

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from ...errors import UserError
-from ...run_folder import BASELINE_FOLDER, CONFIG_FILE, METRICS_FILE, MODEL_CONFIG_FILE
+from ...run_folder import BASELINE_FOLDER, CONFIG_FILE, METRICS_FILE, model_config_file
 from ...tasks import task_chosen_by
 from ..outputs import read_outputs
 from ..record import RunRecord, read_metrics, read_record, without_local_paths
@@ -100,7 +100,7 @@ def open_run(folder: Path, name: str | None = None) -> ShownRun:
         raise UserError(f"run {folder}: there is no such folder")
     if not (folder / CONFIG_FILE).is_file() or not (folder / METRICS_FILE).is_file():
         raise UserError(f"run {folder}: it holds no run, which has {CONFIG_FILE} and {METRICS_FILE}")
-    record = read_record(folder) if (folder / MODEL_CONFIG_FILE).is_file() else _unfinished(folder)
+    record = read_record(folder) if model_config_file(folder).is_file() else _unfinished(folder)
     outputs, baseline = read_outputs(folder), read_outputs(folder / BASELINE_FOLDER)
     return ShownRun(name or folder.resolve().name, folder, record, outputs, baseline)
 
