@@ -103,6 +103,12 @@ def test_without_target_labels_the_validators_are_there(drawn):
     assert not any("oracle" in text for text in legend(figure))
 
 
+def test_without_alignment_the_target_losses_are_called_so(drawn):
+    steps = [{key.replace("alignment", "target"): value for key, value in line.items()} for line in STEPS]
+    titles = panels(drawn(replace(RECORD, metrics=steps, summary={})))
+    assert {"target loss", "cosine of task and target-loss gradient"} <= set(titles)
+
+
 @pytest.mark.parametrize("lines", [STEPS[:1], EVALUATIONS[:1], [*STEPS, EVALUATIONS[0], EVALUATIONS[2]]])
 def test_a_short_run_is_drawn_too(drawn, lines):
     assert drawn(replace(RECORD, metrics=lines, summary={})).axes

@@ -37,6 +37,7 @@ def test_from_an_image_folder_to_the_label_of_a_pipeline(folders, tmp_path, caps
     assert "metaalign with self_training + masked_consistency + information_maximization" in said
     assert "Note: Self-training: " in said and "% of these are right (for this report alone)." in said
     steps = [line for line in lines(output) if line.get("phase") == "adaptation"]
+    assert all({"task_loss", "target_loss"} <= line.keys() and "alignment_loss" not in line for line in steps)
     assert all(0 <= line["self_training_accepted"] <= 1 for line in steps[1:])
     assert "self_training_accepted" not in steps[0], "a ramp starts at 0"
     assert all(1 / 2 <= line["masked_consistency_confidence"] <= 1 for line in steps if line["step"] > 38)

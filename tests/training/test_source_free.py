@@ -97,7 +97,8 @@ def test_a_target_without_labels_and_a_loss_on_strong_views_alone(model, folders
     assert "no labels" in said and "These are estimates" in " ".join(said.split())
     assert "has no labels" in model_card(read_record(output))
     steps = [line for line in lines(output) if "phase" in line]
-    assert {line["first"] for line in steps} == {"target"} and all("task_loss" in line for line in steps)
+    assert {line["first"] for line in steps} == {"target"} and all("target_loss" in line for line in steps)
+    assert not any({"task_loss", "alignment_loss"} & line.keys() for line in steps)
     before, after = (load_file(folder / "model.safetensors") for folder in (model, output))
     weights = [name for name in after if name.endswith(("weight", "bias"))]
     assert all(torch.equal(before[name], after[name]) for name in weights), "a learning rate of 0"

@@ -113,10 +113,12 @@ def _measure(record: RunRecord) -> Callable[[Axes], None] | None:
 def _losses(record: RunRecord) -> list[Callable[[Axes], None]]:
     """A panel for each loss and one for the cosine: the logged values faint, their running mean on top."""
     steps = [line for line in record.metrics if "phase" in line]
+    second = "target-loss" if _points(steps, "target_loss") else "alignment"
     titles = {
         "task_loss": "task loss",
         "alignment_loss": "alignment loss",
-        "cosine": "cosine of task and alignment gradient",
+        "target_loss": "target loss",
+        "cosine": f"cosine of task and {second} gradient",
     }
 
     def panel(name: str, title: str) -> Callable[[Axes], None]:

@@ -401,7 +401,8 @@ class _Facts:
             shown.append(("batch normalisation", self.summary["batch_norm"]))
         cosine = self.summary.get("gradient_cosine")
         if cosine is not None:
-            shown.append(("measured: mean cosine of task and alignment gradients", f"{cosine:+.3f}"))
+            second = "alignment" if self.config.get("alignment") else "target-loss"
+            shown.append((f"measured: mean cosine of task and {second} gradients", f"{cosine:+.3f}"))
         if self.summary.get("penalty_cosine") is not None:
             name = f"measured: mean cosine of the task gradient and the penalty of the {self.summary['penalty']}"
             shown.append((f"{name} (in both losses, left out above)", f"{self.summary['penalty_cosine']:+.3f}"))

@@ -35,7 +35,7 @@ from .pushing import PushingTrainer
 __all__ = ["MetaAlignTrainer"]
 
 _ARGUMENTS = "training_args.bin"
-_MEASURED = ("task_loss", "alignment_loss", "cosine", "inner_product")
+_MEASURED = ("task_loss", "alignment_loss", "target_loss", "cosine", "inner_product")
 
 
 class MetaAlignTrainer(PushingTrainer):
@@ -218,7 +218,7 @@ class MetaAlignTrainer(PushingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with what the last step measured: both losses, the cosine of the gradients, target losses."""
         if "loss" in logs and self._report is not None:
-            figures = self._report.to_dict()
+            figures = self._step_gradient().measured(self._report)
             logs |= {name: float(figures[name]) for name in _MEASURED if name in figures}
             logs |= {name: float(value) for name, value in self._figures.items()}
         super().log(logs, start_time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ class BadStep:
     images: dict[str, list[str]]
 
 
-def not_finite(report: StepReport) -> str | None:
-    """Which loss of a step is not finite; None if both are."""
-    named = {"task": report.task_loss, "alignment": report.alignment_loss}
+def not_finite(report: StepReport, names: Mapping[str, str]) -> str | None:
+    """Which loss of a step is not finite, called by the name of its role; None if both are."""
+    named = {names["task"]: report.task_loss, names["alignment"]: report.alignment_loss}
     losses = {name: loss for name, loss in named.items() if isinstance(loss, Tensor)}
     if not losses or bool(torch.isfinite(torch.stack([loss.float() for loss in losses.values()])).all()):
         return None

@@ -20,7 +20,9 @@ from ..target_losses import TargetStep, with_target_losses
 from ..tasks.base import Batch, StepClosures, Task
 from .steps import adaptation_step, build_coordinator
 
-__all__ = ["StepGradient", "step_seed"]
+__all__ = ["StepGradient", "loss_names", "step_seed"]
+
+_KINDS = ("loss", "gradient_norm")
 
 
 class StepGradient:
@@ -36,6 +38,8 @@ class StepGradient:
 
     Attributes:
         coordinator: Turns task and alignment into one gradient.
+        second: What the second loss of a step is, "alignment" or "target": without alignment the target losses take its
+            place.
 
     Raises:
         UserError: If a share of the task gradient is asked for, and there is no alignment whose gradient it could be.
@@ -51,6 +55,7 @@ class StepGradient:
         teacher: Callable[[], nn.Module],
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
+        self.second = "alignment"
         self.coordinator = build_coordinator(config.coordination, optimizer, model, accelerator)
         if (share := config.coordination.alignment_share) is not None:
             if not isinstance(task.model, MetaAlignModel) or task.model.alignment is None:
@@ -85,6 +90,14 @@ class StepGradient:
         with self._alignment_scaled(source, target, step) as told:
             return adaptation_step(self.coordinator, closures, step), {**figures, **told}
 
+    def measured(self, report: StepReport) -> dict[str, float | str]:
+        """What a step measured, as plain values (this waits for the device): target losses are called so."""
+        names = loss_names(report, self.second)
+        values = report.to_dict()
+        values["first"] = names.get(report.first, report.first)
+        called = {f"{role}_{kind}": f"{name}_{kind}" for role, name in names.items() for kind in _KINDS}
+        return {called.get(key, key): value for key, value in values.items()}
+
     @contextmanager
     def _alignment_scaled(self, source: list[Batch], target: list[Batch], step: int) -> Iterator[dict[str, float]]:
         """A context for the passes of a step under a share of the task gradient; yields what the log says of it."""
@@ -112,8 +125,14 @@ class StepGradient:
             return closures, {}
         task_pass = partial(self.task.target_pass, self.model)
         logits_pass = partial(self.task.logits_pass, self.model)
+        self.second = "alignment" if closures.alignment else "target"
         seen = TargetStep(self.model, self.teacher(), source, target, done, task_pass, logits_pass)
         return with_target_losses(closures, self.task.target_losses, seen)
+
+
+def loss_names(report: StepReport, second: str) -> dict[str, str]:
+    """What the two losses of a step are called: without a source the only one is that of the target."""
+    return {"task": "target" if report.first == "target" else "task", "alignment": second}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -252,13 +252,19 @@ class _Run:
             while self.step < end:
                 report = self._take_step(adapting)
                 if report is not None:
-                    shown.figures = partial(_shown, report, self.evaluator.latest)
+                    shown.figures = partial(self._shown, report)
                 shown.advance(1, domains * batch_images)
                 if self.step == end:
                     self._evaluate("after" if adapting else "before", adapting)
                 elif self._evaluation_is_due(interval if adapting else 0, self.step - first):
                     self._evaluate(f"step {self.step}", adapting)
                 self.keeper.pause(self.step)
+
+    def _shown(self, report: StepReport) -> dict[str, float]:
+        """The figures beside the bar: losses, cosine, and the last value of the validator."""
+        found = self.stepper.gradient.measured(report)
+        names = ("task_loss", "alignment_loss", "target_loss", "cosine")
+        return {name: float(found[name]) for name in names if name in found} | dict(self.evaluator.latest)
 
     def _evaluation_is_due(self, interval: int, local: int) -> bool:
         """Whether an evaluation was asked for here, or where nobody asked, the interval (0: none) has passed."""
@@ -289,7 +295,7 @@ class _Run:
         if self.step % training.log_every == 0 or ends_phase or report.penalty_cosine is not None:
             phase = {"phase": "adaptation" if adapting else "source", "lr": figures.pop("lr")}
             numbers = {name: float(value) for name, value in figures.items()}
-            self.journal.log(self.step, {**phase, **report.to_dict(), **numbers})
+            self.journal.log(self.step, {**phase, **self.stepper.gradient.measured(report), **numbers})
         if adapting:
             self.step_seconds.append(time.perf_counter() - self.stepper.started)
             self.waiting_seconds.append(self.stepper.waited)
@@ -349,9 +355,3 @@ class _Run:
                 "No checkpoint was selected: there are no validators for this task, or too few images for them."
             )
         return notes
-
-
-def _shown(report: StepReport, validated: Mapping[str, float]) -> dict[str, float]:
-    """The figures beside the bar: losses, cosine, and the last value of the validator."""
-    found = {"task_loss": report.task_loss, "alignment_loss": report.alignment_loss, "cosine": report.cosine}
-    return {name: float(value) for name, value in found.items() if value is not None} | dict(validated)

@@ -16,7 +16,7 @@ from ..coordination import StepReport
 from ..errors import UserError
 from ..tasks.base import Batch, Task
 from .bad_steps import BadStep, BufferCopies, not_finite
-from .gradient import StepGradient, step_seed
+from .gradient import StepGradient, loss_names, step_seed
 from .machine import Agreement
 from .optimizers import build_optimizer, parameter_groups, set_learning_rate
 from .schedules import learning_rate_factor, progress
@@ -128,7 +128,8 @@ class Stepper:
         done, reason = progress(local, total), None
         try:
             report, figures = self.gradient.leave(source, target, local, done)
-            reason = None if self.accelerator.scaler is not None else not_finite(report)
+            if self.accelerator.scaler is None:
+                reason = not_finite(report, loss_names(report, self.gradient.second))
         except FloatingPointError as error:
             reason = str(error)
         except Exception:

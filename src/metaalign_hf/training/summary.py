@@ -153,7 +153,8 @@ def _in_words(summary: Summary) -> list[str]:
         )
         words.append(f"Change on the target since the start: {change}, {how}.")
     if summary.gradient_cosine is not None:
-        words.append(f"Mean cosine of task and alignment gradients: {summary.gradient_cosine:+.3f}.")
+        second = "alignment" if summary.alignment else "target-loss"
+        words.append(f"Mean cosine of task and {second} gradients: {summary.gradient_cosine:+.3f}.")
         if summary.penalty_cosine is not None:
             words.append(
                 f"It leaves out the penalty of the {summary.penalty}, which is in both losses; the cosine of the task "

@@ -12,11 +12,15 @@ from .style import COLOURS, GREY, INK, SOURCE, TARGET, Drawn, new_figure, plot_s
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["gradients", "losses", "scores", "validators"]
+__all__ = ["SECOND_LOSSES", "gradients", "losses", "scores", "validators"]
+
+SECOND_LOSSES = ("alignment_loss", "target_loss")
+"""What the second loss of a step may be: without alignment the target losses take its place."""
 
 _ROLES = {
     "task": ("task is meta-train", "task is meta-test"),
     "alignment": ("alignment is meta-test", "alignment is meta-train"),
+    "target": ("target is meta-test", "target is meta-train"),
 }
 
 
@@ -55,12 +59,14 @@ def scores(runs: Sequence[ShownRun]) -> Drawn | None:
 
 
 def losses(runs: Sequence[ShownRun]) -> Drawn | None:
-    """Both losses; of one run by the role that they had in the step."""
-    names = [name for name in ("task", "alignment") if any(points(_steps(run), f"{name}_loss") for run in runs)]
+    """The losses; of one run by the role that they had in the step."""
+    names = [name for name in _ROLES if any(points(_steps(run), f"{name}_loss") for run in runs)]
     if not names:
         return None
     figure, panels = new_figure(columns=len(names), height=3.8)
-    by_role = len(runs) == 1 and {x.get("first") for x in _steps(runs[0])} >= {"task", "alignment"}
+    firsts = {x.get("first") for x in _steps(runs[0])}
+    second = "target" if "target" in firsts else "alignment"
+    by_role = len(runs) == 1 and firsts >= {"task", second}
     for axes, name in zip(panels, names, strict=True):
         for run, colour in zip(runs, _cycle(runs), strict=True):
             alone = [x for x in _steps(run) if x["phase"] == "source"]
@@ -68,7 +74,7 @@ def losses(runs: Sequence[ShownRun]) -> Drawn | None:
                 plot_series(axes, found, INK if len(runs) == 1 else colour, "source phase" if len(runs) == 1 else None)
             adapting = [x for x in _steps(run) if x["phase"] != "source"]
             if by_role:
-                for first, label, own in zip(("task", "alignment"), _ROLES[name], COLOURS, strict=False):
+                for first, label, own in zip(("task", second), _ROLES[name], COLOURS, strict=False):
                     if found := points([x for x in adapting if x.get("first") == first], f"{name}_loss"):
                         plot_series(axes, found, own, label)
             elif found := points(adapting, f"{name}_loss"):
@@ -78,7 +84,8 @@ def losses(runs: Sequence[ShownRun]) -> Drawn | None:
         if axes.get_legend_handles_labels()[1] and (by_role or len(runs) > 1):
             axes.legend(fontsize=9, frameon=False)
     roles = " Their colours say which role a loss had in the step." if by_role else ""
-    return Drawn("losses", figure, f"Both losses: every logged value faint, their running mean on top.{roles}")
+    which = {1: f"The {names[0]} loss", 2: "Both losses"}.get(len(names), "The losses")
+    return Drawn("losses", figure, f"{which}: every logged value faint, the running mean on top.{roles}")
 
 
 def gradients(runs: Sequence[ShownRun]) -> Drawn | None:
@@ -104,7 +111,7 @@ def gradients(runs: Sequence[ShownRun]) -> Drawn | None:
     return Drawn(
         "gradients",
         figure,
-        "Do the two objectives pull the same way? Cosine and inner product of the task's gradient and the alignment's: "
+        "Do the two objectives pull the same way? Cosine and inner product of the task's gradient and the other's: "
         "above 0 a step for one also helps the other, below 0 it hurts it.",
     )
 

@@ -162,8 +162,8 @@ def _results(run: ShownRun) -> Section:
 def _losses(run: ShownRun) -> Section:
     loss, gradient = curves.losses([run]), curves.gradients([run])
     apart = "Its steps take both gradients in one pass, so that their cosine is not known."
-    adapted = any(line.get("alignment_loss") is not None for line in run.record.metrics)
-    return Section("Losses and gradients", [apart] if adapted and not gradient else [], shown=_drawn(loss, gradient))
+    both = any({"task_loss", second} <= line.keys() for line in run.record.metrics for second in curves.SECOND_LOSSES)
+    return Section("Losses and gradients", [apart] if both and not gradient else [], shown=_drawn(loss, gradient))
 
 
 def _domains(run: ShownRun) -> Section:
