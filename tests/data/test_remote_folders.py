@@ -1,6 +1,7 @@
 """Folders of images at addresses are the folders themselves, and each image is fetched once."""
 
 import shutil
+import sys
 
 import fsspec
 import pytest
@@ -35,6 +36,7 @@ def test_a_folder_elsewhere_is_the_folder(tmp_path, monkeypatch):
 
 
 def test_what_is_wrong_elsewhere_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setattr(disk_cache, "HF_HOME", str(tmp_path / "home"))
     memory = fsspec.filesystem("memory")
     memory.pipe("/remote_odd/a/0.png", b"nothing")
@@ -43,7 +45,7 @@ def test_what_is_wrong_elsewhere_is_told(tmp_path, monkeypatch):
     for place, words in (
         ("memory://remote_gone", r"the folder memory://remote_gone does not exist"),
         ("memory://remote_none", r"the folder memory://remote_none holds no images"),
-        ("s3://bucket/photos", r"to read s3:// another package is needed: pip install s3fs"),
+        ("s3://bucket/photos", r"to read s3:// another package is needed: pip install 'metaalign-hf\[remote\]'"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             load_domain(f"imagefolder:{place}")

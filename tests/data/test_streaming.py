@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -347,7 +348,9 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_what_cannot_be_streamed_is_told(made, tmp_path):
+def test_what_cannot_be_streamed_is_told(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     data = tmp_path / "data"
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     (data / "empty").mkdir()
@@ -365,8 +368,11 @@ def test_what_cannot_be_streamed_is_told(made, tmp_path):
         (streamed(data / "no.parquet", data), r"domain no\.parquet: .*/no\.parquet does not exist$"),
         (streamed(data / "empty", data), r"domain empty: .*/empty holds no file ending in \.parquet"),
         (streamed(tmp_path / "bad.parquet", data), r"domain bad\.parquet: .*bad\.parquet cannot be read: "),
-        (streamed("s3://b/a.parquet", data), r"domain a\.parquet: .* s3:// .* needed: pip install s3fs"),
-        (streamed("https://b.org/a.parquet", data), r"a\.parquet: .* https:// .* needed: pip install aiohttp requests"),
+        (streamed("s3://b/a.parquet", data), r"domain a\.parquet: .* s3:// .*: pip install 'metaalign-hf\[remote\]'$"),
+        (streamed("zip://a.parquet::s3://b/c.zip", data), r"to read s3:// .*: pip install 'metaalign-hf\[remote\]'$"),
+        (replace(streamed("s3://b/a.parquet", data), streaming=False), r"to read s3:// .* 'metaalign-hf\[remote\]'$"),
+        (streamed("abfs://b@c/a.parquet", data), r"domain a\.parquet: to read abfs:// .*: pip install 'adlfs'$"),
+        (streamed("https://b.org/a.parquet", data), r"a\.parquet: .* https:// .* install 'metaalign-hf\[remote\]'"),
         (streamed("nope://a.parquet", data), r"domain a\.parquet: nope://a\.parquet: Protocol not known: nope"),
     ]
     for config, words in wrong:

@@ -12,6 +12,8 @@ from ..errors import UserError, one_line
 __all__ = ["files_at", "is_address", "open_place", "told_remote_errors"]
 
 _HTTP = ("http", "https")
+_EXTRA = (*_HTTP, "s3", "s3a", "gs", "gcs")
+"""What the extra `remote` reads."""
 
 
 def is_address(path: str) -> bool:
@@ -29,21 +31,36 @@ def open_place(path: str, name: str) -> tuple[Any, str]:
         name: Name of the domain, for errors.
 
     Raises:
-        UserError: If nothing installed reads such an address.
+        UserError: If nothing installed reads such an address, or it is not well formed.
     """
     import fsspec
-    from fsspec.registry import known_implementations
 
-    protocol = path.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(path)
     except ImportError as error:
-        module = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
-        wanted = "aiohttp requests" if protocol in _HTTP else module
-        advice = f"pip install {wanted}" if wanted and wanted != "fsspec" else one_line(error)
-        raise UserError(f"domain {name}: to read {protocol}:// another package is needed: {advice}") from error
+        raise UserError(f"domain {name}: {_needed(path, error)}") from error
     except ValueError as error:
         raise UserError(f"domain {name}: {path}: {one_line(error)}; known: hf, https, s3, gs, zip, ...") from error
+    except Exception as error:  # what a file system says of an address that it does not take
+        raise UserError(f"domain {name}: {path} cannot be read: {one_line(error)[:300]}") from error
+
+
+def _needed(path: str, error: ImportError) -> str:
+    """Which package reads an address, where one is missing; `zip://FOLDER::s3://FILE` needs those of both."""
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    for place in path.split("::"):
+        protocol, found, _ = place.partition("://")
+        try:
+            get_filesystem_class(protocol if found else "file")
+        except ImportError:
+            module = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
+            package = "metaalign-hf[remote]" if protocol in _EXTRA else module
+            advice = one_line(error) if package == "fsspec" else f"pip install '{package}'"
+            return f"to read {protocol}:// another package is needed: {advice}"
+        except ValueError:
+            continue
+    return f"{path} cannot be read: {one_line(error)}"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from ..configuration import DomainConfig
 from ..configuration.data import FILE_KINDS
 from ..errors import UserError, one_line
+from .addresses import is_address, open_place
 from .images import IMAGE_SUFFIXES
 from .streaming import open_streamed
 
@@ -75,7 +76,8 @@ def _of_files(splits: Any, config: DomainConfig) -> tuple[Any, DomainConfig]:
 
 def _files(path: str, config: DomainConfig, name: str) -> str:
     """The files that a path stands for, as `datasets` takes them."""
-    if "://" in path:
+    if is_address(path):
+        open_place(path, name)  # what is not installed is told here, in one line
         return path
     path = os.path.expanduser(path)
     if os.path.isdir(path):
