@@ -83,7 +83,8 @@ class Network(nn.Module):
         rows = len(labels)
         unknown = labels.new_full((len(logits) - rows,), -100)
         domains = torch.cat([labels.new_zeros(rows), labels.new_ones(len(logits) - rows)])
-        batch = AlignmentBatch(features, logits, domains, progress, torch.cat([labels, unknown]))
+        known = torch.cat([labels, unknown])
+        batch = AlignmentBatch(features, logits, domains, progress, known, self.classifier.weight)
         return self.alignment(batch if self.alignment_scale is None else batch.scaled(self.alignment_scale)).loss
 
 
@@ -100,9 +101,10 @@ def run(
     steps: int,
     seed: int,
     optimizer: str = "sgd",
-    network_of: type[Network] = Network,
+    network_of: Callable[[int, int, str], Network] = Network,
     target_losses: Any = None,
     source_lr: float | None = None,
+    evaluate: Callable[[Network, Domain, Domain, int], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Adapt from scratch and evaluate the last network, or the average of the weights where a target loss keeps one.
 
@@ -115,10 +117,11 @@ def run(
         steps: Number of steps.
         seed: Seed of everything.
         optimizer: `sgd` or `adamw`.
-        network_of: Class of the network.
+        network_of: Makes the network.
         target_losses: As `training.target_losses`.
         source_lr: Learning rate of as many steps on the source alone, after which the source is gone: then the target
             losses train the network alone, with its classifier frozen.
+        evaluate: Gives other figures of the trained network than those said below.
 
     Returns:
         Shares of 0..1 on the test splits: accuracy, class mean and average precision of the target, class mean of the
@@ -140,7 +143,7 @@ def run(
         return {**dict.fromkeys(FIGURES, 1 / classes), "bnm": 0.0, "diverged": 1.0, "seconds_per_step": 0.0}
     seconds = (time.perf_counter() - started) / steps
     kept = network if terms is None or terms.average is None else terms.average.module
-    return {**_evaluate(kept, source, target, classes), "seconds_per_step": seconds}
+    return {**(evaluate or _evaluate)(kept, source, target, classes), "seconds_per_step": seconds}
 
 
 def train_steps(

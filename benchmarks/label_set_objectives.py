@@ -1,0 +1,140 @@
+"""Objectives for label sets that differ, registered as anybody would: class weights (PADA) and an unknown class (OSBP).
+
+They are no part of the package; `label_sets.py` says what they gain.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metaalign_hf import AlignmentObjective, AlignmentOutput, register_alignment
+from metaalign_hf.alignment import CDAN, DANN, AlignmentBatch, reversal_strength, reverse_gradient
+from metaalign_hf.alignment.discriminator import domain_loss
+from metaalign_hf.alignment.entropy import entropy_weights
+
+__all__ = ["OSBP", "PartialCDAN", "PartialDANN"]
+
+RATE = 0.02
+"""Share of a batch in the running mean of predictions, which so spans about 50 batches."""
+
+
+class _Weighing(AlignmentObjective):
+    """Weights of the source rows by class, for a target that has only some of the source's classes.
+
+    With p the class probabilities of target rows, m their running mean `(K,)` over batches, at first 1/K, and
+    w = K m, the weighted losses are::
+
+        L_task      = mean_s w_{y_i} CE_i
+        L_alignment = (sum_s w_{y_i} BCE_i / sum_s w_{y_i} + mean_t BCE_i) / 2
+
+    An objective cannot change the task loss, so it adds the difference, `mean_s (w_{y_i} - 1) CE_i`: with the joint
+    step and weight 1 the sum is the same.
+
+    Source: Cao et al., "Partial Adversarial Domain Adaptation" (PADA), ECCV 2018, section 3.2. There m is the mean over
+    the whole target, taken now and then, and w is divided by its largest entry, in the authors' code by its mean.
+    """
+
+    mean: Tensor
+    order: Tensor
+
+    def prepare(self, weights: str, present: int) -> None:
+        """Make the buffers.
+
+        Args:
+            weights: `found`, as above; `shuffled`, a control: each class has the weight of another; or `true`, a bound
+                that knows that the target has the first `present` classes, evenly.
+            present: Number of these.
+        """
+        mean = torch.full((self.num_labels,), 1 / self.num_labels)
+        if weights == "true":
+            mean = (torch.arange(self.num_labels) < present) / present
+        shuffled = weights == "shuffled"
+        self.rate = 0.0 if weights == "true" else RATE
+        self.register_buffer("mean", mean)
+        self.register_buffer("order", torch.randperm(self.num_labels) if shuffled else torch.arange(self.num_labels))
+
+    def class_weights(self) -> Tensor:
+        """The weights w `(K,)`; their mean is 1, and none is 0, so that a batch without such a class has a mean."""
+        return (self.num_labels * self.mean[self.order]).clamp_min(1e-6)
+
+    def weighed(self, domain_logits: Tensor, batch: AlignmentBatch, certainty: Tensor | None = None) -> AlignmentOutput:
+        """The weighted adversarial loss, and what the task loss lacks."""
+        assert batch.labels is not None
+        if self.training:
+            seen = batch.target_rows(batch.logits.detach().softmax(1), "partial")
+            self.mean.lerp_(seen.mean(0), self.rate)
+        source = batch.domain_labels == 0
+        labels = batch.labels[source]
+        weights = torch.ones_like(domain_logits)
+        weights[source] = self.class_weights()[labels]
+        loss, parts = domain_loss(domain_logits, batch, "partial", weights if certainty is None else weights * certainty)
+        errors = F.cross_entropy(batch.logits[source], labels, reduction="none")
+        return AlignmentOutput(loss + ((weights[source] - 1) * errors).mean(), parts)
+
+
+@register_alignment("partial_dann")
+class PartialDANN(DANN, _Weighing):
+    """DANN with class weights."""
+
+    def __init__(
+        self, feature_dim: int, num_labels: int, *, hidden: int = 1024, weights: str = "found", present: int = 0
+    ) -> None:
+        super().__init__(feature_dim, num_labels, hidden=hidden)
+        self.prepare(weights, present)
+
+    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
+        strength = reversal_strength(batch.progress, self.ceiling)
+        return self.weighed(self.discriminator(reverse_gradient(batch.features, strength))[0], batch)
+
+
+@register_alignment("partial_cdan")
+class PartialCDAN(CDAN, _Weighing):
+    """CDAN+E with class weights."""
+
+    def __init__(
+        self, feature_dim: int, num_labels: int, *, hidden: int = 1024, weights: str = "found", present: int = 0
+    ) -> None:
+        super().__init__(feature_dim, num_labels, hidden=hidden)
+        self.prepare(weights, present)
+
+    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
+        strength = reversal_strength(batch.progress, self.ceiling)
+        predictions = batch.logits.softmax(1)
+        joint = self._joint(batch.features, predictions.detach())
+        domain_logits, _ = self.discriminator(reverse_gradient(joint, strength))
+        return self.weighed(domain_logits, batch, entropy_weights(predictions, strength, offset=1.0))
+
+
+@register_alignment("osbp")
+class OSBP(AlignmentObjective):
+    """An unknown class, the classifier's last output, for a target with classes that the source lacks.
+
+    With q the probability of the last class `(B_t,)`::
+
+        L = -mean_t (log q + log(1 - q)) / 2
+
+    The classifier learns it, so that q is 1/2; its gradient is reversed on the way into the features, which so move
+    either way: towards the known classes or to the unknown one.
+
+    Source: Saito et al., "Open Set Domain Adaptation by Backpropagation", ECCV 2018, section 3.2; the strength of the
+    reversal grows as DANN's.
+
+    Args:
+        feature_dim: Width D of the features.
+        num_labels: Number of classes, the unknown one included.
+        ceiling: Reversal strength at the end of training.
+    """
+
+    def __init__(self, feature_dim: int, num_labels: int, *, ceiling: float = 1.0) -> None:
+        super().__init__(feature_dim, num_labels)
+        self.ceiling = ceiling
+
+    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
+        features, logits = (batch.target_rows(values, "osbp") for values in (batch.features, batch.logits))
+        reversed_features = reverse_gradient(features, reversal_strength(batch.progress, self.ceiling))
+        # The same values; only the gradient to the features differs.
+        logits = logits + (reversed_features - features) @ batch.classifier_weight.T
+        odds = logits[:, -1] - logits[:, :-1].logsumexp(1)
+        return AlignmentOutput(F.binary_cross_entropy_with_logits(odds, torch.full_like(odds, 0.5)))
