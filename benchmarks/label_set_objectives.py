@@ -16,15 +16,17 @@ from metaalign_hf.alignment.entropy import entropy_weights
 
 __all__ = ["OSBP", "PartialCDAN", "PartialDANN"]
 
+EVERY = 100
+"""Batches of the target between two sets of weights; a few passes over the target."""
 RATE = 0.02
-"""Share of a batch in the running mean of predictions, which so spans about 50 batches."""
+"""Share of a batch in the running mean of predictions, where there is one."""
 
 
 class _Weighing(AlignmentObjective):
     """Weights of the source rows by class, for a target that has only some of the source's classes.
 
-    With p the class probabilities of target rows, m their running mean `(K,)` over batches, at first 1/K, and
-    w = K m, the weighted losses are::
+    With p the class probabilities of target rows, m their mean `(K,)` over the last `EVERY` batches, taken anew after
+    as many, at first 1/K, and w = K m, the weighted losses are::
 
         L_task      = mean_s w_{y_i} CE_i
         L_alignment = (sum_s w_{y_i} BCE_i / sum_s w_{y_i} + mean_t BCE_i) / 2
@@ -37,39 +39,52 @@ class _Weighing(AlignmentObjective):
     """
 
     mean: Tensor
+    seen: Tensor
     order: Tensor
 
     def prepare(self, weights: str, present: int) -> None:
         """Make the buffers.
 
         Args:
-            weights: `found`, as above; `shuffled`, a control: each class has the weight of another; or `true`, a bound
-                that knows that the target has the first `present` classes, evenly.
+            weights: `found`, as above; `found, running mean`, where m follows every batch; `found, alignment alone`,
+                which leaves the task loss as it is; `shuffled`, a control: each class has the weight of another; or
+                `true`, a bound that knows that the target has the first `present` classes, evenly.
             present: Number of these.
         """
+        self.weights, shuffled = weights, weights == "shuffled"
         mean = torch.full((self.num_labels,), 1 / self.num_labels)
         if weights == "true":
             mean = (torch.arange(self.num_labels) < present) / present
-        shuffled = weights == "shuffled"
-        self.rate = 0.0 if weights == "true" else RATE
         self.register_buffer("mean", mean)
+        self.register_buffer("seen", torch.empty(0, self.num_labels))
         self.register_buffer("order", torch.randperm(self.num_labels) if shuffled else torch.arange(self.num_labels))
 
     def class_weights(self) -> Tensor:
         """The weights w `(K,)`; their mean is 1, and none is 0, so that a batch without such a class has a mean."""
         return (self.num_labels * self.mean[self.order]).clamp_min(1e-6)
 
+    def observe(self, predictions: Tensor) -> None:
+        """Let the weights follow the mean predictions `(K,)` of a batch."""
+        if self.weights == "found, running mean":
+            self.mean.lerp_(predictions, RATE)
+            return
+        self.seen = torch.cat([self.seen, predictions.unsqueeze(0)])
+        if len(self.seen) == EVERY:
+            self.mean, self.seen = self.seen.mean(0), self.seen[:0]
+
     def weighed(self, domain_logits: Tensor, batch: AlignmentBatch, certainty: Tensor | None = None) -> AlignmentOutput:
         """The weighted adversarial loss, and what the task loss lacks."""
         assert batch.labels is not None
-        if self.training:
-            seen = batch.target_rows(batch.logits.detach().softmax(1), "partial")
-            self.mean.lerp_(seen.mean(0), self.rate)
+        if self.training and self.weights != "true":
+            self.observe(batch.target_rows(batch.logits.detach().softmax(1), "partial").mean(0))
         source = batch.domain_labels == 0
         labels = batch.labels[source]
         weights = torch.ones_like(domain_logits)
         weights[source] = self.class_weights()[labels]
-        loss, parts = domain_loss(domain_logits, batch, "partial", weights if certainty is None else weights * certainty)
+        rows = weights if certainty is None else weights * certainty
+        loss, parts = domain_loss(domain_logits, batch, "partial", rows)
+        if self.weights == "found, alignment alone":
+            return AlignmentOutput(loss, parts)
         errors = F.cross_entropy(batch.logits[source], labels, reduction="none")
         return AlignmentOutput(loss + ((weights[source] - 1) * errors).mean(), parts)
 
@@ -107,7 +122,7 @@ class PartialCDAN(CDAN, _Weighing):
         return self.weighed(domain_logits, batch, entropy_weights(predictions, strength, offset=1.0))
 
 
-@register_alignment("osbp")
+@register_alignment("open_osbp")
 class OSBP(AlignmentObjective):
     """An unknown class, the classifier's last output, for a target with classes that the source lacks.
 
