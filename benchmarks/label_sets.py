@@ -18,9 +18,9 @@ Every row gets its own learning rate from `RATES`, without a target label: that 
 source score, with class weights each class by its own, is within 5 points of the best, over all pairs and one seed
 more. Differences are paired by pair and seed, with 95 % intervals (Student's t). Named before the runs: a method
 becomes part of the package if it gains with its interval above 0 over all pairs against the same without it; class
-weights with both partial targets. `found` takes the weights anew every 100 steps, as PADA does now and then. It was named after
-the first runs of `running mean`, which follows every batch, as was `alignment alone`, which leaves the task loss as it
-is.
+weights with both partial targets. `found` takes the weights anew every 100 steps, as PADA does now and then. It was
+named after the first runs of `running mean`, which follows every batch, as was `alignment alone`, which leaves the task
+loss as it is.
 """
 
 from __future__ import annotations
