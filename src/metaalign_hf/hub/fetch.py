@@ -76,7 +76,7 @@ def fetch(checkpoint: str, token: str | None = None, what: str = "checkpoint") -
             raise UserError(f"{what} {checkpoint}: {one_line(error, first=True)}") from error
         folder = Path(found)
     if holds_adapters_alone(folder):
-        from ..models.adapter_files import require_heads
+        from ..models.adapter_loading import require_heads
 
         require_heads(folder, f"{what} {checkpoint}")
         return folder

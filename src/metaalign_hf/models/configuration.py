@@ -1,5 +1,6 @@
 """Configuration of an adapted image classifier."""
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,8 +9,11 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ..alignment import normalise_alignment
 from ..errors import UserError
+from .backbone import BackboneSource
+from .image_processor import backbone_image_size
+from .origin import weights_origin
 
-__all__ = ["FORMAT_VERSION", "MetaAlignConfig", "check_format_version"]
+__all__ = ["FORMAT_VERSION", "MetaAlignConfig", "check_format_version", "check_labels", "configuration_on"]
 
 FORMAT_VERSION = 1
 """Version of the checkpoint layout; it grows when an older release can no longer read what a newer one writes."""
@@ -83,3 +87,57 @@ class MetaAlignConfig(PreTrainedConfig):
     def labels(self) -> list[str]:
         """The class names in the order of the logits."""
         return [self.id2label[index] for index in range(self.num_labels)]
+
+    @property
+    def seen_size(self) -> int:
+        """Side of the square images that the model sees, in pixels."""
+        return backbone_image_size(self.backbone_config) if self.image_size is None else self.image_size
+
+
+def check_labels(labels: list[str]) -> None:
+    """Refuse what names no classes.
+
+    Raises:
+        UserError: If the labels are not at least two different names.
+    """
+    if isinstance(labels, str | int) or len(labels) < 2 or len(set(labels)) != len(labels):
+        raise UserError(f"labels: at least two different class names are needed, got {labels!r}")
+
+
+def configuration_on(
+    source: BackboneSource,
+    labels: list[str],
+    alignment: Any,
+    bottleneck_dim: int | None = None,
+    bottleneck_kind: Literal["linear", "batch_norm"] = "batch_norm",
+) -> MetaAlignConfig:
+    """The configuration of a new model on a backbone.
+
+    Args:
+        source: The backbone.
+        labels: Class names in the order of the logits.
+        alignment: As `normalise_alignment` takes it.
+        bottleneck_dim: Width of an optional bottleneck.
+        bottleneck_kind: Its kind, where there is one.
+
+    Raises:
+        UserError: If an objective or an option is unknown.
+    """
+    backbone_name = source.name
+    if Path(backbone_name).is_dir():
+        # A local path has no meaning on another machine, and configurations are published.
+        backbone_name = source.config._name_or_path = Path(backbone_name).resolve().name
+    return MetaAlignConfig(
+        backbone_config=source.config,
+        backbone_name=backbone_name,
+        bottleneck_dim=bottleneck_dim,
+        bottleneck_kind=None if bottleneck_dim is None else bottleneck_kind,
+        # Normalised here: these errors say more than those of the strict configuration.
+        alignment=normalise_alignment(alignment),
+        image_mean=list(source.image_mean),
+        image_std=list(source.image_std),
+        image_size=source.image_size,
+        origin=weights_origin(backbone_name, source.weights, source.revision),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )

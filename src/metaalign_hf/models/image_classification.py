@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BitImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
-from ..alignment import IGNORED_LABEL, AlignmentBatch, build_alignment, normalise_alignment
-from ..checks import PROMPT, check_lora
-from ..coordination import find_stages
+from ..alignment import AlignmentBatch
+from ..checks import PROMPT
 from ..errors import UserError
-from .adapter_files import from_adapters
-from .backbone import BackboneSource, build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
-from .base import MetaAlignModel
-from .configuration import MetaAlignConfig
+from .adapter_loading import from_adapters
+from .backbone import build_backbone, load_pretrained_backbone, pooled_features, resolve_backbone
+from .classifier_heads import ClassifierHeads, MetaAlignOutput
+from .configuration import MetaAlignConfig, check_labels, configuration_on
 from .dual_encoders import load_dual_encoder
 from .freezing import freeze_parameters
 from .frozen_part import FrozenPart
-from .image_processor import backbone_image_size, build_image_processor, default_resize_size
-from .lora import add_adapters, called_linears, choose_layers, only_adapters_train
+from .image_processor import build_image_processor, default_resize_size
+from .lora import add_adapters, new_adapters, only_adapters_train
 from .native_export import export_native
-from .origin import weights_origin
 
 __all__ = ["MetaAlignForImageClassification", "MetaAlignOutput"]
 
 
-@dataclass
-class MetaAlignOutput(ModelOutput):
-    """Output of `MetaAlignForImageClassification`.
-
-    Attributes:
-        loss: The losses that were asked for, summed; None where neither labels nor domain labels were given.
-        logits: Class scores `(B, K)`.
-        task_loss: Cross entropy of the labelled rows, plus the objectives' task penalty; scalar.
-        alignment_loss: Weighted sum of the alignment objectives; scalar.
-        features: The features `(B, D)` that the classifier and the objectives see.
-        parts: Named parts of the alignment loss, detached scalars.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    task_loss: Tensor | None = None
-    alignment_loss: Tensor | None = None
-    features: Tensor | None = None
-    parts: dict[str, Tensor] | None = None
-
-
-class MetaAlignForImageClassification(MetaAlignModel):
+class MetaAlignForImageClassification(ClassifierHeads):
     """Any image backbone, a linear classifier and alignment objectives.
 
     With f the pooled feature (after the bottleneck, if any) and V_j the linear bridges of the objectives (GVB)::
@@ -81,27 +55,6 @@ class MetaAlignForImageClassification(MetaAlignModel):
             add_adapters(self.backbone, config.lora)
         self._build_heads(backbone_dim)
         self.post_init()
-
-    def _build_heads(self, backbone_dim: int) -> None:
-        config = self.config
-        self.bottleneck = None
-        if config.bottleneck_dim is not None:
-            narrow = nn.Linear(backbone_dim, config.bottleneck_dim)
-            nn.init.normal_(narrow.weight, std=0.005)
-            nn.init.constant_(narrow.bias, 0.1)
-            layers: list[nn.Module] = [narrow]
-            if config.bottleneck_kind != "linear":
-                layers.append(nn.BatchNorm1d(config.bottleneck_dim))
-            if config.bottleneck_kind is None:
-                layers.append(nn.ReLU())
-            self.bottleneck = nn.Sequential(*layers)
-        config.feature_dim = config.bottleneck_dim or backbone_dim
-        # Marks the place where the heads begin, for those who hook into it; see `stage_entry`.
-        self.head_entry = nn.Identity()
-        self.classifier = nn.Linear(config.feature_dim, config.num_labels)
-        nn.init.xavier_normal_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
-        self.alignment = build_alignment(config.alignment, config.feature_dim, config.num_labels)
 
     @classmethod
     def from_backbone(
@@ -134,9 +87,9 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Raises:
             UserError: If the backbone, an objective or an option is unknown, or the labels are not at least two names.
         """
-        _check_labels(labels)
+        check_labels(labels)
         source = resolve_backbone(name, pretrained, **backbone_options)
-        model = cls(cls._config_on(source, labels, alignment, bottleneck_dim, bottleneck_kind))
+        model = cls(configuration_on(source, labels, alignment, bottleneck_dim, bottleneck_kind))
         if source.weights is not None:
             # Only now: building the model runs post_init, which would overwrite weights that were loaded before.
             model.backbone.load_state_dict(load_pretrained_backbone(source).state_dict())
@@ -169,9 +122,9 @@ class MetaAlignForImageClassification(MetaAlignModel):
         Raises:
             UserError: If it is no dual encoder, cannot be loaded, or a prompt has no `{label}`.
         """
-        _check_labels(labels)
+        check_labels(labels)
         encoder = load_dual_encoder(name, labels, prompts)
-        model = cls(cls._config_on(encoder.source, labels, alignment)).eval()
+        model = cls(configuration_on(encoder.source, labels, alignment)).eval()
         model.backbone.load_state_dict(encoder.state)
         model.set_image_sizes(None, None)
         with torch.no_grad():
@@ -180,35 +133,6 @@ class MetaAlignForImageClassification(MetaAlignModel):
             model.classifier.weight.copy_(weight)
             model.classifier.bias.copy_(bias)
         return model
-
-    @classmethod
-    def _config_on(
-        cls,
-        source: BackboneSource,
-        labels: list[str],
-        alignment: Any,
-        bottleneck_dim: int | None = None,
-        bottleneck_kind: Literal["linear", "batch_norm"] = "batch_norm",
-    ) -> MetaAlignConfig:
-        """The configuration of a model on a backbone."""
-        backbone_name = source.name
-        if Path(backbone_name).is_dir():
-            # A local path has no meaning on another machine, and configurations are published.
-            backbone_name = source.config._name_or_path = Path(backbone_name).resolve().name
-        return MetaAlignConfig(
-            backbone_config=source.config,
-            backbone_name=backbone_name,
-            bottleneck_dim=bottleneck_dim,
-            bottleneck_kind=None if bottleneck_dim is None else bottleneck_kind,
-            # Normalised here: these errors say more than those of the strict configuration.
-            alignment=normalise_alignment(alignment),
-            image_mean=list(source.image_mean),
-            image_std=list(source.image_std),
-            image_size=source.image_size,
-            origin=weights_origin(backbone_name, source.weights, source.revision),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-        )
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -281,10 +205,7 @@ class MetaAlignForImageClassification(MetaAlignModel):
                 classifier_weight=self.effective_classifier()[0],
                 source_index=source_index,
             )
-            if self.alignment_scale is not None:
-                batch = batch.scaled(self.alignment_scale)
-            taking_part = domain_labels != IGNORED_LABEL
-            aligned = self.alignment(batch if bool(taking_part.all()) else batch.rows(taking_part))
+            aligned = self._aligned(batch)
             alignment_loss, parts = aligned.penalty if objective == "penalty" else aligned.loss, aligned.parts
         losses = [value for value in (task_loss, alignment_loss) if value is not None]
         if objective is not None:
@@ -323,23 +244,13 @@ class MetaAlignForImageClassification(MetaAlignModel):
         """
         if self.config.lora is not None:
             raise UserError("model.lora: the model has adapters already")
-        asked = check_lora(
-            {"r": r, "target_modules": target_modules} | ({"alpha": alpha} if alpha else {}), "model.lora"
-        )
-        side = (
-            backbone_image_size(self.config.backbone_config)
-            if self.config.image_size is None
-            else self.config.image_size
-        )
-        linears = called_linears(self.backbone, torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype))
-        chosen = choose_layers(asked["target_modules"], linears, str(self.config.backbone_name))
-        lora = {**asked, "target_modules": chosen}
-        add_adapters(self.backbone, lora)
+        options = {"r": r, "target_modules": target_modules} | ({"alpha": alpha} if alpha else {})
+        image = torch.zeros(1, 3, *[self.config.seen_size] * 2, device=self.device, dtype=self.dtype)
+        self.config.lora = new_adapters(self.backbone, options, image, str(self.config.backbone_name))
         origin = self.config.origin or {}
         # Weights of a checkpoint are no base model: others than the backbone's have been trained.
         is_plain = origin.get("name") == self.config.backbone_name
-        lora["base"] = {key: origin.get(key) for key in ("weights", "revision")} if is_plain else None
-        self.config.lora = lora
+        self.config.lora["base"] = {key: origin.get(key) for key in ("weights", "revision")} if is_plain else None
 
     def freeze(self, stages: int | Literal["all"]) -> None:
         """Train only what follows some part of the backbone; that part stays in evaluation mode from now on.
@@ -357,47 +268,6 @@ class MetaAlignForImageClassification(MetaAlignModel):
         self.frozen_modules = freeze_parameters(self, stages)
         self.train(self.training)
 
-    def effective_classifier(self) -> tuple[Tensor, Tensor]:
-        """Weight `(K, D)` and bias `(K,)` of the classifier less the objectives' bridges."""
-        weight: Tensor = self.classifier.weight
-        bias: Tensor = self.classifier.bias
-        for bridge in self.alignment.classifier_bridges() if self.alignment is not None else ():
-            weight, bias = weight - bridge.weight, bias - bridge.bias
-        return weight, bias
-
-    def folded_classifier(self) -> tuple[Tensor, Tensor]:
-        """Weight `(K, D)` and bias `(K,)` of the classifier on the backbone's feature, with bridges and bottleneck.
-
-        With the bottleneck's layer A, a and its batch normalisation y = s x + t in evaluation mode::
-
-            W' = W diag(s) A,   b' = b + W (s a + t)
-
-        Raises:
-            UserError: If the bottleneck ends in a ReLU.
-        """
-        weight, bias = self.effective_classifier()
-        if self.bottleneck is None:
-            return weight, bias
-        if (reason := self.no_native_form()) is not None:
-            raise UserError(reason)
-        narrow, *norms = self.bottleneck
-        assert isinstance(narrow, nn.Linear)
-        for norm in norms:
-            assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            bias = bias + weight @ (norm.bias - norm.running_mean * scale)
-            weight = weight * scale
-        return weight @ narrow.weight, bias + weight @ narrow.bias
-
-    def no_native_form(self) -> str | None:
-        """Why the model has no native form; None where it has one."""
-        if self.bottleneck is not None and isinstance(self.bottleneck[-1], nn.ReLU):
-            return (
-                "a bottleneck that ends in a ReLU has no place in a plain transformers model; train with "
-                "model.bottleneck_kind linear or batch_norm, which fold into the classifier"
-            )
-        return None
-
     def set_image_sizes(self, image_size: int | None, resize_size: int | None) -> None:
         """Say, before training, which images the model will see; `image_processor` makes them.
 
@@ -409,10 +279,7 @@ class MetaAlignForImageClassification(MetaAlignModel):
         config = self.config
         if image_size is not None or resize_size is not None:
             config.resize_size = resize_size
-        if image_size is not None:
-            config.image_size = image_size
-        elif config.image_size is None:
-            config.image_size = backbone_image_size(config.backbone_config)
+        config.image_size = config.seen_size if image_size is None else image_size
         if config.resize_size is None:
             config.resize_size = default_resize_size(config.image_size)
 
@@ -423,50 +290,9 @@ class MetaAlignForImageClassification(MetaAlignModel):
             UserError: If the crop does not fit into the square.
         """
         config = self.config
-        size = backbone_image_size(config.backbone_config) if config.image_size is None else config.image_size
-        square = default_resize_size(size) if config.resize_size is None else config.resize_size
-        return build_image_processor(size, square, config.image_mean, config.image_std)
-
-    def _task_loss(self, features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        labelled = labels != IGNORED_LABEL
-        # The sum over the count, not the mean: a batch without a labelled row has loss 0, not NaN.
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        loss = loss / labelled.sum().clamp_min(1)
-        penalty = self.alignment.task_penalty(features[labelled]) if self.alignment is not None else None
-        return loss if penalty is None else loss + penalty
-
-    def _role_of(self) -> Callable[[str, nn.Parameter], str]:
-        """The backbone; bottleneck, classifier and bridges; the rest of the objectives."""
-        bridges = self.alignment.classifier_bridges() if self.alignment is not None else []
-        bridge_ids = {id(parameter) for bridge in bridges for parameter in bridge.parameters()}
-
-        def role(name: str, parameter: nn.Parameter) -> str:
-            if name.startswith("alignment.") and id(parameter) not in bridge_ids:
-                return "discriminator"
-            return "backbone" if name.startswith("backbone.") else "head"
-
-        return role
-
-    def stage_entry(self, scope: Literal["last_stage", "head"]) -> nn.Module:
-        """The submodule with which the last stage of the backbone, or what follows the backbone, begins.
-
-        Raises:
-            UserError: If the backbone has no stages that can be told apart.
-        """
-        if scope == "head":
-            return self.head_entry
-        try:
-            last = [stage for stage in find_stages(self) if stage.entry is not None][-1]
-        except ValueError as error:
-            raise UserError(f"backbone {self.config.backbone_name}: {error}") from error
-        assert last.entry is not None
-        return last.entry
+        square = default_resize_size(config.seen_size) if config.resize_size is None else config.resize_size
+        return build_image_processor(config.seen_size, square, config.image_mean, config.image_std)
 
     def export_native(self, processor: Any = None) -> PreTrainedModel:
         """The plain transformers class with identical logits; see `native_export.export_native`."""
         return export_native(self, processor)
-
-
-def _check_labels(labels: list[str]) -> None:
-    if isinstance(labels, str | int) or len(labels) < 2 or len(set(labels)) != len(labels):
-        raise UserError(f"labels: at least two different class names are needed, got {labels!r}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checks import check_lora
 from ..citations import cite
 from ..errors import UserError
 from .backbone import pooled_features
@@ -26,6 +27,7 @@ __all__ = [
     "called_linears",
     "choose_layers",
     "merged_state",
+    "new_adapters",
     "only_adapters_train",
 ]
 
@@ -69,6 +71,30 @@ def called_linears(backbone: PreTrainedModel, pixel_values: Tensor) -> list[str]
             hook.remove()
     used = {layer for layer, gradient in zip(outputs, found, strict=True) if gradient is not None}
     return [name for name, layer in backbone.named_modules() if layer in used]
+
+
+def new_adapters(
+    backbone: PreTrainedModel, options: Mapping[str, Any], pixel_values: Tensor, backbone_name: str
+) -> dict[str, Any]:
+    """Choose layers and put adapters into them, in place; see `add_adapters`.
+
+    Args:
+        backbone: The backbone.
+        options: As `check_lora` takes them.
+        pixel_values: An image `(1, 3, H, W)` that the backbone takes.
+        backbone_name: Its name, for errors.
+
+    Returns:
+        What `add_adapters` was given.
+
+    Raises:
+        UserError: If an option is wrong, the backbone has no such layers, or peft is not installed.
+    """
+    asked = check_lora(options, "model.lora")
+    chosen = choose_layers(asked["target_modules"], called_linears(backbone, pixel_values), backbone_name)
+    lora = {**asked, "target_modules": chosen}
+    add_adapters(backbone, lora)
+    return lora
 
 
 def add_adapters(backbone: nn.Module, lora: Mapping[str, Any]) -> None:
