@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from metaalign_hf import parse_config
 from metaalign_hf.cli import run
 from metaalign_hf.comparison import Grid, read_methods
 from metaalign_hf.comparison.results import choices_table, means_table, verdict
@@ -78,6 +79,11 @@ def test_methods_are_words_joined(tmp_path):
     assert (second.name, second.options) == ("gentle", ("--config", str(file)))
     with pytest.raises(UserError, match="did you mean cdan"):
         read_methods("cdna", ["cdan"])
+
+
+def test_source_only_is_a_method_beside_others_that_have_a_baseline():
+    (method,) = read_methods("source_only", [])
+    assert not parse_config(["--config", TINY, "--training.baseline", "true", *method.options]).training.baseline
 
 
 def summary(after: float, bnm: float, **options: float) -> dict:

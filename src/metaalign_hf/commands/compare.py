@@ -7,7 +7,8 @@ from pathlib import Path
 from ..configuration import parse_config
 from ..disk import writing
 from ..errors import UserError
-from .options import Parser, at_least_one, split_off
+from ..run_folder import CONFIG_FILE
+from .options import Parser, at_least_one, split_off, table_console
 
 __all__ = ["compare"]
 
@@ -39,7 +40,8 @@ def compare(arguments: list[str]) -> None:
         "settings, or several with +, such as joint+dann,remembered+dann",
     )
     parser.add_argument("--seeds", type=at_least_one, default=5, help="how many seeds, from 0 on (5)")
-    parser.add_argument("--output", type=Path, help="folder of the runs; by default runs/compare-CONFIG")
+    by_default = "by default runs/compare-CONFIG, or runs/compare-RUN with a run's own configuration"
+    parser.add_argument("--output", type=Path, help=f"folder of the runs; {by_default}")
     parser.epilog = "--SECTION.KEY VALUE overrides the configuration for all runs, as for metaalign train."
     rest, shared = split_off(arguments, _SECTIONS)
     options = parser.read(rest)
@@ -47,9 +49,10 @@ def compare(arguments: list[str]) -> None:
         raise UserError(f"compare: {own} is set for each run; use --output and --seeds")
     base = ["--config", str(options.config), *shared]
     parse_config(base)
-    folder = options.output or Path("runs") / f"compare-{options.config.stem}"
+    # Every run's folder holds a file of that name.
+    named = options.config.resolve().parent.name if options.config.name == CONFIG_FILE else options.config.stem
+    folder = options.output or Path("runs") / f"compare-{named}"
 
-    from rich.console import Console
     from rich.table import Table
 
     from ..alignment import alignment_names
@@ -73,6 +76,6 @@ def compare(arguments: list[str]) -> None:
             shown.add_column(name, justify="right" if number else "left")
         for row in found.rows:
             shown.add_row(*row)
-        Console(width=None if Console().is_terminal else 200).print(shown)
+        table_console().print(shown)
     print(*verdict(grid), "", *(f"Written: {path}" for path in files), sep="\n")
     print(f"Curves of all runs: metaalign report {folder}/*/seed-* --output {folder}/report")

@@ -10,7 +10,7 @@ from ..configuration import parse_config
 from ..disk import refuse_unwritable, writing
 from ..errors import UserError, did_you_mean
 from ..tables import write_text
-from .options import Parser, at_least_one, split_off_settings
+from .options import Parser, at_least_one, split_off_settings, table_console
 
 __all__ = ["data"]
 
@@ -56,8 +56,6 @@ def data(arguments: list[str]) -> int:
     folder = options.output or Path(f"{config.training.output_dir.rstrip('/')}-data-check")
     _refuse_others(folder)
 
-    from rich.console import Console
-
     from ..data_check import check_data
     from ..data_check.words import as_json, class_table, in_words
     from ..progress import display
@@ -72,7 +70,7 @@ def data(arguments: list[str]) -> int:
         print(line)
     if (table := class_table(check)) is not None:
         print("Training + test:")
-        Console().print(table)
+        table_console().print(table)
     for title, found in (("Remark", check.remarks), ("Problem", check.problems)):
         for line in found:
             print(f"{title}: {line}")

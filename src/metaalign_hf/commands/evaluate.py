@@ -15,6 +15,7 @@ from .options import (
     refuse_existing,
     refuse_options_of_others,
     split_off,
+    table_console,
 )
 
 __all__ = ["evaluate"]
@@ -50,8 +51,6 @@ def evaluate(arguments: list[str]) -> None:
     if options.output is not None:
         refuse_existing(options.output)
 
-    from rich.console import Console
-
     from ..hub import load_checkpoint
     from ..progress import display, stage
     from ..tasks import task_of_model
@@ -67,7 +66,7 @@ def evaluate(arguments: list[str]) -> None:
     part = "test; --split all takes those to train on too" if options.split == "test" else options.split
     print(f"{options.checkpoint} on {found.n} images ({part}) of {options.data}:", *found.lines, sep="\n")
     if found.table is not None:
-        Console().print(found.table)
+        table_console().print(found.table)
     if options.output is not None:
         write_text(options.output, json.dumps(found.figures, indent=2) + "\n")
         print(f"Figures: {options.output}")

@@ -7,11 +7,14 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..disk import writing
 from ..errors import UserError, did_you_mean
 from ..tasks import TaskKind, known_tasks
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
     "TAKES",
@@ -23,6 +26,7 @@ __all__ = [
     "share",
     "split_off",
     "split_off_settings",
+    "table_console",
 ]
 
 
@@ -145,3 +149,11 @@ def refuse_existing(path: Path) -> None:
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+def table_console() -> Console:
+    """Where tables are printed: in a file or a pipe they are not cut to a terminal that is not there."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, with_present_names
 from ..run_lock import running
-from .options import Parser
+from .options import Parser, table_console
 
 __all__ = ["Run", "find_runs", "runs"]
 
@@ -38,7 +37,6 @@ def runs(arguments: list[str]) -> None:
         for run in found:
             print(json.dumps(asdict(run)))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
@@ -59,8 +57,7 @@ def runs(arguments: list[str]) -> None:
             *shares,
             str(run.seed),
         )
-    # In a file or a pipe a table is not cut to a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    table_console().print(table)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import yaml
 from ..configuration import parse_config
 from ..errors import UserError
 from ..interruption import RunInterrupted
-from .options import Parser, at_least_one, split_off_settings
+from .options import Parser, at_least_one, split_off_settings, table_console
 
 __all__ = ["tune"]
 
@@ -56,8 +56,6 @@ def tune(arguments: list[str]) -> int:
     config = parse_config(given)
     space = dict(_values(text) for text in options.tried)
 
-    from rich.console import Console
-
     from ..training.search_space import Setting, default_space, settings
     from ..training.tuning import Search
 
@@ -66,9 +64,7 @@ def tune(arguments: list[str]) -> int:
         return parse_config([*given, *words])
 
     chosen = settings(space or default_space(config), options.trials, config.training.seed)
-    # In a file or a pipe a table is not cut to a terminal that is not there.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    search = Search(options.folder, config, chosen, with_setting, console)
+    search = Search(options.folder, config, chosen, with_setting, table_console())
     try:
         found = search.run()
     except RunInterrupted:

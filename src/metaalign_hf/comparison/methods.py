@@ -12,7 +12,8 @@ from ..errors import UserError, did_you_mean
 __all__ = ["METHOD_WORDS", "Method", "read_methods"]
 
 METHOD_WORDS: Mapping[str, tuple[str, ...]] = {
-    "source_only": ("--coordination.method", "source_only"),
+    # It is its own baseline, which the other methods may have.
+    "source_only": ("--coordination.method", "source_only", "--training.baseline", "false"),
     "joint": ("--coordination.method", "joint"),
     "remembered": ("--coordination.method", "metaalign", "--coordination.direction", "remembered"),
     "fresh": ("--coordination.method", "metaalign", "--coordination.direction", "fresh"),
