@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 
 from metaalign_hf.configuration import load_config
 from metaalign_hf.data import DomainPair, load_domain_pair
-from metaalign_hf.data.cached_features import plan_cache, with_features, write_cache
+from metaalign_hf.data.cache_writing import write_cache
+from metaalign_hf.data.cached_features import plan_cache, with_features
 from metaalign_hf.interruption import Interruption
 from metaalign_hf.progress import display
 from metaalign_hf.tasks.building import build_task
@@ -112,7 +113,7 @@ def large() -> None:
         save_file(
             {"features": rows[torch.arange(len(plan.units)) % EXTRACTED].contiguous()}, Path(place) / "all.safetensors"
         )
-        task.pair = with_features(plan, load_file(Path(place) / "all.safetensors")["features"])
+        task.pair = with_features(plan, load_file(Path(place) / "all.safetensors"))
         run.open_streams(0)
         started = time.process_time()
         for step in range(LONG):

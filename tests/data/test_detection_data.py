@@ -26,10 +26,10 @@ from metaalign_hf.data import (
     load_digit_scenes,
     load_domain,
 )
-from metaalign_hf.data.detection_batches import DETECTION_AUGMENTATIONS, weak_augmentation
 from metaalign_hf.data.detection_readers import read_detection_domain
 from metaalign_hf.data.digit_scenes import draw_scene
 from metaalign_hf.data.images import KeptLoader, TensorLoader
+from metaalign_hf.data.object_augmentation import DETECTION_AUGMENTATIONS, weak_augmentation
 from metaalign_hf.tasks.building import build_task
 from tests.helpers.runs import TINY_DETECTION
 

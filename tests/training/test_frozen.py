@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from metaalign_hf import MetaAlignForImageClassification, UserError
 from metaalign_hf.cli import run
-from metaalign_hf.data import cached_features
+from metaalign_hf.data import cache_writing
 from tests.helpers.runs import assert_same_run, lines, stopped_at_a_checkpoint, weights
 from tests.helpers.squares import adapting, write_squares
 
@@ -104,8 +104,8 @@ def test_stopped_while_features_are_computed(folders, tmp_path, monkeypatch):
     begun = partial.stat().st_size
     with partial.open("ab") as file:
         file.write(b"half a row")
-    batches, computed = [], cached_features._computed
-    monkeypatch.setattr(cached_features, "_computed", lambda *a: (batches.append(a[3]), computed(*a))[1])
+    batches, computed = [], cache_writing._computed
+    monkeypatch.setattr(cache_writing, "_computed", lambda *a: (batches.append(a[3]), computed(*a))[1])
     assert run(command(folders, tmp_path / "stopped", *options, "--training.resume", "auto")) == 0
     assert batches[:2] == [0, 1] and begun > 0
     files = [tmp_path / name / "features.safetensors" for name in ("whole", "stopped")]

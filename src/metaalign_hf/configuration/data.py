@@ -223,12 +223,13 @@ class DataConfig(Section):
         on_bad_image: error, an image that cannot be read stops the run, which can go on once it is put right; or skip,
             it is replaced by the next one of its domain in training, and left out of the evaluation, for which all test
             images are read once before the run. bad_images.jsonl in training.output_dir lists them.
-        views: Augmented versions of each training image of a classifier, made once, of which every batch takes one;
-            null makes a new one for every batch, and 4 where features of a whole backbone are cached.
+        views: Augmented versions of each training image, made once, of which every batch takes one; null makes a new
+            one for every batch, and 4 where features of a classifier's whole backbone are cached.
         cache_features: auto, where the whole backbone of a classifier is frozen (model.freeze all) and no target loss
             needs views of its own, its features are computed once for each image and view, before the first step, and
-            training and evaluation run on them; where some stages are frozen and views is set, so is what these give;
-            never computes them in every pass.
+            training and evaluation run on them; where some stages are frozen and views is set, so is what these give,
+            and so are the maps of a detector's frozen backbone, where all its images have one size; always refuses a
+            run in which that cannot be; never computes them in every pass.
         cache_folder: Folder of features.safetensors, which holds them; null is training.output_dir. Runs on the same
             data, backbone and views may share it.
         cache_gigabytes: Largest size of that file.
@@ -248,7 +249,7 @@ class DataConfig(Section):
     num_workers: int = 0
     on_bad_image: Literal["error", "skip"] = "error"
     views: int | None = None
-    cache_features: Literal["auto", "never"] = "auto"
+    cache_features: Literal["auto", "always", "never"] = "auto"
     cache_folder: str | None = None
     cache_gigabytes: float = 20.0
 

@@ -119,8 +119,8 @@ READ_WHERE: Mapping[str, Mapping[str, tuple[tuple[Condition, ...], ...]]] = {
     "data": {
         "source_sampling": ((Condition("source", "a list of several", lambda value: isinstance(value, list)),),),
         "views": ((Condition("augmentation", "crop or crop_flip", lambda value: value != "none"),),),
-        "cache_folder": ((_is("cache_features", "auto"),),),
-        "cache_gigabytes": ((_is("cache_features", "auto"),),),
+        "cache_folder": ((_is("cache_features", "auto", "always"),),),
+        "cache_gigabytes": ((_is("cache_features", "auto", "always"),),),
     },
     "training": {
         "pseudo_label_threshold": ((_positive("pseudo_label_weight"),),),

@@ -36,8 +36,8 @@ class ModelConfig(Section):
             switch between eager and their fused kernel.
         freeze: Part of the backbone that does not train: all, none, or for classifiers a number of its stages, counted
             from the images (the stem is the first one; a ViT has quarters). Its batch normalisation keeps its
-            statistics, its dropout is off. With all, the features of a classifier are computed once for each image
-            (data.cache_features); the maps of a detector are not.
+            statistics, its dropout is off. What the frozen part gives is computed once for each image where that can
+            be (data.cache_features).
         head: Where a classifier's head starts. linear, from random weights; zero_shot, from the text embeddings of the
             class names: backbone is then a dual encoder with its tokenizer (CLIP, SigLIP, SigLIP 2; Hub id or folder).
         prompt: With head zero_shot, the text that is embedded for a class, with {label} for its name; or a list of

@@ -16,37 +16,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.ops import box_convert
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from .images import read_images
+from .object_augmentation import augment_objects, check_augmentation
+from .object_views import ComputedView, drawn_views
 from .objects import DetectionSet, Objects
 from .streams import endless, read_for_training
+from .transforms import ImageViews
 
-__all__ = [
-    "DETECTION_AUGMENTATIONS",
-    "augment_objects",
-    "detection_batch",
-    "detection_batches",
-    "detection_stream",
-    "distort_color",
-    "weak_augmentation",
-]
-
-_TRIES = 10
-DETECTION_AUGMENTATIONS = ("none", "crop", "flip", "crop_flip", "crop_flip_color", "strong", "crop_flip_strong")
+__all__ = ["batch_of_views", "detection_batch", "detection_batches", "detection_stream"]
 
 
 def detection_batch(
-    images: Sequence[Tensor], objects: Sequence[Objects] | None, processor: Any, boxes_relative_to_image: bool
+    images: Sequence[Any], objects: Sequence[Objects] | None, processor: Any, boxes_relative_to_image: bool
 ) -> dict[str, Any]:
     """Images and their objects as a detector takes them.
 
     Args:
-        images: Images `(3, H, W)`, uint8, of any sizes.
+        images: Images `(3, H, W)`, uint8, of any sizes; or `ImageViews`, of which it takes view 0.
         objects: The objects of each, or None.
         processor: The detector's image processor.
         boxes_relative_to_image: Whether the detector reads `pixel_mask` (else its boxes span the whole canvas).
@@ -59,6 +48,10 @@ def detection_batch(
     Raises:
         UserError: If the processor gives images of different sizes without padding them.
     """
+    if isinstance(images[0], ImageViews):
+        viewed = batch_of_views([views.make(0) for views in images], processor, boxes_relative_to_image)
+        viewed.pop("labels", None)
+        return viewed
     try:
         made = processor(images=list(images), input_data_format="channels_first", return_tensors="pt")
     except ValueError as error:
@@ -83,127 +76,33 @@ def detection_batch(
     return batch
 
 
+def batch_of_views(views: Sequence[Any], processor: Any, boxes_relative_to_image: bool) -> dict[str, Any]:
+    """Views of images, each with its objects, as a detector takes them.
+
+    Args:
+        views: Pairs of an image and its objects; or `ComputedView`s, whose outputs `(B, D)` are the `pixel_values`.
+        processor: The detector's image processor.
+        boxes_relative_to_image: As `detection_batch` takes it.
+
+    Returns:
+        As `detection_batch`.
+    """
+    if not isinstance(views[0], ComputedView):
+        images, objects = zip(*views, strict=True)
+        return detection_batch(images, None if objects[0] is None else objects, processor, boxes_relative_to_image)
+    batch: dict[str, Any] = {
+        "pixel_values": torch.stack([view.outputs for view in views]),
+        "frames": torch.stack([view.frame for view in views]),
+    }
+    if views[0].labels is not None:
+        batch["labels"] = [view.labels for view in views]
+    return batch
+
+
 def _labels(objects: Objects, frame: Tensor) -> dict[str, Tensor]:
     kept = objects.where(~objects.ignored)
     boxes = box_convert(kept.boxes, "xyxy", "cxcywh") / frame.flip(0).repeat(2)
     return {"class_labels": kept.labels, "boxes": boxes}
-
-
-def augment_objects(
-    image: Tensor, objects: Objects | None, augmentation: str, seed: int
-) -> tuple[Tensor, Objects | None]:
-    """An image and its objects, augmented for training.
-
-    `flip` mirrors half of the images. `crop` takes a window of half to all of each side and keeps the objects whose
-    centre stays inside, of which there must be one where there are any. `crop_flip` does both, and `crop_flip_color`
-    also shrinks half of the images onto a larger grey canvas and distorts brightness, contrast, saturation and hue.
-    `crop_flip_strong` adds to that grey, blurred and noisy images and patches that are cut out. `strong` is what of
-    this leaves every object in its place. On an image without known objects any window will do: nothing about the
-    target's objects is used.
-
-    Args:
-        image: The image `(3, H, W)`, uint8.
-        objects: Its objects; None where they are not known.
-        augmentation: One of `DETECTION_AUGMENTATIONS`.
-        seed: Seed of everything random.
-
-    Returns:
-        The image and its objects, those outside dropped and the others clipped.
-
-    Raises:
-        UserError: If the augmentation is not one for detectors.
-    """
-    _check_augmentation(augmentation)
-    if augmentation == "none":
-        return image, objects
-    height, width = image.shape[1:]
-    known = objects is not None and len(objects) > 0
-    boxes = objects.boxes if known and objects is not None else torch.tensor([[0.0, 0.0, width, height]])
-    sample = {
-        "image": tv_tensors.Image(image),
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-        "index": torch.arange(len(boxes)),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if augmentation == "strong":
-            sample = _DISTORT_COLOR(sample)
-        elif "color" in augmentation or "strong" in augmentation:
-            sample = _DISTORT(sample)
-        if "strong" in augmentation:
-            sample["image"] = tv_tensors.Image(_strong_colors(sample["image"]))
-        if "crop" in augmentation:
-            sample = _crop(sample, known)
-        if "flip" in augmentation:
-            sample = _FLIP(sample)
-        sample = _CLEAN(sample)
-    if objects is None:
-        return sample["image"].as_subclass(Tensor), None
-    if not known:
-        return sample["image"].as_subclass(Tensor), objects
-    index = sample["index"]
-    kept = Objects(sample["boxes"].as_subclass(Tensor), objects.labels[index], objects.ignored[index])
-    return sample["image"].as_subclass(Tensor), kept
-
-
-def _check_augmentation(name: str) -> None:
-    if name not in DETECTION_AUGMENTATIONS:
-        raise UserError(f"data.augmentation: {name} is not for detectors; use {', '.join(DETECTION_AUGMENTATIONS)}")
-
-
-_DISTORT_COLOR = v2.RandomPhotometricDistort(p=0.8)
-_DISTORT = v2.Compose([_DISTORT_COLOR, v2.RandomZoomOut(fill=114, side_range=(1.0, 2.0), p=0.5)])
-_BLUR = v2.Compose([v2.RandomGrayscale(0.2), v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5)])
-_NOISE = v2.RandomApply([v2.GaussianNoise(sigma=0.05)], p=0.5)
-_CUT_OUT = v2.Compose([v2.RandomErasing(p, (0.02, 0.1), value="random") for p in (0.5, 0.3)])
-_COLOR = v2.RandomPhotometricDistort(p=1.0)
-_FLIP = v2.RandomHorizontalFlip(0.5)
-_CLEAN = v2.Compose(
-    [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=lambda sample: sample["index"])]
-)
-
-
-def distort_color(image: Tensor, seed: int) -> Tensor:
-    """The image `(3, H, W)`, uint8, with other brightness, contrast, saturation and hue; objects stay in place."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _COLOR(image)
-
-
-def _strong_colors(image: Tensor) -> Tensor:
-    """The image `(3, H, W)`, uint8, perhaps grey, blurred, noisy and with patches cut out."""
-    values = _CUT_OUT(_NOISE(F.to_dtype(_BLUR(image), torch.float32, scale=True)))
-    return F.to_dtype(values.clamp(0, 1), torch.uint8, scale=True)
-
-
-def weak_augmentation(name: str) -> str:
-    """The augmentation without what the strong ones add: for images on which a teacher looks for objects."""
-    return "none" if name == "strong" else name.removesuffix("_strong")
-
-
-def _crop(sample: dict[str, Any], known: bool) -> dict[str, Any]:
-    """A random window; with known objects one that holds the centre of at least one, or else the whole image.
-
-    Not `v2.RandomIoUCrop`, whose search takes as long for one image as everything else for the batch.
-    """
-    height, width = sample["image"].shape[-2:]
-    boxes = sample["boxes"].as_subclass(Tensor)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    for scale_y, scale_x, down, right in torch.rand(_TRIES, 4).tolist():
-        tall, wide = round(height * (0.5 + 0.5 * scale_y)), round(width * (0.5 + 0.5 * scale_x))
-        top, left = round((height - tall) * down), round((width - wide) * right)
-        low, high = torch.tensor([left, top]), torch.tensor([left + wide, top + tall])
-        inside = ((centres >= low) & (centres < high)).all(1)
-        if known and not bool(inside.any()):
-            continue
-        kept = inside if known else torch.ones_like(inside)
-        found = tv_tensors.wrap(boxes[kept], like=sample["boxes"])
-        return {
-            "image": F.crop(sample["image"], top, left, tall, wide),
-            "boxes": F.crop(found, top, left, tall, wide),
-            "index": sample["index"][kept],
-        }
-    return sample
 
 
 @dataclass(frozen=True)
@@ -217,6 +116,9 @@ class _Augmented:
     def __call__(self, indices: Sequence[int], generator: np.random.Generator) -> dict[str, Any]:
         known = self.images.objects
         kept_indices, read, said = read_for_training(self.images, indices, self.replace)
+        if isinstance(read[0], ImageViews):
+            views = drawn_views(read, generator)
+            return {**batch_of_views(views, self.processor, self.boxes_relative_to_image), **said}
         pairs = [
             augment_objects(
                 image,
@@ -256,7 +158,7 @@ def detection_stream(
     Raises:
         UserError: If the domain is smaller than a batch, or the augmentation is not one for detectors.
     """
-    _check_augmentation(augmentation)
+    check_augmentation(augmentation)
     return endless(images, _Augmented(images, processor, boxes_relative_to_image, augmentation, replace), **options)
 
 

@@ -69,5 +69,5 @@ def with_fixed_views(
         images = getattr(pair, name)
         if images is not None:
             count = views if name in TRAINED and augmentation != "none" else 0
-            found[name] = replace(images, load=ViewLoader(images.load, processor, augmentation, count, number))
+            found[name] = images.loaded_by(ViewLoader(images.load, processor, augmentation, count, number))
     return replace(pair, **found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,10 @@ class ImageSet:
         index = {number: labels.index(name) for number, name in enumerate(names) if name in labels}
         kept = [i for i, number in enumerate(self.labels) if number in index]
         return self.subset(kept, [index[self.labels[i]] for i in kept])
+
+    def loaded_by(self, load: Callable[[int], Any]) -> ImageSet:
+        """The same images, of which something else is loaded, such as their views."""
+        return replace(self, load=load)
 
     def without_annotations(self) -> ImageSet:
         """The same images with no way back to their labels."""

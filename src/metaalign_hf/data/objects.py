@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +98,20 @@ class DetectionSet:
             None if self.objects is None else tuple(self.objects[i] for i in pick),
             None if self.sizes is None else tuple(self.sizes[i] for i in pick),
         )
+
+    @property
+    def load(self) -> Callable[[int], Any]:
+        """Reads the image with a given index, whatever size is stated for it."""
+        return self.images.load
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """File of every image where there are files, else empty."""
+        return self.images.paths
+
+    def loaded_by(self, load: Callable[[int], Any]) -> DetectionSet:
+        """The same images with their objects, of which something else is loaded, such as their views."""
+        return DetectionSet(self.images.loaded_by(load), self.objects)
 
     @property
     def parts(self) -> tuple[int, ...]:

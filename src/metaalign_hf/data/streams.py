@@ -247,8 +247,8 @@ def told_dead_worker() -> Iterator[None]:
 
 def read_for_training(
     images: Any, indices: Sequence[int], replace: bool
-) -> tuple[list[int], list[Tensor], dict[str, Any]]:
-    """The images of a batch.
+) -> tuple[list[int], list[Any], dict[str, Any]]:
+    """The images of a batch, or the views of each.
 
     Args:
         images: An `ImageSet` or a `DetectionSet`.

@@ -28,11 +28,12 @@ class ImageViews:
     """An image in fixed views: view 0 is what the model is evaluated on, views 1.. are augmented.
 
     Attributes:
-        make: Makes the view with this number: pixel values `(3, S, S)`, or features `(D,)` in their place.
+        make: Makes the view with this number: pixel values `(3, S, S)`, or features `(D,)` in their place; of an image
+            with objects as `data.object_views` says.
         count: How many augmented views there are.
     """
 
-    make: Callable[[int], Tensor]
+    make: Callable[[int], Any]
     count: int = 0
 
 

@@ -131,7 +131,7 @@ def _with_model(config: Config, pair: Any, check: Check) -> None:
         with stage("building the model"):
             task = build_task(config, pair)
         check.shift = measure_shift(task, pair)
-        if task.cached and config.model.freeze == "all":
+        if task.heads_alone:
             check.remarks.append(_features_once(task, check.shift.images_per_second))
         else:
             check.cost = measure_cost(config, task, check.shift.images_per_second)

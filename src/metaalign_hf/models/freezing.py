@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..coordination import Stage, find_stages
 from ..errors import UserError
+from .base import MetaAlignModel
 from .frozen_part import FrozenPart
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def leave_out(model: MetaAlignForImageClassification, stages: int) -> str | None
     return reason
 
 
-def frozen_tensors(model: MetaAlignForImageClassification) -> dict[str, Tensor]:
+def frozen_tensors(model: MetaAlignModel) -> dict[str, Tensor]:
     """The tensors of the backbone that stay as they are, by name."""
     still = {id(tensor) for module in model.frozen_modules for tensor in module.buffers()}
     still |= {id(parameter) for parameter in model.backbone.parameters() if not parameter.requires_grad}

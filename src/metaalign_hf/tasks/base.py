@@ -150,6 +150,11 @@ class Task:
         return False
 
     @property
+    def heads_alone(self) -> bool:
+        """Whether a step runs nothing but heads, on features that were computed once."""
+        return False
+
+    @property
     def target_augmentation(self) -> str:
         """The augmentation of target images."""
         return self.config.data.augmentation
@@ -321,9 +326,14 @@ class Task:
         """Features `(B, D)` of images as `pixel_values` makes them, by the model as it is."""
         raise NotImplementedError
 
+    @property
+    def plain_target(self) -> Any:
+        """The target's training images, for `target_images`."""
+        return self.pair.target_train
+
     def target_images(self) -> Iterator[Tensor]:
         """Pixel values of unlabelled target training images, preprocessed as for evaluation, in whole batches."""
-        training, view = self.config.training, self.pair.target_train
+        training, view = self.config.training, self.plain_target
         order = random_order(view, [training.seed, 3]).tolist()
         size = min(training.evaluation_batch_size, len(view))
         for start in range(0, min(RECALIBRATION_IMAGES, len(view)) - size + 1, size):

@@ -26,7 +26,7 @@ def baseline_config(config: Config, cached: bool = False) -> Config:
         cached: Whether its steps are on cached features: then those of the baseline are on the same ones.
     """
     data = config.data
-    if config.model.freeze != "none" and data.cache_features == "auto":
+    if config.model.freeze != "none" and data.cache_features != "never":
         folder = config.training.output_dir if data.cache_folder is None else data.cache_folder
         never: dict[str, Any] = {
             "cache_features": "never",

@@ -1,29 +1,19 @@
-"""A classifier whose backbone is frozen, or some stages of it: what then trains, and what they give computed once."""
+"""A classifier whose backbone is frozen, or some stages of it: what then trains, and whether what they give is kept."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from ...configuration import Config
-from ...data import DomainPair, ImageSet
-from ...data.bad_images import BadImages
-from ...data.cached_features import open_cache, plan_cache, with_features, write_cache
 from ...errors import UserError
-from ...interruption import Interruption, RunInterrupted
 from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.freezing import frozen_tensors, leave_out
-from ...run_folder import FEATURES_FILE
 from ...target_losses import LogitsLoss
 
-__all__ = ["check_something_aligns", "check_statistics_stay", "feature_pair", "why_not_cached", "why_not_left_out"]
+__all__ = ["check_something_aligns", "check_statistics_stay", "why_not_cached", "why_not_left_out"]
 
 
 def check_statistics_stay(config: Config) -> None:
@@ -113,76 +103,3 @@ def why_not_left_out(config: Config, model: MetaAlignForImageClassification, sta
         return "their batch statistics do not stay"
     assert isinstance(config.model.freeze, int)
     return leave_out(model, config.model.freeze)
-
-
-def feature_pair(
-    pair: DomainPair[ImageSet],
-    model: MetaAlignForImageClassification,
-    processor: Any,
-    config: Config,
-    accelerator: Accelerator,
-    bad_images: BadImages,
-    stop: Interruption,
-) -> DomainPair[ImageSet]:
-    """The pair with features in the place of images. The main process computes them where there is no file yet.
-
-    Args:
-        pair: The pair in fixed views.
-        model: The bare model, on its device.
-        processor: Its image processor.
-        config: The configuration.
-        accelerator: Knows the processes and the precision.
-        bad_images: Where unreadable images are listed, where they are skipped.
-        stop: Hears what is asked of the run from outside.
-
-    Raises:
-        UserError: If the file is another run's, would be too large, or cannot be written.
-        RunInterrupted: If the run must stop; what was computed stays.
-    """
-    data, training = config.data, config.training
-    path = Path(training.output_dir if data.cache_folder is None else data.cache_folder) / FEATURES_FILE
-
-    @torch.no_grad()
-    def compute(pixels: Tensor) -> Tensor:
-        with accelerator.autocast():
-            return model.frozen_outputs(pixels.to(accelerator.device))
-
-    def go_on() -> None:
-        if stop.code:
-            raise RunInterrupted(
-                stop.code, "stopped while features were computed; go on with them with --training.resume auto"
-            )
-
-    plan = plan_cache(pair, _checksums(model, processor, accelerator, str(config.model.freeze)))
-    if accelerator.is_main_process and not path.exists():
-        write_cache(
-            path,
-            plan,
-            compute,
-            batch_size=training.evaluation_batch_size,
-            gigabytes=data.cache_gigabytes,
-            num_workers=data.num_workers,
-            unreadable=bad_images.add if data.on_bad_image == "skip" else None,
-            go_on=go_on,
-        )
-    while not path.exists():  # no collective call: it may take longer than these wait
-        time.sleep(0.2)
-        go_on()
-    # The stages after others take what these gave in the type that they gave it in.
-    return with_features(plan, open_cache(path, plan), as_stored=config.model.freeze != "all")
-
-
-def _checksums(
-    model: MetaAlignForImageClassification, processor: Any, accelerator: Accelerator, frozen: str
-) -> dict[str, str]:
-    weights = hashlib.sha256(model.config.backbone_config.to_json_string().encode())
-    for name, tensor in frozen_tensors(model).items():
-        weights.update(name.encode())
-        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    made = hashlib.sha256(processor.to_json_string().encode())
-    return {
-        "backbone": weights.hexdigest(),
-        "image processor": made.hexdigest(),
-        "precision": str(accelerator.mixed_precision),
-        "frozen part": frozen,
-    }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...batch_norm import batch_statistics
@@ -54,10 +54,11 @@ from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
+from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
 from . import IMAGE_CLASSIFICATION, serving
-from .frozen import check_something_aligns, check_statistics_stay, feature_pair, why_not_cached, why_not_left_out
+from .frozen import check_something_aligns, check_statistics_stay, why_not_cached, why_not_left_out
 from .mixing import mix, together, with_target_labels
 from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
 from .pair_checks import check_metric, check_sources
@@ -147,6 +148,7 @@ class ClassificationTask(Task):
         self._without_cache = why_not_cached(config, self.target_losses)
         if self._without_cache is None and config.model.freeze != "all":
             self._without_cache = why_not_left_out(config, model, self.statistics.name)
+        refuse_demanded(config, self._without_cache)
         self.cached, views = self._without_cache is None, config.data.views
         if self.cached and config.data.cache_folder is not None:
             refuse_unwritable(Path(config.data.cache_folder), "data.cache_folder")
@@ -154,13 +156,23 @@ class ClassificationTask(Task):
             count = _CACHED_VIEWS if views is None else views
             self.pair = with_fixed_views(self.pair, self.processor, config.data.augmentation, count)
 
+    @property
+    def heads_alone(self) -> bool:
+        """Where all of the backbone is left out."""
+        return self.cached and self.config.model.freeze == "all"
+
     def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
         """Compute what a frozen backbone, or its frozen stages, give."""
-        if self.cached and accelerator.distributed_type == DistributedType.FSDP:
-            self.cached, self._without_cache = False, "its weights are sharded"
+        if self.cached and (reason := why_not_on_processes(accelerator)) is not None:
+            refuse_demanded(self.config, reason)
+            self.cached, self._without_cache = False, reason
         if not self.cached:
             return False
-        self.pair = feature_pair(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop)
+        self.pair = computed_pair(
+            *(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop),
+            # The stages after others take what these gave in the type that they gave it in.
+            as_stored=self.config.model.freeze != "all",
+        )
         return True
 
     @property
@@ -268,8 +280,7 @@ class ClassificationTask(Task):
         if not coordination.share_prefix or training.gradient_checkpointing or training.compile:
             return None
         # Features of the whole backbone enter where the heads begin.
-        features = self.cached and self.config.model.freeze == "all"
-        return self.model.stage_entry("head" if features else coordination.inner_scope)
+        return self.model.stage_entry("head" if self.heads_alone else coordination.inner_scope)
 
     def _shared_closures(
         self,

@@ -22,11 +22,7 @@ OBJECT_DETECTION = register_task(
         ),
         noun="detector",
         chosen_by="detector",
-        ignores={
-            **dict.fromkeys(("image_size", "resize_size"), "data.detector_size"),
-            "views": "a new view for every batch",
-            "cache_folder": "every image anew",
-        },
+        ignores=dict.fromkeys(("image_size", "resize_size"), "data.detector_size"),
         ignores_of_dataset=("label_column", "labels_file"),
         cited_as=("level", "detection_validator"),
         start_key="detector",

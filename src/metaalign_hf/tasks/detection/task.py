@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...configuration import Config, ModelConfig
@@ -23,12 +23,17 @@ from ...data import (
     load_detection_pair,
 )
 from ...data.blocks import random_order
-from ...data.detection_batches import distort_color, weak_augmentation
+from ...data.detection_batches import batch_of_views
 from ...data.detection_pair import OBJECTS
+from ...data.fixed_views import TRAINED
+from ...data.object_augmentation import distort_color, weak_augmentation
+from ...data.object_views import facts_of, with_object_views
 from ...data.objects import Objects
+from ...disk import refuse_unwritable
 from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, precision_curves, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
+from ...interruption import Interruption
 from ...models import IGNORED_LABEL, MetaAlignForObjectDetection
 from ...models.detectors.processors import build_detector_processor
 from ...progress import stage, track
@@ -36,10 +41,12 @@ from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
+from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
-from .frozen import freeze_backbone
+from .frozen import freeze_backbone, why_not_cached
+from .mixing import mix_detection, together
 
 __all__ = ["DetectionTask", "build_detector", "mix_detection"]
 
@@ -97,6 +104,47 @@ class DetectionTask(Task):
         self.target_losses = build_target_losses(config.training.target_loss_specs, context, "object-detection")
         if config.model.freeze != "none":
             freeze_backbone(config, self.model)
+        self._images = self.pair
+        self._without_cache = why_not_cached(config, self.model, self.processor, self.target_losses)
+        refuse_demanded(config, self._without_cache)
+        self.cached = self._without_cache is None
+        if self.cached and data.cache_folder is not None:
+            refuse_unwritable(Path(data.cache_folder), "data.cache_folder")
+        if self.cached or data.views is not None:
+            self.pair = with_object_views(self.pair, data.augmentation, self.target_augmentation, data.views or 1)
+
+    def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
+        """Compute the maps of a frozen backbone."""
+        if self.cached and (reason := why_not_on_processes(accelerator)) is not None:
+            refuse_demanded(self.config, reason)
+            self.cached, self._without_cache = False, reason
+        if not self.cached:
+            return False
+        batch_of = partial(
+            batch_of_views, processor=self.processor, boxes_relative_to_image=self.model.boxes_relative_to_image
+        )
+        self.pair = computed_pair(
+            *(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop),
+            facts=facts_of(self.pair, batch_of),
+            only_augmented=TRAINED,
+        )
+        return True
+
+    @property
+    def notes(self) -> list[str]:
+        """Plain statements about the data, and about maps that are computed once."""
+        notes, views = super().notes, self.config.data.views
+        if self.config.model.freeze == "none":
+            return notes
+        if not self.cached:
+            return [*notes, f"The frozen backbone's maps are computed in every pass: {self._without_cache}."]
+        augmented = "" if views is None else f" in {views} augmented views"
+        return [*notes, f"The frozen backbone's maps are computed once for each image{augmented}."]
+
+    @property
+    def plain_target(self) -> DetectionSet:
+        """The target's training images, whose views may be computed already."""
+        return self._images.target_train
 
     def stream(self, images: DetectionSet, **options: Any) -> Iterator[Batch]:
         """Endless micro-batches of training images."""
@@ -109,7 +157,7 @@ class DetectionTask(Task):
 
     def with_target_labels(self, source: Batch, few: Batch) -> Batch:
         """Source rows and labelled target rows, which carry domain label -100: the task loss alone uses them."""
-        return _together(source, few, IGNORED_LABEL)
+        return together(source, few, IGNORED_LABEL)
 
     def closures(self, model: nn.Module, source: list[Batch], target: list[Batch], progress: float) -> StepClosures:
         """As `full_passes`, with an alignment pass that sees no boxes."""
@@ -158,7 +206,7 @@ class DetectionTask(Task):
     def examples(self, model: nn.Module) -> Scores:
         """What is found in the first target test images, for the picture."""
         relative, size = self.model.boxes_relative_to_image, self.config.training.evaluation_batch_size
-        shown = self.pair.target_test_images.subset(range(min(_EXAMPLES, len(self.pair.target_test_images))))
+        shown = self._images.target_test_images.subset(range(min(_EXAMPLES, len(self.pair.target_test_images))))
         was_training = model.training
         batches = detection_batches(shown, self.processor, relative, size)
         detections = predict_objects(model, self.model.adapter.probabilities, batches, threshold=_THRESHOLD)
@@ -191,7 +239,7 @@ class DetectionTask(Task):
         found: tuple[list[Detections], list[Detections]] = ([], [])
         with stage("target images for validators", len(indices)) as shown:
             for start in range(0, len(indices), size):
-                plain = self.read(self.pair.target_train, indices[start : start + size])
+                plain = self.read(self._images.target_train, indices[start : start + size])
                 distorted = [distort_color(image, seed * 1_000_003 + start + n) for n, image in enumerate(plain)]
                 for images, kept in zip((plain, distorted), found, strict=True):
                     batch = detection_batch(images, None, self.processor, relative)
@@ -209,7 +257,7 @@ class DetectionTask(Task):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The means of the backbone's maps over all places, those of all maps side by side."""
-        found = self.model.adapter.features(self.model.detector, pixel_values, None)
+        found = self.model.inner_features(pixel_values)
         return torch.cat([level.values.flatten(2).mean(2) for level in found.maps], 1)
 
     def further_figures(self, after: dict[str, Scores]) -> dict[str, Any]:
@@ -220,7 +268,7 @@ class DetectionTask(Task):
     def write_files(self, folder: Path, before: Scores, after: Scores) -> list[str]:
         """A picture of target test images with the boxes found before and after, and the true ones where known."""
         old, new = (_examples(found["found"]) for found in (before, after))
-        images = [self.pair.target_test_images[index] for index in range(len(old))]
+        images = [self._images.target_test_images[index] for index in range(len(old))]
         view = self.pair.target_evaluation
         truth = None if view is None or view.objects is None else view.objects[: len(images)]
         picture = draw_before_after(images, old, new, self.pair.labels, truth, _THRESHOLD)
@@ -251,34 +299,6 @@ def build_detector(config: ModelConfig, labels: list[str]) -> MetaAlignForObject
         )
 
     return starting_model(config, OBJECT_DETECTION, MetaAlignForObjectDetection, fresh)
-
-
-def mix_detection(source: Batch, target: Batch) -> Batch:
-    """Source and target in one batch, on the smallest canvas that holds both; images without labels have None."""
-    return _together(source, target, 1)
-
-
-def _together(source: Batch, target: Batch, domain: int) -> Batch:
-    """As `mix_detection`, with the domain label that the target's images have."""
-    parts = (source["pixel_values"], target["pixel_values"])
-    height, width = (max(part.shape[axis] for part in parts) for axis in (2, 3))
-    device = parts[0].device
-    known = source.get("domain_labels", torch.zeros(len(parts[0]), dtype=torch.long, device=device))
-    values = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
-    masks = []
-    for batch, part in zip((source, target), parts, strict=True):
-        mask = batch.get("pixel_mask")
-        mask = torch.ones_like(part[:, 0], dtype=torch.long) if mask is None else mask
-        masks.append(F.pad(mask, (0, width - part.shape[3], 0, height - part.shape[2])))
-    mixed: Batch = {
-        "pixel_values": torch.cat(values),
-        "labels": [*source["labels"], *target.get("labels", [None] * len(parts[1]))],
-        "domain_labels": torch.cat([known, torch.full((len(parts[1]),), domain, device=device)]),
-    }
-    mask = torch.cat(masks)
-    if not bool(mask.bool().all()):
-        mixed["pixel_mask"] = mask
-    return mixed
 
 
 def _examples(entries: list[dict[str, list[Any]]]) -> list[Detections]:
