@@ -99,6 +99,7 @@ def test_figures_are_those_of_the_summary_and_the_markdown_says_the_same(finishe
     row = ["target, accuracy %", *(f"{100 * share:.1f}" for share in shares)]
     assert page.cells[page.cells.index(row[0]) :][:4] == row
     assert f"| {' | '.join(row)} |" in text
+    assert "Dotted: the same steps on the source alone." in text
     linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert len(linked) == 9 and all((reported / name).is_file() for name in linked)
 
@@ -169,6 +170,7 @@ def test_without_target_labels_the_images_come_first(tmp_path):
     assert page.headings[1:3] == ["Result", "Target images"]
     assert not {"By class", "Reliability"} & set(page.headings) and "Both domains" in page.headings
     text = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "cannot be measured" not in text, "it is said once"
     assert "The target has no labels" in text and "target test images changed their class" in text
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURE_FILES", "draw_curves", "running_mean", "selecting_validator", "write_figures"]
+__all__ = ["FIGURE_FILES", "better", "draw_curves", "running_mean", "selecting_validator", "write_figures"]
 
 FIGURE_FILES = ("training.png",)
 """Every file that `write_figures` may write: curves alone, no image of any data set."""
@@ -157,7 +157,8 @@ def _validators(record: RunRecord) -> list[Callable[[Axes], None]]:
             for mark, step in marked.items():
                 _mark(axes, [point for point in points if point[0] == step], *_MARKS[mark])
             chooses = name == selecting_validator(record)
-            title = f"{name.replace('_', ' ')}{_better(name)}" + (", selects" if chooses else "")
+            direction = f" ({told})" if (told := better(name)) else ""
+            title = f"{name.replace('_', ' ')}{direction}" + (", selects" if chooses else "")
             axes.set_title(title, fontweight="bold" if chooses else "normal")
 
         return draw
@@ -187,10 +188,10 @@ def selecting_validator(record: RunRecord) -> str | None:
     return named[0].rpartition(", ")[2].rstrip(")") if named else None
 
 
-def _better(name: str) -> str:
-    """The direction of a validator, where this version knows it."""
+def better(name: str) -> str:
+    """The direction of a validator in words, where this version knows it."""
     try:
-        return " (higher is better)" if get_validator(name).higher_is_better else " (lower is better)"
+        return "higher is better" if get_validator(name).higher_is_better else "lower is better"
     except UserError:
         return ""
 

@@ -72,10 +72,10 @@ def draw_target_images(
     rows = [
         ("Most confident after adaptation", surest),
         ("Least confident after adaptation", unsure),
-        (f"Changed class by adaptation: {count} of {len(after)} images", changed),
+        (f"Changed class by adaptation: {count} of the {len(after)} images looked at", changed),
     ]
     columns = max(4, *(len(numbers) for _, numbers in rows))
-    high = 30 + _TILE + (3 if names else 2) * _LINE + _MARGIN
+    high = 30 + _TILE + (3 if names else 2) * _LINE + 2 * _MARGIN
     empty = 30 + _LINE + _MARGIN
     height = _MARGIN + sum(high if numbers else empty for _, numbers in rows)
     sheet, draw = canvas(_MARGIN + columns * (_TILE + _MARGIN), height)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..figures import selecting_validator
+from ..figures import better, selecting_validator
 from .shown import ShownRun, points
 from .style import COLOURS, GREY, INK, SOURCE, TARGET, Drawn, new_figure, plot_series, shortened
 
@@ -41,10 +41,11 @@ def scores(runs: Sequence[ShownRun]) -> Drawn | None:
             axes.plot(
                 *zip(*found, strict=True), "o-", color=own, markersize=5, linewidth=1.8, label=shortened(label, 60)
             )
-        baseline = points([x for x in run.record.baseline if "evaluation" in x], f"target_{measure.name}", 100)
+        domain = "target" if run.labelled else "source"
+        baseline = points([x for x in run.record.baseline if "evaluation" in x], f"{domain}_{measure.name}", 100)
         if baseline:
             own = INK if len(runs) == 1 else colour
-            label = "target, the same steps on the source alone" if len(runs) == 1 else f"{run.name}: source alone"
+            label = f"{domain}, the same steps on the source alone" if len(runs) == 1 else f"{run.name}: source alone"
             axes.plot(*zip(*baseline, strict=True), "s:", color=own, markersize=4, linewidth=1.5, label=label)
     if not drawn:
         return None
@@ -123,22 +124,29 @@ def validators(runs: Sequence[ShownRun]) -> Drawn | None:
     if not keys:
         return None
     columns = min(4, len(keys))
-    figure, panels = new_figure(columns, -(-len(keys) // columns), height=2.7)
+    figure, panels = new_figure(columns, -(-len(keys) // columns), height=3.0)
+    alone = False
     for axes, key in zip(panels, keys, strict=False):
         for run, colour in zip(runs, _cycle(runs), strict=True):
             if found := points(run.record.evaluations, key):
                 own = INK if len(runs) == 1 else colour
                 axes.plot(*zip(*found, strict=True), "o-", color=own, markersize=4, label=shortened(run.name))
+            if len(runs) == 1 and (found := points([x for x in run.record.baseline if "evaluation" in x], key)):
+                alone = True
+                axes.plot(*zip(*found, strict=True), "s:", color=GREY, markersize=3)
         name = key.removeprefix("validator_")
         chooses = len(runs) == 1 and name == selecting_validator(runs[0].record)
-        axes.set_title(name.replace("_", " "), fontsize=10, fontweight="bold" if chooses else "normal")
+        title = f"{name.replace('_', ' ')}\n{better(name)}".rstrip()
+        axes.set_title(title, fontsize=10, fontweight="bold" if chooses else "normal")
         axes.tick_params(labelsize=8)
     for axes in panels[len(keys) :]:
         axes.remove()
     if len(runs) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     bold = " The bold one selects checkpoints." if len(runs) == 1 and selecting_validator(runs[0].record) else ""
-    return Drawn("validators", figure, f"Scores that need no target label, over the steps of the adaptation.{bold}")
+    dotted = " Dotted: the same steps on the source alone." if alone else ""
+    text = f"Scores that need no target label, over the steps of the adaptation.{bold}{dotted}"
+    return Drawn("validators", figure, text)
 
 
 def _steps(run: ShownRun) -> list[dict[str, Any]]:

@@ -24,7 +24,9 @@ def precision_recall(run: ShownRun) -> Drawn | None:
     if not known:
         return None
     columns = min(4, len(known))
-    figure, panels = new_figure(columns, -(-len(known) // columns), width=2.6 * columns + 0.4, height=2.5)
+    rows = -(-len(known) // columns)
+    # The legend above and the words below take the same space of one row as of three.
+    figure, panels = new_figure(columns, rows, width=max(2.6 * columns + 0.4, 4.0), height=2.4 + 0.7 / rows)
     recall = [mark / 100 for mark in range(101)]
     for axes, n in zip(panels, known, strict=False):
         for when, there in found.items():
@@ -32,7 +34,7 @@ def precision_recall(run: ShownRun) -> Drawn | None:
             axes.plot(recall, there["precision"][n].tolist(), line, color=colour, linewidth=1.8, label=when)
         values = ", ".join(f"{100 * float(there['ap50'][n]):.0f}" for there in found.values())
         axes.set_title(f"{shortened(_name(run, n), 18)}: AP {values.replace(', ', ' → ')}", fontsize=10)
-        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), box_aspect=0.9)
     for axes in panels[len(known) :]:
         axes.remove()
     figure.supxlabel("recall", fontsize=10)

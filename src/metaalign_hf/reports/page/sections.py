@@ -154,7 +154,8 @@ def _results(run: ShownRun) -> Section:
     columns = ["test images of", "before", "source alone", "after", "change"]
     if rows and not any(row[2] for row in rows):
         columns, rows = [c for c in columns if c != "source alone"], [[*row[:2], *row[3:]] for row in rows]
-    notes = [str(note) for note in summary.get("notes") or []]
+    # That the target has no labels is said above already.
+    notes = [str(note) for note in summary.get("notes") or [] if run.labelled or "cannot be measured" not in note]
     table = Table(columns, rows, [len(rows) - 1]) if rows else None
     return Section("Result", [*([" ".join(words)] if words else []), *notes], table)
 
