@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metaalign_hf.coordination import DoublyPerturbed, Game, Joint, MetaAlign, RememberedMetaAlign
+from metaalign_hf.coordination.last_update import preconditioned
 from tests.helpers.networks import Classifier, conv_net
 from tests.helpers.steps import EXACT, assert_same, double, gradients, setting, sgd  # noqa: F401
 
@@ -185,6 +186,23 @@ def test_under_adam_the_inner_step_is_scaled_as_adam_scales(setting):
         named = dict(model.named_parameters())
         scaled = {n: m / (optimizer.state[named[n]]["exp_avg_sq"].sqrt() + 1e-8) for n, m in memory.items()}
         move = {n: -2.0 * moved[n].norm() / s.norm() * s for n, s in scaled.items() if float(s.norm()) > 0}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("eps", [1e-8, 1e-3, 1e-14, 0.0])
+def test_weights_that_nothing_has_reached_are_scaled_bit_for_bit_as_adam_scales(kind, eps):
+    """Moments of zero and around the smallest normal number: `g / (sqrt(v) + eps)` as it is written."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-320, 3, (4000,), generator=generator, dtype=torch.double)
+    moment = (torch.rand(4000, generator=generator, dtype=torch.double) * 10**exponents).to(kind)
+    moment[:500] = 0
+    weight = nn.Parameter(torch.zeros(4000, dtype=kind))
+    optimizer = torch.optim.AdamW([weight], eps=eps)
+    optimizer.state[weight]["exp_avg_sq"] = moment
+    gradient = torch.randn(4000, generator=generator, dtype=torch.double).to(kind)
+    (found,) = preconditioned(optimizer, [gradient])
+    assert found is not None and found.dtype == kind
+    assert torch.equal(found.nan_to_num(), (gradient / (moment.sqrt() + eps)).nan_to_num())
 
 
 def test_with_plain_sgd_1_is_the_past_extragradient_step(setting):

@@ -28,7 +28,23 @@ def preconditioned(optimizer: Optimizer, gradients: Sequence[Tensor | None]) -> 
     found = []
     for p, g, eps in zip(optimizer_parameters(optimizer), gradients, epsilons, strict=True):
         moment = optimizer.state.get(p, {}).get("exp_avg_sq")
-        found.append(g if g is None or moment is None else g / (moment.sqrt() + eps))
+        found.append(g if g is None or moment is None else _over_root(g, moment, eps))
+    return found
+
+
+@torch.no_grad()
+def _over_root(gradient: Tensor, moment: Tensor, eps: float) -> Tensor:
+    """`g / (sqrt(v) + eps)`, bit for bit, in one new tensor.
+
+    The root of zero, the moment of a weight that nothing has reached, takes ten times as long as another on a CPU. A
+    number whose root is lost beside eps stands in its place.
+    """
+    known = torch.finfo(moment.dtype)
+    lost = known.tiny**0.5 < eps * known.eps / 4
+    found = (moment.clamp_min(known.tiny).sqrt_() if lost else moment.sqrt()).add_(eps)
+    if gradient.dtype != moment.dtype:
+        return gradient / found
+    torch.div(local(gradient), local(found), out=local(found))
     return found
 
 
