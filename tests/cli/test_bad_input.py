@@ -64,6 +64,7 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--training.batch_size", "2000"], ["2000", "1437", "batch_size"]),
         (["--training.batch_size", "0"], ["batch_size", "1 or more"]),
         (["--training.mixed_precision", "fp8"], ["mixed_precision", "bf16"]),
+        (["--training.gradient_checkpointing", "true"], ["gradient_checkpointing: resnet cannot", "leave it out"]),
         (["--coordination.method", "metalign"], ["coordination.method", "metaalign"]),
         (["--coordination.inner_lr", "-1"], ["coordination.inner_lr"]),
         (["--coordination.inner_lr", ".nan"], ["coordination.inner_lr"]),

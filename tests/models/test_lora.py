@@ -65,6 +65,33 @@ def test_a_layer_that_is_never_called_gets_no_adapter():
         assert torch.allclose(model.eval().export_native().eval()(images).logits, model(images).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vit", "timm/eva02_tiny_patch14_224"])
+def test_gradient_checkpointing_gives_adapters_the_same_gradients(name):
+    """Nothing before the first block trains, with which some ways of recomputing lose every gradient."""
+    side = 16 if name == "vit" else 28
+    model = tiny(name, **(VIT if name == "vit" else {"img_size": side}))
+    model.add_lora(r=2)
+    for key, parameter in model.named_parameters():
+        if ".lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.05)
+    images, labels, kept, gradients = torch.randn(4, 3, side, side), torch.tensor([0, 1, 1, 0]), [], []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.train()(images, labels).task_loss
+        found = [parameter for key, parameter in model.named_parameters() if ".lora_" in key]
+        gradients.append(torch.autograd.grad(loss, found))
+        kept.append(sum(sizes.values()))
+    assert all(map(torch.equal, *gradients)) and kept[1] < kept[0] / 2
+
+
 def test_adapters_alone_are_what_peft_reads(tmp_path, capsys):
     """Small, on top of the plain base model, with the same logits."""
     from peft import PeftModel

@@ -51,6 +51,11 @@ _UNSUITED = {
     "pp_lcnet": "it returns no logits",
     "siglip2": "it takes cut patches and their positions, not images (siglip takes images)",
 }
+# Families without an image classifier in transformers.
+_IN_TIMM = {
+    "dinov3_vit": "timm/vit_small_patch16_dinov3 and others",
+    "dinov3_convnext": "timm/convnext_tiny.dinov3_lvd1689m",
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -381,8 +386,9 @@ def _checked(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
         raise UserError(f"backbone: {name!r} cannot be adapted: {_UNSUITED[config.model_type]}")
     if isinstance(config, TimmWrapperConfig) or config.model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return config
+    instead = f"; timm has it, as {_IN_TIMM[config.model_type]}" if config.model_type in _IN_TIMM else ""
     raise UserError(
-        f"backbone: {name!r} is a {config.model_type} model, for which transformers has no image classifier"
+        f"backbone: {name!r} is a {config.model_type} model, for which transformers has no image classifier{instead}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import UserError
 from .loading import align_memory, refuse_lost_tensors
 from .origin import note_checkpoint
 
@@ -70,11 +71,21 @@ class MetaAlignModel(PreTrainedModel):
         raise NotImplementedError
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Trade compute for memory in the inner model."""
+        """Trade compute for memory in the inner model.
+
+        Raises:
+            UserError: If it cannot recompute its activations.
+        """
         with warnings.catch_warnings():
             # transformers 5 renames the method; this name works in every release that we support.
             warnings.simplefilter("ignore", FutureWarning)
-            self.base_model.gradient_checkpointing_enable(*args, **kwargs)
+            try:
+                self.base_model.gradient_checkpointing_enable(*args, **kwargs)
+            except (ValueError, AssertionError) as error:
+                name = getattr(self.config, "backbone_name", None) or getattr(self.config, "detector_name", None)
+                raise UserError(
+                    f"training.gradient_checkpointing: {name} cannot recompute its activations; leave it out"
+                ) from error
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
