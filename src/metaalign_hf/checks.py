@@ -165,7 +165,8 @@ def _kind(hint: Any, limits: Limits) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (list, dict):
-        return "a list" if origin is list else "a mapping"
+        names = " of text (numbers in quotes)" if inner[:1] == (str,) else ""
+        return f"a list{names}" if origin is list else "a mapping"
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text that is not empty"}
     return words.get(hint, "a domain") + (str(limits) if hint in (int, float) else "")
 

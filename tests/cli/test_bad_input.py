@@ -139,7 +139,7 @@ def train_refused(capsys, tmp_path, *options: str) -> str:
         (["--optimizer.name", "adam"], ["optimizer.name is adam: it must be one of sgd, adamw\n"]),
         (["--optimizer.name", "null"], ["optimizer.name is null: it must be one of sgd, adamw\n"]),
         (["--training.resume", "maybe"], ["run holds no run to go on with; use auto or never\n"]),
-        (["--training.trackers", "3"], ["training.trackers is 3: it must be a list\n"]),
+        (["--training.trackers", "3"], ["training.trackers is 3: it must be a list of text (numbers in quotes)\n"]),
         (["--training.seed", ""], ["training.seed is '': it must be a whole number"]),
         (["--training", "3"], ["training must be a section with keys, not 3"]),
         (["--hub.attempts", "0"], ["hub.attempts is 0: it must be a whole number, 1 or more\n"]),

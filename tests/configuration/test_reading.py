@@ -93,7 +93,7 @@ def test_the_table_names_entries_that_exist():
         (["--model.bottleneck_kind", "linear"], "with model.bottleneck_dim null"),
         (["--model.checkpoint", "lab/x", "--model.alignment", "dann"], "with model.checkpoint lab/x nothing reads it"),
         (["--data.source_sampling", "size"], "with data.source a single domain nothing reads it"),
-        (["--data.target.classes", "[one, two]"], "a domain of kind digits does not read it"),
+        (["--data.target.bad_boxes", "error"], "a domain of kind digits does not read it"),
         (["--data.target", "imagefolder:x", "--data.target.root", "y"], "a domain of kind imagefolder does not read"),
         (["--data.target", "dataset:a/b", "--data.target.domain", "art"], "domain_column says which column holds it"),
         (["--training.pseudo_label_threshold", "0.9"], "with training.pseudo_label_weight 0.0 nothing reads it"),

@@ -72,7 +72,9 @@ class DomainConfig:
         image_column: Column with the images.
         label_column: Column with the labels.
         objects_column: Column with the objects of a detection data set, a dict of lists or a list of dicts.
-        classes: Classes of a detection domain to keep, in the order of the model's class indices; by default all.
+        classes: Classes to keep, in the order of the model's class indices; by default all. Of a classifier's source,
+            such as those that the target is known to have; of its target none may be named, for that would use its
+            labels.
         box_format: How its boxes are written: xywh (COCO) or xyxy, in pixels.
         bad_boxes: What happens to boxes without area or outside the image, unknown categories and repeated ids: drop
             (and count in the notes) or error.

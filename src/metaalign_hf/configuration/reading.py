@@ -152,11 +152,11 @@ FILE_KINDS = ("parquet", "arrow", "webdataset")
 _STREAMED = ("streaming", "shuffle_buffer", "streaming_gigabytes")
 # Entries that a domain of a kind reads, beside kind and name.
 DOMAIN_READS: Mapping[str, tuple[str, ...]] = {
-    "digits": (),
-    "solar": (),
+    "digits": ("classes",),
+    "solar": ("classes",),
     "digit_scenes": ("classes",),
-    "imagefolder": ("path", "test_path", *_SPLIT),
-    "list": ("path", "root", "outside_root", "labels_file", "test_path", *_SPLIT),
+    "imagefolder": ("path", "test_path", "classes", *_SPLIT),
+    "list": ("path", "root", "outside_root", "labels_file", "test_path", "classes", *_SPLIT),
     "dataset": (
         "path",
         "labels_file",

@@ -12,6 +12,7 @@ from ..configuration import DomainConfig
 from ..errors import UserError
 from .domains import Domain, RawDomain, S
 from .images import ImageSet
+from .kept_classes import refuse_chosen_classes
 from .label_agreement import UNKNOWN, differing_classes, some
 from .names import named_apart
 from .pair_domains import PairDomains
@@ -198,6 +199,7 @@ def load_target(
         UserError: If the target cannot be read, or its class names are not the model's.
     """
     config = _parsed(target)
+    refuse_chosen_classes(config)
     domain = _load(LABELS, config)
     known = Domain(model, list(labels), domain.train.subset([]), domain.test.subset([]))
     agreed, notes = _agree(
@@ -276,6 +278,8 @@ def load_domains(
         raise UserError("data.source: the list of sources is empty")
     few = None if target_labeled is None else _parsed(target_labeled)
     domains = PairDomains(tuple(given), _parsed(target), few)
+    if kind is LABELS:
+        refuse_chosen_classes(domains.target)
     if any(domain.is_same_place(domains.target) for domain in given):
         place = domains.target.short_form()
         raise UserError(f"data.target is the source ({place}): name another domain to adapt to")

@@ -15,6 +15,7 @@ from .dataset_files import dataset_split, open_dataset, required_path
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, TensorLoader, find_images
+from .kept_classes import with_chosen_classes
 from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
 from .remote_folder import read_remote_folder
@@ -40,7 +41,7 @@ def read_domain(config: DomainConfig) -> RawDomain[ImageSet]:
     readers |= dict.fromkeys(FILE_KINDS, _dataset)
     if config.kind not in readers:
         raise UserError(f"domain {config.describe()}: kind {config.kind} is for detectors; valid: {', '.join(readers)}")
-    return readers[config.kind](config)
+    return with_chosen_classes(config, readers[config.kind](config))
 
 
 def _digits(config: DomainConfig) -> RawDomain[ImageSet]:
