@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    AutoModelForImageClassification,
     AutoModelForObjectDetection,
     ConvNextImageProcessor,
     TimmWrapperImageProcessor,
@@ -199,6 +201,18 @@ def test_a_native_folder_evaluates_as_the_run_does(kind, trained, domains, tmp_p
         assert run(["evaluate", str(place), "--data", data, "--split", "all", "--output", str(output)]) == 0
         figures.append(json.loads(output.read_text())["accuracy"])
     assert figures[0] == figures[1]
+
+
+def test_timm_itself_reads_a_native_timm_folder(trained):
+    _, native = trained("timm")
+    assert [path.name for path in native.glob("*.safetensors")] == ["model.safetensors"], "one copy for both libraries"
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    plain = timm.create_model(f"local-dir:{native}", pretrained=True).eval()
+    with torch.no_grad():
+        served_by_transformers = AutoModelForImageClassification.from_pretrained(native).eval()(images).logits
+        assert torch.equal(plain(images), served_by_transformers)
+    told = timm.data.resolve_model_data_config(plain)
+    assert tuple(told["input_size"]) == (3, 48, 48) and told["crop_mode"] == "squash"
 
 
 def test_a_native_timm_folder_is_exported_to_onnx_with_a_processor(trained, files, tmp_path):

@@ -64,6 +64,7 @@ def export(arguments: list[str]) -> None:
 def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
     """Write the files; returns what to say of them."""
     from ..hub import fetch, load_checkpoint
+    from ..models import save_native
     from ..models.image_processor import handed_size, makes_only, savable_processor
     from ..progress import no_model_progress_bars
 
@@ -101,7 +102,7 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
                 "makes of every image: resize them yourself"
             )
     with no_model_progress_bars():
-        native.save_pretrained(folder)
+        save_native(native, folder)
     if saved is not None:
         saved.save_pretrained(folder)
     return lines

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..configuration import HubConfig
 from ..configuration.hub import license_notes
 from ..errors import UserError
+from ..models import save_native
 from ..models.adapter_files import export_adapter
 from ..progress import no_model_progress_bars
 from ..reports import model_card, read_record, record_folder
@@ -145,7 +146,7 @@ def _write_native(checkpoint: str, folder: Path) -> str:
         raise UserError(f"push: checkpoint {checkpoint} is a native {type(model).__name__} already; leave out --native")
     native = model.export_native(processor)
     with no_model_progress_bars():
-        native.save_pretrained(folder)
+        save_native(native, folder)
     processor.save_pretrained(folder)
     return type(native).__name__
 

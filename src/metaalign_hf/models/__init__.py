@@ -15,7 +15,7 @@ from .detection_configuration import MetaAlignDetectionConfig
 from .detectors import detector_types
 from .image_classification import MetaAlignForImageClassification, MetaAlignOutput
 from .image_processor import build_image_processor
-from .native_export import export_native
+from .native_export import export_native, save_native
 from .object_detection import MetaAlignDetectionOutput, MetaAlignForObjectDetection
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "build_image_processor",
     "detector_types",
     "export_native",
+    "save_native",
 ]
 
 AutoConfig.register(MetaAlignConfig.model_type, MetaAlignConfig, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from .lora import merged_state
 if TYPE_CHECKING:
     from .image_classification import MetaAlignForImageClassification
 
-__all__ = ["export_native"]
+__all__ = ["export_native", "save_native"]
 
 
 def export_native(model: MetaAlignForImageClassification, processor: Any = None) -> PreTrainedModel:
@@ -33,6 +34,7 @@ def export_native(model: MetaAlignForImageClassification, processor: Any = None)
 
     A timm backbone's configuration also says how its images are made (`pretrained_cfg`), because transformers reads
     that, and no `preprocessor_config.json`, for such a folder. Beside the others save `model.image_processor()`.
+    `save_native` makes a folder of it that timm loads as well.
 
     Args:
         model: The adapted model; it is not changed, and no tensor is shared.
@@ -57,7 +59,10 @@ def export_native(model: MetaAlignForImageClassification, processor: Any = None)
     if is_timm:
         config.label_names = model.config.labels
         described = {k: v for k, v in (config.pretrained_cfg or {}).items() if not k.startswith("test_")}
-        config.pretrained_cfg = {**described, **timm_data_config(processor or model.image_processor())}
+        # timm reads arguments and not None, and weights as they are: none of another format, and no pruned network.
+        config.model_args = config.model_args or {}
+        data = timm_data_config(processor or model.image_processor())
+        config.pretrained_cfg = {**described, **data, "custom_load": False}
     native = (
         TimmWrapperForImageClassification(config) if is_timm else AutoModelForImageClassification.from_config(config)
     )
@@ -70,3 +75,20 @@ def export_native(model: MetaAlignForImageClassification, processor: Any = None)
     native.to(device=weight.device, dtype=weight.dtype)
     torch.nn.Module.load_state_dict(native, state, strict=True)
     return native.train(model.training)
+
+
+def save_native(native: PreTrainedModel, folder: Path) -> None:
+    """Save a native model, that of a timm backbone such that timm loads the same file as transformers.
+
+    Its weights are named as timm names them, which is how transformers reads the repositories of timm:
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`. `save_pretrained` alone puts `timm_model.` before each
+    name.
+
+    Args:
+        native: What `export_native` returned.
+        folder: Where to.
+    """
+    if not isinstance(native, TimmWrapperForImageClassification):
+        native.save_pretrained(folder)
+        return
+    native.save_pretrained(folder, state_dict=native.timm_model.state_dict())
