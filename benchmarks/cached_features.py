@@ -57,20 +57,23 @@ def small_pair() -> DomainPair[Any]:
     return replace(pair, **{name: getattr(pair, name).subset(range(size)) for name, size in sizes.items()})
 
 
-def stepper(folder: Path, pair: DomainPair[Any], prepare: bool = True, **options: Any) -> tuple[Stepper, float]:
+SOLAR = {
+    "data.source": "solar_mono",
+    "data.target": "solar_poly",
+    "data.views": VIEWS,
+    "model.backbone": BACKBONE,
+    "model.pretrained": False,
+    "model.bottleneck_dim": 256,
+    "training.max_steps": LONG,
+}
+
+
+def stepper(
+    folder: Path, pair: DomainPair[Any], prepare: bool = True, base: dict[str, Any] = SOLAR, **options: Any
+) -> tuple[Stepper, float]:
     """A run that is ready for its first step, and the seconds that its cache took; without it, where not prepared."""
     folder.mkdir()
-    values = {
-        "data.source": "solar_mono",
-        "data.target": "solar_poly",
-        "data.views": VIEWS,
-        "model.backbone": BACKBONE,
-        "model.pretrained": False,
-        "model.bottleneck_dim": 256,
-        "training.output_dir": str(folder),
-        "training.max_steps": LONG,
-        **options,
-    }
+    values = {**base, "training.output_dir": str(folder), **options}
     (folder / "empty.yaml").write_text("{}")
     config = load_config(folder / "empty.yaml", values)
     torch.manual_seed(0)

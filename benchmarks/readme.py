@@ -22,7 +22,7 @@ import runs
 
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
-    *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile"),
+    *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile", "cached_maps"),
     *("detection_leaders", "shares"),
     *("data", "data_scale"),
 )

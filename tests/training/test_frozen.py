@@ -208,6 +208,10 @@ def test_what_needs_pixels_is_not_cached(folders, tmp_path, capsys):
         (["--model.freeze", "9"], "has 3 stages (stem, stage1, stage2); freeze fewer, or all"),
         (["--model.freeze", "some"], "model.freeze is some: it must be one of none, all or a whole number"),
         (["--data.augmentation", "none", "--data.views", "2"], "data.views is 2"),
+        (
+            ["--data.cache_features", "always", "--training.target_losses", "[self_training]"],
+            "data.cache_features is always, which cannot be: the target loss self_training needs a view of its own",
+        ),
     ],
 )
 def test_bad_input(options, said, folders, tmp_path, capsys):
