@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .errors import UserError
 
-__all__ = ["is_file", "printable", "require_readable"]
+__all__ = ["is_file", "is_visible", "printable", "require_readable"]
 
 
 def printable(path: str | Path) -> str:
     r"""The name of a file as text; bytes that are not UTF-8 are written as `\xff`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def is_file(path: Path) -> bool:
@@ -22,6 +22,15 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_visible(path: PurePath) -> bool:
+    """Whether neither a file nor a folder above it is hidden.
+
+    Args:
+        path: The file, as it is called within the folder that the user named.
+    """
+    return not any(part.startswith(".") for part in path.parts)
 
 
 def require_readable(paths: Sequence[Path]) -> None:

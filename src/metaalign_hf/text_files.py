@@ -75,8 +75,9 @@ def read_json(path: Path, what: str) -> Any:
     Raises:
         UserError: If it cannot be read, is not JSON, or is nested too deeply.
     """
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(text)
     except ValueError as error:  # also that of a number with thousands of digits
         raise UserError(f"{what} {path} is not valid json ({error})") from error
     except RecursionError:

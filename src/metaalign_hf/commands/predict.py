@@ -35,7 +35,7 @@ def predict(arguments: list[str]) -> int:
         UserError: If an argument or the checkpoint is wrong, or the output cannot be written.
     """
     options = _parser().read(arguments)
-    require_readable(options.images)
+    require_readable([Path(image) for image in options.images if "://" not in image])
     if options.output is not None:
         check_suffix(options.output)
     special = [option for kind in known_tasks() for option in kind.options]
@@ -45,10 +45,11 @@ def predict(arguments: list[str]) -> int:
         refuse_existing(path)
 
     from ..data import image_files
+    from ..data.remote_path import place_of
     from ..hub import load_checkpoint
     from ..progress import display, stage
 
-    files = image_files(options.images)
+    files = image_files([place_of(image, "IMAGES") for image in options.images])
     with display(), stage(f"loading {options.checkpoint}"):
         model, processor = load_checkpoint(options.checkpoint)
     kind = task_of_model(model)
@@ -84,7 +85,7 @@ def _parser() -> Parser:
     parser = Parser("predict", "Classify images, or find objects in them, with an adapted or native checkpoint.")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("images", nargs="+", type=Path, help="image files or folders of images")
+    parser.add_argument("images", nargs="+", help="image files or folders of images, here or at an address")
     parser.add_argument("--output", type=Path, help="write the answers to this new file instead of printing them")
     parser.add_argument("--batch-size", type=at_least_one, help=f"images in a batch; {default_batch_sizes()}")
     for kind in known_tasks():

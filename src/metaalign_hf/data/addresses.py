@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import UserError, one_line
+from ..paths import is_visible
 
 __all__ = ["files_at", "is_address", "open_place", "told_remote_errors"]
 
@@ -114,7 +117,7 @@ def files_at(path: str, endings: tuple[str, ...], name: str) -> list[str]:
     fs, inner = open_place(place, name)
     _, chained, rest = path.partition("::")
     with told_remote_errors(path, name):
-        if any(character in inner for character in "*?["):
+        if any(sign in inner for sign in "*?["):
             found = fs.glob(inner)
         elif path.startswith(_HTTP):  # such a server has no folders, and asking would fetch the file
             return [path]
@@ -127,5 +130,7 @@ def files_at(path: str, endings: tuple[str, ...], name: str) -> list[str]:
     if not found:
         what = "does not exist" if not fs.exists(inner) else f"holds no file ending in {' or '.join(endings)}"
         raise UserError(f"domain {name}: {path} {what}")
-    visible = (file for file in sorted(found) if not any(part.startswith(".") for part in file.split("/")[-3:]))
+    # Of a pattern, what comes before its first sign is what the user named.
+    folder = re.split(r"[*?[]", inner)[0].rpartition("/")[0] if any(sign in inner for sign in "*?[") else inner
+    visible = (file for file in sorted(found) if is_visible(PurePosixPath(file[len(folder) :].lstrip("/"))))
     return [(fs.unstrip_protocol(file) if is_address(path) else file) + chained + rest for file in visible]

@@ -107,6 +107,8 @@ def header_size(path: Path, where: str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return upright_size(image)
+    except UserError:
+        raise
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise UserError(f"{where}: image {path} cannot be read: {error}") from error
 

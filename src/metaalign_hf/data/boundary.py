@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..configuration import DomainConfig
 from ..errors import UserError
+from .remote_path import RemotePath
 
 __all__ = ["Boundary"]
 
@@ -23,10 +24,11 @@ class Boundary:
     """
 
     def __init__(self, folder: str | Path, config: DomainConfig, other: str = "") -> None:
+        self.remote = folder if isinstance(folder, RemotePath) else None
         self.folder = str(folder)
         self.other = other
         self.lifted = config.outside_root == "allow"
-        self._real = os.path.realpath(self.folder)
+        self._real = "" if self.remote is not None else os.path.realpath(self.folder)
         self._inside: dict[str, bool] = {}
 
     def holds_folder(self, folder: str) -> bool:
@@ -42,7 +44,9 @@ class Boundary:
             return True
 
     def holds(self, path: str | Path) -> bool:
-        """Whether a file is below the folder."""
+        """Whether a file is below the folder; at an address there are no links."""
+        if self.remote is not None:
+            return self.lifted or (isinstance(path, RemotePath) and path.is_below(self.remote))
         folder, _ = os.path.split(path)
         return self.holds_folder(folder) and (self.lifted or not os.path.islink(path) or self._holds(str(path)))
 
@@ -53,7 +57,7 @@ class Boundary:
             path: The path.
             where: Where it is named: file and row.
         """
-        real, plain = os.path.realpath(path), os.path.normpath(os.path.abspath(path))
+        real, plain = ("", "") if self.remote else (os.path.realpath(path), os.path.normpath(os.path.abspath(path)))
         found = f"{path} leads to {real}, which" if real != plain else str(path)
         # Another folder would move the relative paths, too.
         absolute = self.other and not str(path).startswith(self.folder.rstrip("/") + "/")

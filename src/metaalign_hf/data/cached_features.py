@@ -21,6 +21,7 @@ from ..errors import UserError, one_line
 from .domain_pair import DomainPair
 from .fixed_views import EVALUATED, TRAINED
 from .images import _Subset
+from .remote_path import RemotePath
 from .transforms import ImageViews
 
 __all__ = ["CachePlan", "Facts", "open_cache", "plan_cache", "with_features"]
@@ -120,6 +121,9 @@ def _content(images: Any) -> str:
     """Checksum of a set: path, size and time of every file; of images without files the pixels of some of them."""
     digest = hashlib.sha256(str(len(images)).encode())
     for path in images.paths:
+        if isinstance(path, RemotePath):
+            digest.update(f"{path} {path.version}\n".encode())
+            continue
         try:
             found = path.stat()
             digest.update(f"{path.absolute()} {found.st_size} {found.st_mtime_ns}\n".encode())

@@ -15,6 +15,7 @@ from .boundary import Boundary
 from .domains import RawDomain
 from .images import FileLoader, ImageSet
 from .objects import DetectionSet
+from .remote_path import fetch_all, place_of
 
 __all__ = ["read_coco"]
 
@@ -43,7 +44,7 @@ def read_coco(config: DomainConfig) -> RawDomain[DetectionSet]:
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:
-    place = Path(path).expanduser()
+    place = place_of(path, name)
     document = read_json(place, f"domain {name}: annotations")
     if not isinstance(document, dict):
         raise UserError(f"{place}: must be a COCO object with images, annotations and categories")
@@ -73,11 +74,11 @@ def _coco_categories(document: dict[str, Any], file: str) -> tuple[dict[int | st
 def _coco_set(
     document: dict[str, Any], file: str, root: str | None, config: DomainConfig, names: ClassNames, check: BoxCheck
 ) -> DetectionSet:
-    folder = Path(root).expanduser() if root is not None else Path(file).expanduser().parent
+    folder = place_of(file, config.describe()).parent if root is None else place_of(root, config.describe())
     boundary = Boundary(folder, config, "path")
     by_id, _ = _coco_categories(document, file)
     rows: dict[int | str, int] = {}
-    paths, places, sizes = [], [], []
+    paths, places = [], []
     for row, entry in enumerate(document["images"]):
         where = f"{file}, images[{row}]"
         number = required_id(entry, "id", where)
@@ -90,9 +91,14 @@ def _coco_set(
             raise UserError(f"{where}: image {path} does not exist; set path to the folder that file names start from")
         paths.append(path)
         places.append(where)
-        sizes.append(_stated_size(entry, path, where))
     if not paths:
         raise UserError(f"{file}: has no images")
+    entries = document["images"]
+    fetch_all(
+        [path for path, entry in zip(paths, entries, strict=True) if not _has_size(entry)],
+        f"fetching images of {config.describe()} for their sizes",
+    )
+    sizes = [_stated_size(*found) for found in zip(entries, paths, places, strict=True)]
     found: list[list[FoundObject]] = [[] for _ in paths]
     seen: set[Any] = set()
     for number, entry in enumerate(document["annotations"]):
@@ -121,10 +127,14 @@ def _coco_set(
 
 def _stated_size(entry: dict[str, Any], path: Path, where: str) -> tuple[int, int]:
     """Height and width as the annotations state them, else as the file's header does."""
-    height, width = entry.get("height"), entry.get("width")
-    if height is None or width is None:
+    if not _has_size(entry):
         return header_size(path, where)
+    height, width = entry["height"], entry["width"]
     if not all(isinstance(side, int) and 0 < side < _LARGEST_SIDE for side in (height, width)):
         told = " and ".join(f"{name} {str(side)[:20]}" for name, side in (("height", height), ("width", width)))
         raise UserError(f"{where}: {told} must be whole numbers above 0")
     return height, width
+
+
+def _has_size(entry: dict[str, Any]) -> bool:
+    return entry.get("height") is not None and entry.get("width") is not None

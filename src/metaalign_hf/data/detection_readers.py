@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from ..configuration import SCENES, DomainConfig
 from ..configuration.data import FILE_KINDS
@@ -19,6 +18,7 @@ from .notes import transparency_notes
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
 from .readers import existing_images
+from .remote_path import place_of
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -74,7 +74,7 @@ def _unlabelled_folder(config: DomainConfig) -> RawDomain[DetectionSet]:
     name = config.describe()
 
     def folder(path: str) -> DetectionSet:
-        place = Path(path).expanduser()
+        place = place_of(path, name)
         if not place.is_dir():
             raise UserError(f"domain {name}: the folder {place} does not exist")
         files = tuple(existing_images(place, name))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
-from ..paths import printable, require_readable
+from ..paths import is_visible, printable, require_readable
 from .blocks import Blocks, joined
 from .jpeg import decoded_jpeg
 from .path_list import picked
@@ -224,6 +224,8 @@ def read_image(path: Path, place: str = "") -> Tensor:
     try:
         with Image.open(path) as image:
             return rgb_tensor(image)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{where}image {printable(path)} does not exist") from error
     except UnidentifiedImageError as error:
@@ -281,13 +283,15 @@ def image_files(paths: Sequence[Path]) -> ImageSet:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files under a folder, sorted; hidden files are left out, links to files that are gone are not."""
+    """All image files under a folder, sorted; hidden files are left out, links to files that are gone are not.
+
+    Args:
+        folder: The folder, which may be hidden itself.
+    """
     return sorted(
         p
         for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and (p.is_file() or p.is_symlink())
-        and not any(part.startswith(".") for part in p.parts[-3:])
+        if p.suffix.lower() in IMAGE_SUFFIXES and (p.is_file() or p.is_symlink()) and is_visible(p.relative_to(folder))
     )
 
 

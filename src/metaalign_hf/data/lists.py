@@ -18,6 +18,7 @@ from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .notes import transparency_notes
 from .path_list import PathList, Places
+from .remote_path import RemotePath, place_of
 
 __all__ = ["WHOLE", "class_index", "label_names", "read_list"]
 
@@ -62,8 +63,9 @@ class _Rows:
 
 def _read(path: str, config: DomainConfig, name: str) -> _Rows:
     """The label follows the last tab or, without tabs, the last space where it is a label."""
-    file = Path(path).expanduser()
-    root = str(Path(config.root).expanduser() if config.root is not None else file.parent)
+    file = place_of(path, name)
+    folder = file.parent if config.root is None else place_of(config.root, name)
+    root = folder if isinstance(folder, RemotePath) else str(folder)
     lines: list[int] = []
     names: list[str] = []
     labels: list[str] = []
@@ -105,6 +107,8 @@ def _first_unsound(paths: PathList, boundary: Boundary) -> int | None:
     Folders are listed once each, which asks less of a disk than files.
     """
     found: dict[str, set[str]] = {}
+    if not isinstance(paths.root, str):  # which lists its folders once anyway
+        return next((n for n, path in enumerate(paths) if not (boundary.holds(path) and path.is_file())), None)
     for number, name in enumerate(paths.names):
         folder, _, base = name.rpartition("/")
         if folder not in found:
@@ -154,7 +158,7 @@ def _classes(parts: Sequence[_Rows], names: list[str] | None, config: DomainConf
     for part in parts:
         pairs = zip(part.paths.names, part.labels or (), strict=True)
         for folder, text in {(name.rpartition("/")[0], label) for name, label in pairs}:
-            folders[text].add(Path(part.paths.root, folder).name)
+            folders[text].add(part.paths.place(folder).name)
     if all(len(found) == 1 for found in folders.values()):
         by_folder = [next(iter(folders[text])) for text in ordered]
         if len(set(by_folder)) == len(by_folder):
@@ -201,7 +205,7 @@ def label_names(config: DomainConfig) -> list[str] | None:
     """
     if config.labels_file is None:
         return None
-    text = read_text(Path(config.labels_file).expanduser(), "labels_file:")
+    text = read_text(place_of(config.labels_file, config.describe()), "labels_file:")
     names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name]
     if len(set(names)) != len(names) or not names:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
+
+from .remote_path import RemotePath
 
 __all__ = ["PathList", "Places", "picked"]
 
@@ -15,11 +17,11 @@ class PathList(Sequence[Path]):
     """Paths, each made when it is asked for: a million Path objects take seconds to make, and 400 MB.
 
     Attributes:
-        root: The folder that names start from.
+        root: The folder that names start from, on this disk or at an address.
         names: The files; an absolute one stays as it is.
     """
 
-    root: str
+    root: str | RemotePath
     names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -32,10 +34,14 @@ class PathList(Sequence[Path]):
     def __getitem__(self, index: int | slice) -> Path | PathList:
         if isinstance(index, slice):
             return PathList(self.root, self.names[index])
-        return Path(self.root, self.names[index])
+        return self.place(self.names[index])
+
+    def place(self, name: str) -> Path:
+        """The path of a name."""
+        return Path(self.root, name) if isinstance(self.root, str) else cast(Path, self.root / name)
 
     def __iter__(self) -> Iterator[Path]:
-        return (Path(self.root, name) for name in self.names)
+        return map(self.place, self.names)
 
     def pick(self, indices: Sequence[int]) -> PathList:
         """The paths with these indices."""

@@ -10,7 +10,6 @@ from ..configuration import DomainConfig
 from ..configuration.data import FILE_KINDS
 from ..errors import UserError
 from ..paths import printable
-from .addresses import is_address
 from .dataset_files import dataset_split, open_dataset, required_path
 from .digits import load_digits_images, split_digits
 from .domains import RawDomain
@@ -18,7 +17,7 @@ from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, TensorLoader, find_ima
 from .kept_classes import with_chosen_classes
 from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
-from .remote_folder import read_remote_folder
+from .remote_path import RemotePath, place_of
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 from .streamed_rows import image_column, row_name
 
@@ -73,11 +72,11 @@ def _imagefolder(config: DomainConfig) -> RawDomain[ImageSet]:
 
 def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]) -> tuple[list[str] | None, ImageSet]:
     """Images of a folder: of its class folders, or, where it has none, unlabelled; adds what is not used to `notes`."""
-    if is_address(path):
-        return read_remote_folder(path, name, known)
-    folder = Path(path).expanduser()
+    folder = place_of(path, name)
     if not folder.is_dir():
         raise UserError(f"domain {name}: the folder {folder} does not exist")
+    if isinstance(folder, RemotePath):
+        folder.search()
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     refuse_broken_links(entries, name)
     folders = [p for p in entries if p.is_dir()]

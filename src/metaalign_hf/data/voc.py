@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
 from ..configuration import DomainConfig
 from ..errors import UserError
@@ -20,6 +20,7 @@ from .dataset_files import required_path
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .objects import DetectionSet
+from .remote_path import fetch_all, place_of
 
 __all__ = ["read_voc"]
 
@@ -33,7 +34,7 @@ def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
         UserError: If a list, an image or an annotation is missing or malformed.
     """
     name = config.describe()
-    root = Path(required_path(config)).expanduser()
+    root = place_of(required_path(config), name)
     if not root.is_dir():
         raise UserError(f"domain {name}: the folder {root} does not exist")
     check = BoxCheck(name, config.bad_boxes)
@@ -65,6 +66,7 @@ def _voc_set(root: Path, splits: str, config: DomainConfig, names: ClassNames, c
         if not stems:
             raise UserError(f"domain {name}: the list {listing} is empty")
         seen: set[str] = set()
+        fetch_all([base / "Annotations" / f"{stem}.xml" for stem in stems], f"fetching annotations of {name}")
         for row, stem in enumerate(stems, start=1):
             where = f"{listing}, line {row}"
             if stem in seen:
@@ -91,7 +93,9 @@ def _voc_objects(
 ) -> tuple[tuple[int, int], list[FoundObject]]:
     """Size of the image, and its objects."""
     try:
-        root: Element = parse(path).getroot()
+        root: Element = fromstring(path.read_bytes())
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"annotation {path} cannot be read ({error.strerror})") from error
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # of an encoding that is unknown

@@ -19,6 +19,7 @@ from .dataset_files import required_path
 from .domains import RawDomain
 from .images import FileLoader, ImageSet, find_images
 from .objects import DetectionSet
+from .remote_path import fetch_all, place_of
 
 __all__ = ["read_yolo"]
 
@@ -34,7 +35,7 @@ def read_yolo(config: DomainConfig) -> RawDomain[DetectionSet]:
         UserError: If the yaml file, an image or a line is missing or malformed.
     """
     name = config.describe()
-    file = Path(required_path(config)).expanduser()
+    file = place_of(required_path(config), name)
     try:
         document = read_yaml(read_text(file, f"domain {name}: the data file"), str(file))
     except yaml.YAMLError as error:
@@ -79,6 +80,8 @@ def _split(
     if not paths:
         raise UserError(f"{file}: split {split} has no images")
     labels = [_label_file(path) for path in paths]
+    fetch_all([place for place in labels if place is not None], f"fetching labels of {config.describe()}")
+    fetch_all(paths, f"fetching images of {config.describe()} for their sizes")
     sizes = tuple(header_size(path, f"{file}, {split}") for path in paths)
     images = ImageSet(config.describe(), len(paths), FileLoader(tuple(paths)), None, tuple(paths))
     if not any(labels):
@@ -111,11 +114,13 @@ def _images(root: Path, entry: str, file: Path, split: str, boundary: Boundary) 
 
 def _label_file(image: Path) -> Path | None:
     """The text file of an image: in the last folder `images` of its path read as `labels`, or beside it."""
-    parts = list(image.with_suffix(".txt").parts)
     places = [image.with_suffix(".txt")]
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        places.insert(0, Path(*parts))
+    if "images" in image.parts[:-1]:
+        below = image.parts[:-1][::-1].index("images")
+        folder = image
+        for _ in range(below + 2):
+            folder = folder.parent
+        places.insert(0, folder / "/".join(["labels", *places[0].parts[len(image.parts) - 1 - below :]]))
     return next((place for place in places if is_file(place)), None)
 
 
