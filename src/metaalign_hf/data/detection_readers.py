@@ -18,7 +18,7 @@ from .notes import transparency_notes
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
 from .readers import existing_images
-from .remote_path import place_of
+from .remote_path import absent, place_of
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -76,7 +76,7 @@ def _unlabelled_folder(config: DomainConfig) -> RawDomain[DetectionSet]:
     def folder(path: str) -> DetectionSet:
         place = place_of(path, name)
         if not place.is_dir():
-            raise UserError(f"domain {name}: the folder {place} does not exist")
+            raise UserError(f"domain {name}: {absent(place)}")
         files = tuple(existing_images(place, name))
         if not files:
             raise UserError(f"domain {name}: the folder {place} holds no images ({', '.join(IMAGE_SUFFIXES)})")

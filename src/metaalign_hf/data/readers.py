@@ -17,7 +17,7 @@ from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, TensorLoader, find_ima
 from .kept_classes import with_chosen_classes
 from .lists import WHOLE, class_index, label_names, read_list
 from .notes import transparency_notes
-from .remote_path import RemotePath, place_of
+from .remote_path import RemotePath, absent, place_of
 from .solar import SOLAR_CLASSES, load_solar_cells, split_solar_cells
 from .streamed_rows import image_column, row_name
 
@@ -74,7 +74,7 @@ def _read_folder(path: str, name: str, known: list[str] | None, notes: list[str]
     """Images of a folder: of its class folders, or, where it has none, unlabelled; adds what is not used to `notes`."""
     folder = place_of(path, name)
     if not folder.is_dir():
-        raise UserError(f"domain {name}: the folder {folder} does not exist")
+        raise UserError(f"domain {name}: {absent(folder)}")
     if isinstance(folder, RemotePath):
         folder.search()
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))

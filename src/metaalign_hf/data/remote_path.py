@@ -21,7 +21,7 @@ from .addresses import is_address, open_place
 from .disk_cache import DiskCache
 from .remote_tree import RemoteTree
 
-__all__ = ["RemotePath", "fetch_all", "place_of"]
+__all__ = ["RemotePath", "absent", "fetch_all", "place_of"]
 
 _THREADS = 16
 _LEAVES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".json", ".txt", ".xml", ".yaml", ".yml")
@@ -49,6 +49,12 @@ def place_of(path: str, name: str) -> Path:
     web = inner.startswith(("http://", "https://"))
     inner = (unquote(inner) if web else inner).rstrip("/")
     return cast(Path, RemotePath(RemoteTree(path, name, prefix, chained + rest, web), inner))
+
+
+def absent(folder: Path) -> str:
+    """What is wrong with a folder in which nothing is found; a web server need not list any."""
+    web = isinstance(folder, RemotePath) and folder.tree.web
+    return f"the folder {folder} does not exist" + (", or its server does not list it" if web else "")
 
 
 def fetch_all(paths: Sequence[Path], title: str) -> None:

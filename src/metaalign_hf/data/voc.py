@@ -20,7 +20,7 @@ from .dataset_files import required_path
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet
 from .objects import DetectionSet
-from .remote_path import fetch_all, place_of
+from .remote_path import absent, fetch_all, place_of
 
 __all__ = ["read_voc"]
 
@@ -36,7 +36,7 @@ def read_voc(config: DomainConfig) -> RawDomain[DetectionSet]:
     name = config.describe()
     root = place_of(required_path(config), name)
     if not root.is_dir():
-        raise UserError(f"domain {name}: the folder {root} does not exist")
+        raise UserError(f"domain {name}: {absent(root)}")
     check = BoxCheck(name, config.bad_boxes)
     names = ClassNames(config)
     train = _voc_set(root, config.train_split, config, names, check)

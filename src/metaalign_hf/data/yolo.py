@@ -19,7 +19,7 @@ from .dataset_files import required_path
 from .domains import RawDomain
 from .images import FileLoader, ImageSet, find_images
 from .objects import DetectionSet
-from .remote_path import fetch_all, place_of
+from .remote_path import absent, fetch_all, place_of
 
 __all__ = ["read_yolo"]
 
@@ -97,7 +97,7 @@ def _images(root: Path, entry: str, file: Path, split: str, boundary: Boundary) 
     """Images of a folder, or those that a text file lists; exports write `../train/images` for `train/images`."""
     place = next((p for p in (root / entry, root / entry.removeprefix("../")) if p.exists()), None)
     if place is None:
-        raise UserError(f"{file}: {split} is {entry}, and {root / entry} does not exist")
+        raise UserError(f"{file}: {split} is {entry}, and {absent(root / entry)}")
     boundary.require(place, f"{file}, {split}")
     if place.is_dir():
         return find_images(place)
