@@ -1,16 +1,18 @@
 """Images at addresses are those of this disk, whatever lists or describes them, and each is fetched once."""
 
+import errno
 import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 import torch
 
 from metaalign_hf import DomainConfig, UserError, load_domain
-from metaalign_hf.data import disk_cache
+from metaalign_hf.data import disk_cache, notes
 from metaalign_hf.data.addresses import files_at
 from metaalign_hf.data.detection_readers import read_detection_domain
 from tests.data.test_detection_data import coco, good, voc
@@ -207,3 +209,29 @@ def test_what_is_wrong_elsewhere_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(type(memory), "ls", refuse)
     with pytest.raises(UserError, match=r"no permission to read memory://remote_odd \(denied\); log in"):
         load_domain("imagefolder:memory://remote_odd")
+
+
+def test_what_does_not_fit_on_this_disk_is_told(tmp_path, elsewhere, monkeypatch):
+    folder = tmp_path / "coco"
+    coco(folder, good())
+    place = DomainConfig.parse(f"coco:{elsewhere(folder)[0]}/instances.json")
+    bytes_of_images = sum(file.stat().st_size for file in folder.glob("*.png"))
+    free = [bytes_of_images]
+    monkeypatch.setattr(notes.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    assert read_detection_domain(place).notes == []
+    free[0] -= 1
+    found = read_detection_domain(place)
+    assert (
+        len(found.notes) == 1
+        and "home/metaalign_hf, where they stay and 0.0 GB are free: set HF_HOME to" in found.notes[0]
+    )
+    assert found.train[0].shape == (3, 30, 40)
+    assert read_detection_domain(place).notes == [], "one is here already"
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk_cache.os, "replace", full)
+    with pytest.raises(UserError, match=r"metaalign_hf cannot be written to \(No space left on device\): make"):
+        found.train[1]
+    assert not [file for file in (tmp_path / "home").rglob("*.part-*")]

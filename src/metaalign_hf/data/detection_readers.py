@@ -14,7 +14,7 @@ from .dataset_files import required_path
 from .digit_scenes import SCENE_LABELS, load_digit_scenes
 from .domains import RawDomain
 from .images import IMAGE_SUFFIXES, FileLoader, ImageSet, KeptLoader
-from .notes import transparency_notes
+from .notes import room_notes, transparency_notes
 from .object_columns import objects_of_rows, read_objects_dataset
 from .objects import DetectionSet
 from .readers import existing_images
@@ -50,7 +50,9 @@ def read_detection_domain(config: DomainConfig) -> RawDomain[DetectionSet]:
         raise UserError(
             f"domain {config.describe()}: kind {config.kind} has no boxes; for a detector use {', '.join(readers)}"
         )
-    return readers[config.kind](config)
+    raw = readers[config.kind](config)
+    paths = [*raw.train.images.paths, *(raw.test.images.paths if raw.test is not None else ())]
+    return replace(raw, notes=[*raw.notes, *room_notes(raw.name, paths)])
 
 
 def _digit_scenes(config: DomainConfig) -> RawDomain[DetectionSet]:

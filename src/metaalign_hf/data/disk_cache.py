@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
+from ..errors import UserError
+
 try:
     import fcntl
 except ImportError:  # not a POSIX system: two processes may read the same block at once, and one of them wins
@@ -19,6 +22,7 @@ except ImportError:  # not a POSIX system: two processes may read the same block
 __all__ = ["DiskCache"]
 
 _LOCKS = 61
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,25 @@ class DiskCache:
         digest = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         return Path(HF_HOME) / "metaalign_hf" / digest
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a file of a key."""
+        return self._path(key).exists()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+
     def file(self, key: str, write: Callable[[Path], None]) -> Path:
         """The file of a key, which is made if it is not there.
 
         Args:
             key: What tells it from all others.
             write: Writes it to a path.
+
+        Raises:
+            UserError: If this disk cannot take it.
         """
-        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        path = self.folder / digest
+        path = self._path(key)
+        digest = path.name
         if _touched(path):
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +74,13 @@ class DiskCache:
                 try:
                     write(part)
                     os.replace(part, path)
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    raise UserError(
+                        f"{self.folder.parent} cannot be written to ({error.strerror}): make room there, or set "
+                        "HF_HOME to a folder of another disk"
+                    ) from error
                 finally:
                     part.unlink(missing_ok=True)
                 self._make_room(path)

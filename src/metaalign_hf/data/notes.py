@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from ..paths import printable
 from .images import transparent_images
-from .remote_path import RemotePath
+from .remote_path import KEPT, RemotePath
 
-__all__ = ["transparency_notes"]
+__all__ = ["room_notes", "transparency_notes"]
+
+
+def room_notes(name: str, paths: Iterable[Path]) -> list[str]:
+    """A note where the images at an address are more than this disk has room for."""
+    remote = [cast(RemotePath, path) for path in set(paths) if isinstance(path, RemotePath)]
+    if not remote:
+        return []
+    folder = KEPT.folder.parent
+    free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
+    if sum(path.size for path in remote) <= free:
+        return []
+    missing = sum(path.size for path in remote if not path.is_kept)
+    if missing <= free:
+        return []
+    return [
+        f"{name}: images of {missing / 1e9:.1f} GB are still to be fetched to {folder}, where they stay and "
+        f"{free / 1e9:.1f} GB are free: set HF_HOME to a folder of a larger disk, or store them as parquet for "
+        "streaming: true."
+    ]
 
 
 def transparency_notes(name: str, paths: Sequence[Path]) -> list[str]:

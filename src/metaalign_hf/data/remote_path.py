@@ -21,8 +21,10 @@ from .addresses import is_address, open_place
 from .disk_cache import DiskCache
 from .remote_tree import RemoteTree
 
-__all__ = ["RemotePath", "absent", "fetch_all", "place_of"]
+__all__ = ["KEPT", "RemotePath", "absent", "fetch_all", "place_of"]
 
+KEPT = DiskCache("remote files")
+"""What was fetched."""
 _THREADS = 16
 _LEAVES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".json", ".txt", ".xml", ".yaml", ".yml")
 
@@ -144,6 +146,21 @@ class RemotePath:
         """What tells the file from what it may become; empty where nobody says."""
         return self.tree.version(self.inner)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 where nobody says."""
+        _, known, size = self.version.rpartition("size=")
+        return int(size) if known else 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a copy is on this disk already."""
+        return KEPT.holds(self._key)
+
+    @property
+    def _key(self) -> str:
+        return f"{self} {self.version}"
+
     def with_suffix(self, suffix: str) -> RemotePath:
         """The same with another ending."""
         return self.parent / Path(self.name).with_suffix(suffix).name
@@ -209,8 +226,7 @@ class RemotePath:
 
     def __fspath__(self) -> str:
         """The copy on this disk."""
-        key = f"{self} {self.version}"
-        return str(DiskCache("remote files").file(key, partial(_copy, self.tree, self.inner)))
+        return str(KEPT.file(self._key, partial(_copy, self.tree, self.inner)))
 
 
 def _copy(tree: RemoteTree, inner: str, part: Path) -> None:
