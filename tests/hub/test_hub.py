@@ -126,12 +126,15 @@ PULL = """
 import json, sys, torch
 import metaalign_hf
 from safetensors.torch import load_file
+from huggingface_hub import model_info
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 expected = load_file(sys.argv[1])
 for place, revision in json.loads(sys.argv[2]):
     arguments = {} if revision is None else {"revision": revision}
     model = AutoModelForImageClassification.from_pretrained(place, **arguments).eval()
     assert type(model).__name__ == AutoConfig.from_pretrained(place, **arguments).architectures[0]
+    if hasattr(model.config, "origin") and not place.startswith("/"):
+        assert model.config.origin["revision"] == model_info(place, **arguments).sha
     with torch.no_grad():
         assert torch.equal(model(expected["images"]).logits, expected["logits"]), (place, revision)
     processor = AutoImageProcessor.from_pretrained(place, **arguments)
@@ -309,12 +312,15 @@ PULL_DETECTOR = """
 import json, sys, torch
 import metaalign_hf
 from safetensors.torch import load_file
+from huggingface_hub import model_info
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 expected = load_file(sys.argv[1])
 for place, revision in json.loads(sys.argv[2]):
     arguments = {} if revision is None else {"revision": revision}
     model = AutoModelForObjectDetection.from_pretrained(place, **arguments).eval()
     assert type(model).__name__ == AutoConfig.from_pretrained(place, **arguments).architectures[0]
+    if hasattr(model.config, "origin") and not place.startswith("/"):
+        assert model.config.origin["revision"] == model_info(place, **arguments).sha
     with torch.no_grad():
         found = model(expected["images"])
     assert torch.equal(found.logits, expected["logits"]), (place, revision)
