@@ -77,6 +77,7 @@ def test_the_long_help_offers_nothing_that_is_refused():
     text = at_once("train", "--help", "all").stdout
     assert text.startswith("usage: metaalign train [--config FILE] [--section.key VALUE ...]\n\n")
     assert ".help" not in text and "Path to a configuration file" not in text
+    assert "--training.trackers [ITEM,...]\n" in text and "--training.trackers+" not in text
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,11 @@ def test_the_runs_in_a_folder_are_listed(tmp_path, capsys):
     assert run(["runs", str(tmp_path / "runs")]) == 0
     table = capsys.readouterr().out
     assert "uci_digits -> mnist" in table and "metaalign + dann" in table
-    assert "source_only" in table and "source_only +" not in table
+    assert "source_only" in table and "source_only +" not in table and "no labels" not in table
+    unlabelled = {**summary, "target_accuracy_before": None, "target_accuracy_after": None}
+    (tmp_path / "runs" / "done" / "summary.json").write_text(json.dumps(unlabelled))
+    assert run(["runs", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("no labels") == 2
     assert run(["runs", str(tmp_path / "runs" / "odd")]) == 2
     assert run(["runs", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -46,7 +46,9 @@ def runs(arguments: list[str]) -> None:
     for name in ("measure", "before", "after", "seed"):
         table.add_column(name, justify="right" if name != "measure" else "left")
     for run in found:
-        shares = ["" if x is None else f"{100 * x:.1f} %" for x in (run.target_before, run.target_after)]
+        # Without a measure the run is not finished.
+        none = "no labels" if run.measure else ""
+        shares = [none if x is None else f"{100 * x:.1f} %" for x in (run.target_before, run.target_after)]
         method = " + ".join([run.method, *(run.alignment if run.method != "source_only" else [])])
         table.add_row(
             str(Path(run.name).relative_to(options.folder)),

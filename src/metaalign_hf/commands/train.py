@@ -46,4 +46,6 @@ def _full_help() -> str:
     for action in parser._actions:
         if action.metavar == "CONFIG" or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS
+        # jsonargparse's way to append to a list, for which a whole list stands here.
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
     return str(parser.format_help())

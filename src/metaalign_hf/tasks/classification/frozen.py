@@ -13,7 +13,7 @@ from ...models import IGNORED_LABEL, MetaAlignForImageClassification
 from ...models.freezing import frozen_tensors, leave_out
 from ...target_losses import LogitsLoss
 
-__all__ = ["check_something_aligns", "check_statistics_stay", "why_not_cached", "why_not_left_out"]
+__all__ = ["check_something_aligns", "check_statistics_stay", "leave_out_frozen_stages", "why_not_cached"]
 
 
 def check_statistics_stay(config: Config) -> None:
@@ -86,13 +86,16 @@ def why_not_cached(config: Config, losses: Sequence[Any]) -> str | None:
     return None
 
 
-def why_not_left_out(config: Config, model: MetaAlignForImageClassification, statistics: str) -> str | None:
-    """Why a pass cannot begin behind the frozen stages of a backbone; None where it does from now on.
+def leave_out_frozen_stages(config: Config, model: MetaAlignForImageClassification, statistics: str) -> str | None:
+    """Let passes begin behind the frozen stages of a backbone.
 
     Args:
         config: The configuration, in which some stages are frozen.
         model: The model, frozen already.
         statistics: Name of the mode of batch normalisation.
+
+    Returns:
+        None, or why it cannot be; the model is then as it was.
     """
     training = config.training
     for key in ("gradient_checkpointing", "compile"):

@@ -58,7 +58,7 @@ from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
 from . import IMAGE_CLASSIFICATION, serving
-from .frozen import check_something_aligns, check_statistics_stay, why_not_cached, why_not_left_out
+from .frozen import check_something_aligns, check_statistics_stay, leave_out_frozen_stages, why_not_cached
 from .mixing import mix, together, with_target_labels
 from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
 from .pair_checks import check_metric, check_sources
@@ -147,7 +147,7 @@ class ClassificationTask(Task):
                 check_something_aligns(model)
         self._without_cache = why_not_cached(config, self.target_losses)
         if self._without_cache is None and config.model.freeze != "all":
-            self._without_cache = why_not_left_out(config, model, self.statistics.name)
+            self._without_cache = leave_out_frozen_stages(config, model, self.statistics.name)
         refuse_demanded(config, self._without_cache)
         self.cached, views = self._without_cache is None, config.data.views
         if self.cached and config.data.cache_folder is not None:
