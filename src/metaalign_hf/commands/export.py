@@ -29,7 +29,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--adapter",
         action="store_true",
-        help="write low-rank adapters and classifier alone, as peft reads them, and not the whole model",
+        help="write low-rank adapters and heads alone, for metaalign and peft, and not the whole model",
     )
     parser.add_argument(
         "--image-size",
@@ -77,7 +77,7 @@ def _export(checkpoint: str, folder: Path, options: Any) -> list[str]:
         processor.save_pretrained(folder)
         card = model_card(read_record(fetch(checkpoint)), adapter_of=base)
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        return [f"Adapters and classifier for {base}, as peft reads them: {options.folder}"]
+        return [f"Adapters and heads for {base}, which metaalign and peft read: {options.folder}"]
     is_native = not hasattr(model, "export_native")
     if is_native and not options.onnx:
         raise UserError(f"checkpoint {checkpoint} is a native {type(model).__name__} already")

@@ -25,7 +25,7 @@ def push(arguments: list[str]) -> None:
     parser.add_argument(
         "--adapter",
         action="store_true",
-        help="push low-rank adapters and classifier alone, as peft reads them, instead",
+        help="push low-rank adapters and heads alone, for metaalign and peft, instead",
     )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to, made when missing")

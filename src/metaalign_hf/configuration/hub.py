@@ -37,7 +37,7 @@ class HubConfig(Section):
             the end.
         commit_message: Message of the final commit.
         license: Licence for the model card, such as apache-2.0; null states none.
-        adapter: Push the low-rank adapters (model.lora) and the classifier alone, as peft reads them. Then nothing is
+        adapter: Push the low-rank adapters (model.lora) and the heads alone, for this library and peft. Then nothing is
             pushed before the end.
         images: At the end, also publish the picture of target images and show it in the card; only if those images
             may be published.

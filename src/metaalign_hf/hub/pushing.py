@@ -52,7 +52,7 @@ def push(
         checkpoint: A run's folder, a saved model, or the Hub id of a checkpoint.
         repo_id: `organisation/name`, or `name` for your own namespace. Made when missing.
         native: Push the plain transformers model, which needs no metaalign-hf, instead of the full checkpoint.
-        adapter: Push the low-rank adapters and the classifier alone, as peft reads them on top of the base model.
+        adapter: Push the low-rank adapters and the heads alone, for this library and peft on top of the base model.
         private: Whether a new repository is private; None takes the Hub's default.
         revision: Branch, made when missing; None is main.
         create_pr: Open a pull request instead of committing; the repository must exist.
