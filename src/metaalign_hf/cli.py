@@ -18,7 +18,7 @@ USAGE = """usage: metaalign COMMAND ...
 
   train     --config FILE [--section.key VALUE ...]           adapt a model (metaalign train --help)
   tune      FILE FOLDER [--try KEY=VALUE,VALUE] [--trials N]  search for settings without target labels
-  evaluate  CHECKPOINT --data DOMAIN [--split test|train|all]  accuracy, or average precision, on a labelled domain
+  evaluate  CHECKPOINT --data DOMAIN [--split SPLIT]          accuracy, or average precision, on a labelled domain
   predict   CHECKPOINT IMAGE_OR_FOLDER ... [--output FILE]    classify images, or find objects (--draw FOLDER)
   export    CHECKPOINT FOLDER [--onnx]                        the plain transformers model, for use without metaalign-hf
   push      CHECKPOINT ORGANISATION/NAME [--native]           to the Hub, with a model card (--space: an app)
