@@ -40,28 +40,26 @@ class _Weighing(AlignmentObjective):
 
     mean: Tensor
     seen: Tensor
-    order: Tensor
 
     def prepare(self, weights: str, present: int) -> None:
         """Make the buffers.
 
         Args:
             weights: `found`, as above; `found, running mean`, where m follows every batch; `found, alignment alone`,
-                which leaves the task loss as it is; `shuffled`, a control: each class has the weight of another; or
-                `true`, a bound that knows that the target has the first `present` classes, evenly.
+                which leaves the task loss as it is; or `true`, a bound that knows that the target has the first
+                `present` classes, evenly.
             present: Number of these.
         """
-        self.weights, shuffled = weights, weights == "shuffled"
+        self.weights = weights
         mean = torch.full((self.num_labels,), 1 / self.num_labels)
         if weights == "true":
             mean = (torch.arange(self.num_labels) < present) / present
         self.register_buffer("mean", mean)
         self.register_buffer("seen", torch.empty(0, self.num_labels))
-        self.register_buffer("order", torch.randperm(self.num_labels) if shuffled else torch.arange(self.num_labels))
 
     def class_weights(self) -> Tensor:
         """The weights w `(K,)`; their mean is 1, and none is 0, so that a batch without such a class has a mean."""
-        return (self.num_labels * self.mean[self.order]).clamp_min(1e-6)
+        return (self.num_labels * self.mean).clamp_min(1e-6)
 
     def observe(self, predictions: Tensor) -> None:
         """Let the weights follow the mean predictions `(K,)` of a batch."""
