@@ -23,7 +23,7 @@ import runs
 SCRIPTS = (
     *("accuracy", "target_losses", "peers", "from_scratch", "fine_tuned"),
     *("step", "what_trains", "model_selection", "batch_norm", "detection", "detection_profile", "cached_maps"),
-    *("detection_leaders", "shares"),
+    *("detection_leaders", "shares", "label_sets"),
     *("data", "data_scale"),
 )
 README = Path(__file__).with_name("README.md")
