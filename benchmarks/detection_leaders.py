@@ -154,7 +154,8 @@ FEW = SEEDS[:4]
 ROWS: dict[tuple[str, str], Sequence[int]] = {
     (ALONE, FOG): SEEDS,
     **{(method, FOG): SEEDS for method in METHODS},
-    **{(method, gap): FEW for gap in ("scenes_ground", "scenes_photo") for method in (ALONE, "by counts")},
+    **{(method, "scenes_ground"): SEEDS for method in (ALONE, "by counts")},
+    **{(method, "scenes_photo"): FEW for method in (ALONE, "by counts")},
 }
 """Rows of the table, with their seeds."""
 TITLES = {
