@@ -178,7 +178,7 @@ def test_without_target_labels_the_images_come_first(tmp_path):
     ("words", "told"),
     [
         (["nowhere"], ["nowhere", "no such folder"]),
-        (["."], ["training_config.yaml"]),
+        (["."], ["training_config.yaml", "`metaalign runs .` lists"]),
         (["a", "b"], ["--output"]),
         ([], ["RUN"]),
     ],

@@ -99,7 +99,8 @@ def open_run(folder: Path, name: str | None = None) -> ShownRun:
     if not folder.is_dir():
         raise UserError(f"run {folder}: there is no such folder")
     if not (folder / CONFIG_FILE).is_file() or not (folder / METRICS_FILE).is_file():
-        raise UserError(f"run {folder}: it holds no run, which has {CONFIG_FILE} and {METRICS_FILE}")
+        lists = f"`metaalign runs {folder}` lists those below it"
+        raise UserError(f"run {folder}: it holds no run, which has {CONFIG_FILE} and {METRICS_FILE}; {lists}")
     record = read_record(folder) if model_config_file(folder).is_file() else _unfinished(folder)
     outputs, baseline = read_outputs(folder), read_outputs(folder / BASELINE_FOLDER)
     return ShownRun(name or folder.resolve().name, folder, record, outputs, baseline)
