@@ -233,8 +233,9 @@ def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
 
 
 def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_path):
-    source = coco(tmp_path / "s", good(), names=("cat", "dog"))
-    target = coco(tmp_path / "t", good(), names=("dog", "cat"))
+    every = [*good(), {"image_id": 12, "category_id": 7, "bbox": [3, 4, 6, 6]}]
+    source = coco(tmp_path / "s", every, names=("cat", "dog"))
+    target = coco(tmp_path / "t", every, names=("dog", "cat"))
     pair = load_detection_pair(f"coco:{source}", f"coco:{target}")
     assert pair.labels == ["cat", "dog"]
     assert pair.target_train.objects is None and pair.target_test_images.objects is None
@@ -242,7 +243,7 @@ def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_pat
     names = [pair.labels[i] for entry in pair.target_evaluation.objects for i in entry.labels.tolist()]
     assert set(names) <= {"dog", "cat"}
 
-    other = coco(tmp_path / "o", good(), names=("cat", "bus"))
+    other = coco(tmp_path / "o", every, names=("cat", "bus"))
     with pytest.raises(UserError, match=".* lacks 'dog'; .* lacks 'bus'; use data.label_policy: shared"):
         load_detection_pair(f"coco:{source}", f"coco:{other}")
     shared = load_detection_pair(f"coco:{source}", f"coco:{other}", "shared")
@@ -250,11 +251,22 @@ def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_pat
     assert len(shared.notes) == 2
 
 
+def test_test_images_without_an_object_that_counts_are_refused(tmp_path):
+    whole = [DomainConfig.parse(f"coco:{coco(tmp_path / name, good())}") for name in ("s", "t")]
+    crowd = coco(tmp_path / "c", [entry for entry in good() if entry.get("iscrowd")])
+    for number, who in enumerate(("source", "target")):
+        pair = [replace(domain, test_annotations=domain.annotations) for domain in whole]
+        pair[number] = replace(whole[number], test_annotations=str(crowd))
+        with pytest.raises(UserError, match=f"^{who} .*: no test image has an object of the classes cat, dog"):
+            load_detection_pair(*pair)
+
+
 def test_several_sources_and_labelled_target_images_agree_by_name(tmp_path):
+    every = [*good(), {"image_id": 12, "category_id": 7, "bbox": [3, 4, 6, 6]}]
     places = [
-        coco(tmp_path / name, good(), names=names) for name, names in (("a", ("cat", "dog")), ("b", ("dog", "cat")))
+        coco(tmp_path / name, every, names=names) for name, names in (("a", ("cat", "dog")), ("b", ("dog", "cat")))
     ]
-    target, few = (coco(tmp_path / name, good(), names=("dog", "cat")) for name in ("t", "few"))
+    target, few = (coco(tmp_path / name, every, names=("dog", "cat")) for name in ("t", "few"))
     pair = load_detection_pair([f"coco:{place}" for place in places], f"coco:{target}", target_labeled=f"coco:{few}")
     assert pair.labels == ["cat", "dog"] and pair.source_train.parts == (4, 4) and len(pair.source_test) == 2
     assert len(pair.target_labeled) == 5 and pair.target_labeled.parts == () and pair.target_train.objects is None

@@ -321,6 +321,9 @@ def make_pair(
             notes.append(
                 f"Source {domain.name} has no training image of {some(empty)}: there is nothing to learn of them."
             )
+    if all(images.annotations == 0 for images in test):
+        names = " + ".join(domain.name for domain in sources)
+        raise UserError(f"source {names}: no test image has {kind.one} of the classes {some(labels)}")
     return DomainPair(
         source_name=" + ".join(domain.name for domain in sources),
         target_name=from_target.name,

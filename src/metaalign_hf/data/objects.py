@@ -125,8 +125,8 @@ class DetectionSet:
 
     @property
     def annotations(self) -> int:
-        """How many objects there are."""
-        return sum(map(len, self.objects or ()))
+        """How many objects there are that are trained on and looked for in the evaluation."""
+        return sum(int((~entry.ignored).sum()) for entry in self.objects or ())
 
     def absent(self, labels: Sequence[str]) -> list[str]:
         """Those of the class names by which the objects are numbered that no object has."""
