@@ -64,6 +64,11 @@ def good() -> list[dict]:
     ]
 
 
+def scored() -> list[dict]:
+    """`good()`, and an object that counts on the image that is held out."""
+    return [*good(), {"image_id": 12, "category_id": 7, "bbox": [3, 4, 6, 6]}]
+
+
 def voc(root: Path, objects: dict[str, list[tuple]], split: str = "trainval", size: str = "") -> Path:
     lines = []
     for stem, entries in objects.items():
@@ -233,9 +238,8 @@ def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
 
 
 def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_path):
-    every = [*good(), {"image_id": 12, "category_id": 7, "bbox": [3, 4, 6, 6]}]
-    source = coco(tmp_path / "s", every, names=("cat", "dog"))
-    target = coco(tmp_path / "t", every, names=("dog", "cat"))
+    source = coco(tmp_path / "s", scored(), names=("cat", "dog"))
+    target = coco(tmp_path / "t", scored(), names=("dog", "cat"))
     pair = load_detection_pair(f"coco:{source}", f"coco:{target}")
     assert pair.labels == ["cat", "dog"]
     assert pair.target_train.objects is None and pair.target_test_images.objects is None
@@ -243,7 +247,7 @@ def test_classes_agree_by_name_and_target_objects_reach_no_training_view(tmp_pat
     names = [pair.labels[i] for entry in pair.target_evaluation.objects for i in entry.labels.tolist()]
     assert set(names) <= {"dog", "cat"}
 
-    other = coco(tmp_path / "o", every, names=("cat", "bus"))
+    other = coco(tmp_path / "o", scored(), names=("cat", "bus"))
     with pytest.raises(UserError, match=".* lacks 'dog'; .* lacks 'bus'; use data.label_policy: shared"):
         load_detection_pair(f"coco:{source}", f"coco:{other}")
     shared = load_detection_pair(f"coco:{source}", f"coco:{other}", "shared")
@@ -262,11 +266,10 @@ def test_test_images_without_an_object_that_counts_are_refused(tmp_path):
 
 
 def test_several_sources_and_labelled_target_images_agree_by_name(tmp_path):
-    every = [*good(), {"image_id": 12, "category_id": 7, "bbox": [3, 4, 6, 6]}]
     places = [
-        coco(tmp_path / name, every, names=names) for name, names in (("a", ("cat", "dog")), ("b", ("dog", "cat")))
+        coco(tmp_path / name, scored(), names=names) for name, names in (("a", ("cat", "dog")), ("b", ("dog", "cat")))
     ]
-    target, few = (coco(tmp_path / name, every, names=("dog", "cat")) for name in ("t", "few"))
+    target, few = (coco(tmp_path / name, scored(), names=("dog", "cat")) for name in ("t", "few"))
     pair = load_detection_pair([f"coco:{place}" for place in places], f"coco:{target}", target_labeled=f"coco:{few}")
     assert pair.labels == ["cat", "dog"] and pair.source_train.parts == (4, 4) and len(pair.source_test) == 2
     assert len(pair.target_labeled) == 5 and pair.target_labeled.parts == () and pair.target_train.objects is None
@@ -282,7 +285,7 @@ def test_several_sources_and_labelled_target_images_agree_by_name(tmp_path):
 
 
 def test_an_unlabelled_folder_can_be_a_target_only(tmp_path):
-    source = coco(tmp_path / "s", good())
+    source = coco(tmp_path / "s", scored())
     for i in range(5):
         picture(tmp_path / "photos" / f"{i}.jpg")
     pair = load_detection_pair(f"coco:{source}", f"imagefolder:{tmp_path / 'photos'}")
