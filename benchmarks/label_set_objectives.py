@@ -1,4 +1,4 @@
-"""Objectives for label sets that differ, registered as anybody would: class weights (PADA) and an unknown class (OSBP).
+"""Class weights (PADA) for label sets that differ, registered as anybody would.
 
 They are no part of the package; `label_sets.py` says what they gain.
 """
@@ -14,7 +14,7 @@ from metaalign_hf.alignment import CDAN, DANN, AlignmentBatch, reversal_strength
 from metaalign_hf.alignment.discriminator import domain_loss
 from metaalign_hf.alignment.entropy import entropy_weights
 
-__all__ = ["OSBP", "PartialCDAN", "PartialDANN"]
+__all__ = ["PartialCDAN", "PartialDANN"]
 
 EVERY = 100
 """Batches of the target between two sets of weights; a few passes over the target."""
@@ -118,36 +118,3 @@ class PartialCDAN(CDAN, _Weighing):
         joint = self._joint(batch.features, predictions.detach())
         domain_logits, _ = self.discriminator(reverse_gradient(joint, strength))
         return self.weighed(domain_logits, batch, entropy_weights(predictions, strength, offset=1.0))
-
-
-@register_alignment("open_osbp")
-class OSBP(AlignmentObjective):
-    """An unknown class, the classifier's last output, for a target with classes that the source lacks.
-
-    With q the probability of the last class `(B_t,)`::
-
-        L = -mean_t (log q + log(1 - q)) / 2
-
-    The classifier learns it, so that q is 1/2; its gradient is reversed on the way into the features, which so move
-    either way: towards the known classes or to the unknown one.
-
-    Source: Saito et al., "Open Set Domain Adaptation by Backpropagation", ECCV 2018, section 3.2; the strength of the
-    reversal grows as DANN's.
-
-    Args:
-        feature_dim: Width D of the features.
-        num_labels: Number of classes, the unknown one included.
-        ceiling: Reversal strength at the end of training.
-    """
-
-    def __init__(self, feature_dim: int, num_labels: int, *, ceiling: float = 1.0) -> None:
-        super().__init__(feature_dim, num_labels)
-        self.ceiling = ceiling
-
-    def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
-        features, logits = (batch.target_rows(values, "osbp") for values in (batch.features, batch.logits))
-        reversed_features = reverse_gradient(features, reversal_strength(batch.progress, self.ceiling))
-        # The same values; only the gradient to the features differs.
-        logits = logits + (reversed_features - features) @ batch.classifier_weight.T
-        odds = logits[:, -1] - logits[:, :-1].logsumexp(1)
-        return AlignmentOutput(F.binary_cross_entropy_with_logits(odds, torch.full_like(odds, 0.5)))

@@ -162,7 +162,7 @@ def network_of(setting: str, row: Row) -> Callable[[int, int, str], Network]:
     if row.about == "true":
         spec["present"] = PRESENT[setting]
     if own_output:
-        spec = {"name": "open_osbp", "ceiling": 0.0 if row.about == UNKNOWN_ALONE else 1.0}
+        spec = {"name": "osbp", "ceiling": 0.0 if row.about == UNKNOWN_ALONE else 1.0}
 
     def make(width: int, classes: int, _: str) -> Network:
         network = Network(width, classes + own_output, "none")

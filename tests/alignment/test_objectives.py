@@ -225,7 +225,8 @@ def toy_distance(kind: str, b: AlignmentBatch) -> float:
     return means if kind == "positive" else min(means, 10 * float((ps.mean(0) - pt.mean(0)).norm()))
 
 
-@pytest.mark.parametrize("case", [*alignment_names(), "toalign dann", "toalign cdan"])
+# OSBP is for a target with classes of its own: the toy pair has none, and its last class is a known one.
+@pytest.mark.parametrize("case", [*sorted({*alignment_names()} - {"osbp"}), "toalign dann", "toalign cdan"])
 def test_alignment_reduces_the_distance_of_a_toy_pair(case):
     """With alignment the domains end closer than a linear map trained on the class loss alone leaves them."""
     name = case.rpartition(" ")[2]

@@ -186,7 +186,8 @@ def test_the_sources_classes_are_kept_where_the_target_lacks_some(folder, tmp_pa
         load_domain_pair(source, target)
     assert one_line(caught) == (
         "class names differ: art has 3 classes, real 3: real lacks 'zebra'; art lacks 'eel'; use data.label_policy: "
-        "shared to keep the 2 classes of both, or source to keep the 3 of art"
+        "shared to keep the 2 classes of both, or source to keep the 3 of art, or open to count real's other classes "
+        "as unknown"
     )
     pair = load_domain_pair(source, target, "source")
     assert pair.labels == ["cat", "dog", "zebra"] and set(pair.source_train.labels) == {0, 1, 2}

@@ -12,6 +12,7 @@ from .mcc import MCC
 from .mdd import MDD
 from .mmd import MMD
 from .multi_source import PerSource
+from .osbp import OSBP
 from .registry import (
     AlignmentSum,
     alignment_names,
@@ -34,6 +35,7 @@ __all__ = [
     "MCC",
     "MDD",
     "MMD",
+    "OSBP",
     "AlignmentBatch",
     "AlignmentObjective",
     "AlignmentOutput",

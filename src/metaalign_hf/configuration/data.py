@@ -209,8 +209,9 @@ class DataConfig(Section):
         target_labeled: A few labelled images of the target, all of which the task loss uses beside the source's
             (semi-supervised); they take no part in alignment or selection. Keep them out of the target's test images.
         source_sampling: Of several sources: even, the same number of images from each; or size, in proportion to it.
-        label_policy: strict, both domains have the same class names; shared, only the classes of both are kept; or
-            source, the classes of the source are kept, and others of the target are left out of its evaluation.
+        label_policy: strict, both domains have the same class names; shared, only the classes of both are kept; source,
+            the classes of the source are kept, and others of the target are left out of its evaluation; or open, for
+            classifiers, the same but others of the target count as one more class, unknown.
         image_size: Side of the square images that a classifier sees, in pixels; null takes that of the backbone's own
             pretrained configuration, or of model.checkpoint.
         detector_size: Size of the images that a detector sees, in pixels: a number for squares, or two for the shortest
@@ -241,7 +242,7 @@ class DataConfig(Section):
     target: DomainConfig
     target_labeled: DomainConfig | None = None
     source_sampling: Literal["even", "size"] = "even"
-    label_policy: Literal["strict", "shared", "source"] = "strict"
+    label_policy: Literal["strict", "shared", "source", "open"] = "strict"
     image_size: int | None = None
     detector_size: int | list[int] | None = None
     resize_size: int | None = None

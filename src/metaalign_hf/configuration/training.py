@@ -217,7 +217,7 @@ class TrainingConfig(Section):
         max_steps: Steps of the adaptation phase. Its end is "after". With resume and a checkpoint (checkpoint_every) it
             may be raised, also for a finished run, where that gives the weights of a run that was so long from the
             start: not with schedule cosine, recalibrate_bn target or an objective with gradient reversal (dann, cdan,
-            gvb, mdd; all of detectors), which depend on the number of steps.
+            gvb, mdd, osbp; all of detectors), which depend on the number of steps.
         batch_size: Images of each domain in a micro-batch, per process.
         gradient_accumulation_steps: Micro-batches of each domain in a step.
         max_grad_norm: Clip the norm of the total gradient; null does not clip.

@@ -13,7 +13,7 @@ from ..errors import UserError
 from .domains import Domain, RawDomain, S
 from .images import ImageSet
 from .kept_classes import refuse_chosen_classes
-from .label_agreement import UNKNOWN, differing_classes, some
+from .label_agreement import UNKNOWN, differing_classes, open_names, some
 from .names import named_apart
 from .pair_domains import PairDomains
 from .readers import domain_of_rows, read_domain
@@ -32,9 +32,13 @@ __all__ = [
     "make_pair",
 ]
 
-Policy = Literal["strict", "shared", "source"]
+Policy = Literal["strict", "shared", "source", "open"]
 Split = Literal["test", "train", "all"]
 Given = DomainConfig | str
+
+_COUNTED = (
+    f"Target images of classes that the source lacks ({{}}) count as {UNKNOWN}, and stay in training without labels."
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class AnnotationKind(Generic[S]):
         ignored: What it leaves out of the target's evaluation; a format of the classes' names.
         one: An annotation of a test or training image.
         leaves_out: Whether a labelled view may have classes that the model does not know, which are left out.
+        opens: Whether classes that the source lacks may count as one, `unknown`.
     """
 
     read: Callable[[DomainConfig], RawDomain[S]]
@@ -115,6 +120,7 @@ class AnnotationKind(Generic[S]):
     ignored: str
     one: str
     leaves_out: bool
+    opens: bool = False
 
 
 LABELS = AnnotationKind(
@@ -129,6 +135,7 @@ LABELS = AnnotationKind(
     ignored="Target images of classes that the source lacks ({}) stay in training and are left out of the evaluation.",
     one="one",
     leaves_out=False,
+    opens=True,
 )
 
 
@@ -167,7 +174,8 @@ def load_domain_pair(
         label_policy: `strict`: all have the same class names. `shared`: source images of other classes are dropped,
             and so are those of the target's evaluation view; the target's training images are not filtered, because
             that would take their labels. `source`: all classes of the source are kept, also those that the target
-            lacks; its images of other classes are left out of the evaluation.
+            lacks; its images of other classes are left out of the evaluation. `open`: the same, but those images are of
+            one more class, `unknown`, which is the last one.
         target_labeled: A domain whose images, all of them, are labelled target images for training. Its classes may be
             some of the pair's only.
 
@@ -190,7 +198,8 @@ def load_target(
         labels: Class names of the model.
         model: What the model is called, which takes the source's place in names.
         label_policy: `strict`: a target with labels has the model's classes. `shared`: its images of other classes are
-            left out of the evaluation; `source` does the same.
+            left out of the evaluation; `source` does the same. `open`: the model has the class `unknown`, and such
+            images are of it.
 
     Returns:
         A pair whose source views are empty.
@@ -201,6 +210,13 @@ def load_target(
     config = _parsed(target)
     refuse_chosen_classes(config)
     domain = _load(LABELS, config)
+    if label_policy == "open" and UNKNOWN not in labels:
+        raise UserError(
+            f"data.label_policy is open: {model} has no class {UNKNOWN}; set it to strict, shared or source, or adapt "
+            "a model that was trained under open"
+        )
+    if label_policy == "open" and domain.labels is not None:
+        domain = _opened(domain, labels)
     known = Domain(model, list(labels), domain.train.subset([]), domain.test.subset([]))
     agreed, notes = _agree(
         LABELS, replace(known, name=f"model {model}"), domain, "strict" if label_policy == "strict" else "shared"
@@ -303,10 +319,22 @@ def make_pair(
         UserError: If a source has no labels, or the class names do not agree.
     """
     few = domains.target_labeled
+    if policy == "open" and not kind.opens:
+        raise UserError("data.label_policy: open is for classifiers; take strict, shared or source")
     for domain in sources:
         if domain.labels is None:
             raise UserError(f"source {domain.name} has no {kind.name}: {kind.needed}")
+        if policy == "open" and UNKNOWN in domain.labels:
+            raise UserError(
+                f"data.label_policy: open adds a class {UNKNOWN}, and source {domain.name} has a class of that name; "
+                "rename it"
+            )
     labels, notes = _agree_all(kind, sources, from_target, policy)
+    learned = labels
+    if policy == "open":
+        labels = [*labels, UNKNOWN]
+        if from_target.labels is not None:
+            from_target = _opened(from_target, labels)
     evaluation = None
     if from_target.labels is not None:
         evaluation = from_target.test.relabelled(from_target.labels, labels)
@@ -317,7 +345,7 @@ def make_pair(
     for domain, images in zip(sources, train, strict=True):
         if images.annotations == 0:
             raise UserError(f"source {domain.name}: no training image has {kind.one} of the classes {some(labels)}")
-        if empty := images.absent(labels):
+        if empty := images.absent(learned):
             notes.append(
                 f"Source {domain.name} has no training image of {some(empty)}: there is nothing to learn of them."
             )
@@ -345,9 +373,10 @@ def load_view(kind: AnnotationKind[S], config: Given, labels: Sequence[str], spl
     raw = kind.read(config)
     if raw.labels is None:
         raise UserError(f"domain {raw.name} has no {kind.name}: nothing to evaluate against")
-    if opens:
-        raw = replace(raw, labels=[name if name in labels else UNKNOWN for name in raw.labels])
+    if opens and UNKNOWN not in labels:
         labels = [*labels, UNKNOWN]
+    if kind.opens:
+        raw = replace(raw, labels=open_names(raw.labels, labels))
     assert raw.labels is not None
     unknown = [name for name in raw.labels if name not in labels]
     if unknown and not kind.leaves_out:
@@ -370,6 +399,13 @@ def load_view(kind: AnnotationKind[S], config: Given, labels: Sequence[str], spl
 
 def _parsed(domain: Given) -> DomainConfig:
     return DomainConfig.parse(domain) if isinstance(domain, str) else domain
+
+
+def _opened(domain: Domain[S], labels: Sequence[str]) -> Domain[S]:
+    """The domain, whose classes that are not among the labels are `unknown`."""
+    names = open_names(domain.labels or (), labels)
+    views = {name: getattr(domain, name).relabelled(names, labels) for name in ("train", "test")}
+    return replace(domain, labels=list(labels), **views)
 
 
 def _load(kind: AnnotationKind[S], config: DomainConfig) -> Domain[S]:
@@ -436,7 +472,10 @@ def _agree(kind: AnnotationKind[S], source: Domain[S], target: Domain[S], policy
     if policy == "shared" and len(shared) >= kind.enough:
         notes = [f"{kind.dropped} that the target lacks were dropped: {some(only_source)}."] if only_source else []
         return shared, [*notes, *([kind.ignored.format(some(only_target))] if only_target else [])]
-    if policy == "source" and shared:
+    if policy in ("source", "open") and shared:
         notes = [f"Classes that the target lacks are learned as well: {some(only_source)}."] if only_source else []
-        return list(source.labels), [*notes, *([kind.ignored.format(some(only_target))] if only_target else [])]
-    raise differing_classes((source.name, source.labels), (target.name, target.labels), enough=kind.enough)
+        ignored = kind.ignored if policy == "source" else _COUNTED
+        return list(source.labels), [*notes, *([ignored.format(some(only_target))] if only_target else [])]
+    raise differing_classes(
+        (source.name, source.labels), (target.name, target.labels), enough=kind.enough, opens=kind.opens
+    )

@@ -12,6 +12,7 @@ from ..configuration import Config
 from ..data import Domain
 from ..data.bad_images import name_of
 from ..data.domain_pair import load_domains, make_pair
+from ..data.label_agreement import UNKNOWN
 from ..errors import UserError
 from ..progress import stage
 from ..tasks.building import build_task, described_task
@@ -150,6 +151,8 @@ def _features_once(task: Any, images_per_second: float) -> str:
 
 
 def _agreement(sources: Sequence[Domain[Any]], target: Domain[Any], labels: Sequence[str]) -> str:
+    if UNKNOWN in labels and all(UNKNOWN not in (domain.labels or ()) for domain in sources):
+        return f"The {len(labels) - 1} classes of the source are used, and {UNKNOWN} for others of the target."
     if target.labels is None:
         return f"The target has no labels; the source's {len(labels)} classes are taken for its own."
     if all(set(domain.labels or ()) == set(labels) for domain in [*sources, target]):

@@ -10,7 +10,7 @@ from .detection import (
     voc_precision,
 )
 from .metrics import Accuracy, evaluate_classifier, predict_probabilities
-from .open_set import OpenSet, evaluate_open_set, is_unknown
+from .open_set import OpenSet, evaluate_open_set, is_unknown, open_set
 from .outputs import Collected, collect_outputs, gather_rows, in_order
 from .validators import (
     FEWEST_IMAGES,
@@ -41,6 +41,7 @@ __all__ = [
     "get_validator",
     "in_order",
     "is_unknown",
+    "open_set",
     "precision_curves",
     "predict_objects",
     "predict_probabilities",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, harmonic_mean
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-__all__ = ["OpenSet", "evaluate_open_set", "is_unknown"]
+__all__ = ["OpenSet", "evaluate_open_set", "is_unknown", "open_set"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,28 @@ class OpenSet:
     counts: list[int]
     n: int
 
+    def __str__(self) -> str:
+        known, unknown, hos = (
+            "-" if math.isnan(v) else f"{100 * v:.1f} %" for v in (self.known, self.unknown, self.hos)
+        )
+        return f"known classes {known} (OS*), unknown {unknown} (UNK), their harmonic mean {hos} (HOS)"
+
+
+def open_set(per_class: Sequence[float], counts: Sequence[int]) -> OpenSet:
+    """The figures of a model whose last class is `unknown`.
+
+    Accuracy does not show whether unknown images are told apart, for it follows their number. Source of the harmonic
+    mean: Bucci et al., "On the Effectiveness of Image Rotation for Open Set Domain Adaptation", ECCV 2020, section 4.1.
+
+    Args:
+        per_class: The recall of each class; NaN where no image is of it.
+        counts: Number of images of each.
+    """
+    known = [share for share in per_class[:-1] if not math.isnan(share)]
+    both = fmean(known) if known else math.nan, per_class[-1]
+    hos = math.nan if any(map(math.isnan, both)) else harmonic_mean(both)
+    return OpenSet(*both, hos, list(per_class), list(counts), sum(counts))
+
 
 def is_unknown(probabilities: Tensor) -> Tensor:
     """Whether images are unknown: the entropy of their class probabilities is above half of its maximum, `log(K) / 2`.
@@ -55,9 +77,6 @@ def is_unknown(probabilities: Tensor) -> Tensor:
 def evaluate_open_set(model: nn.Module, batches: Iterable[dict[str, Tensor]], num_labels: int) -> OpenSet:
     """Figures over batches with `pixel_values` and `labels`; the model is left in eval mode.
 
-    Accuracy does not show whether unknown images are told apart, for it follows their number. Source of the harmonic
-    mean: Bucci et al., "On the Effectiveness of Image Rotation for Open Set Domain Adaptation", ECCV 2020, section 4.1.
-
     Args:
         model: Called with `pixel_values`; its output has `logits`.
         batches: The batches; the label of an unknown image is `num_labels`.
@@ -71,10 +90,5 @@ def evaluate_open_set(model: nn.Module, batches: Iterable[dict[str, Tensor]], nu
         said = torch.where(is_unknown(probabilities), num_labels, probabilities.argmax(1))
         confusion.update(said, batch["labels"].to(device))
     matrix = confusion.compute().double().cpu()
-    shares = (matrix.diagonal() / matrix.sum(1)).tolist()
-    known = [share for share in shares[:-1] if not math.isnan(share)]
-    mean = fmean(known) if known else math.nan
-    counts = [int(count) for count in matrix.sum(1)]
-    both = mean, shares[-1]
-    hos = math.nan if any(map(math.isnan, both)) else harmonic_mean(both)
-    return OpenSet(mean, shares[-1], hos, shares, counts, sum(counts))
+    counts = matrix.sum(1)
+    return open_set((matrix.diagonal() / counts).tolist(), [int(count) for count in counts])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...configuration import Config
 from ...data import DomainPair, ImageSet
+from ...data.label_agreement import UNKNOWN
 from ...errors import UserError
 from ...models import MetaAlignForImageClassification
 
-__all__ = ["check_metric", "check_sources"]
+__all__ = ["check_metric", "check_open", "check_sources"]
 
 
 def check_metric(config: Config, pair: DomainPair[ImageSet]) -> None:
@@ -39,3 +40,11 @@ def check_sources(config: Config, pair: DomainPair[ImageSet], model: MetaAlignFo
                 f"alignment {entry['name']}: sources {found} needs rows of each source in every batch: set "
                 f"data.source_sampling: even and training.batch_size: {2 * found} or more"
             )
+
+
+def check_open(pair: DomainPair[ImageSet], model: MetaAlignForImageClassification) -> None:
+    """Refuse an objective that needs the class `unknown` where there is none."""
+    if any(entry["name"] == "osbp" for entry in model.config.alignment) and pair.labels[-1] != UNKNOWN:
+        raise UserError(
+            f"alignment osbp: it needs {UNKNOWN} as the last class; set data.label_policy: open, or take another"
+        )

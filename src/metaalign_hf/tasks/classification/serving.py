@@ -15,7 +15,14 @@ from ...configuration import DomainConfig
 from ...data import ImageSet, evaluation_batches, load_labelled_view
 from ...data.label_agreement import UNKNOWN
 from ...errors import UserError
-from ...evaluation import Accuracy, evaluate_classifier, evaluate_open_set, is_unknown, predict_probabilities
+from ...evaluation import (
+    Accuracy,
+    evaluate_classifier,
+    evaluate_open_set,
+    is_unknown,
+    open_set,
+    predict_probabilities,
+)
 from ...paths import printable
 from ...progress import track
 from ..base import Answer, Measured, Skip
@@ -43,22 +50,22 @@ def measure(
         f"balanced accuracy {100 * found.balanced_accuracy:.2f} %, "
         f"average precision {f'of {labels[1]} ' if len(labels) == 2 else ''}{ranked}"
     )
-    return Measured(found.n, [line], _table(found, labels), _figures(found, labels))
+    lines, figures = [line], _figures(found, labels)
+    if labels[-1] == UNKNOWN:
+        opened = open_set(found.per_class, found.counts)
+        lines.append(str(opened))
+        figures["open_set"] = {name: _number(getattr(opened, name)) for name in ("known", "unknown", "hos")}
+    return Measured(found.n, lines, _table(found, labels), figures)
 
 
 def _open_set(model: Any, batches: Any, labels: list[str]) -> Measured:
     found = evaluate_open_set(model, batches, len(labels))
-    line = (
-        f"known classes {_percent(found.known)} (OS*), unknown {_percent(found.unknown)} (UNK), their harmonic mean "
-        f"{_percent(found.hos)} (HOS); unknown is what has an entropy above log({len(labels)}) / 2"
-    )
+    line = f"{found}; unknown is what has an entropy above log({len(labels)}) / 2"
     table, shares = Table("class", "images", "recall"), {}
     for name, count, share in zip([*labels, UNKNOWN], found.counts, found.per_class, strict=True):
         table.add_row(name, str(count), _percent(share))
-        shares[name] = None if math.isnan(share) else share
-    figures = {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(found).items()
-    }
+        shares[name] = _number(share)
+    figures = {name: _number(value) if isinstance(value, float) else value for name, value in asdict(found).items()}
     return Measured(found.n, [line], table, {**figures, "per_class": shares})
 
 
@@ -94,6 +101,10 @@ def _figures(found: Accuracy, labels: list[str]) -> dict[str, Any]:
         "per_class_n": dict(zip(labels, found.counts, strict=True)),
         "n": found.n,
     }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _percent(value: float) -> str:

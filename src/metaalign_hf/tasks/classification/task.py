@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ...data import (
 from ...data.blocks import random_order
 from ...data.domain_pair import LABELS
 from ...data.fixed_views import with_fixed_views
+from ...data.label_agreement import UNKNOWN
 from ...disk import refuse_unwritable
 from ...errors import UserError
 from ...evaluation import (
@@ -43,6 +44,7 @@ from ...evaluation import (
     gather_rows,
     get_validator,
     in_order,
+    open_set,
     predict_probabilities,
 )
 from ...interruption import Interruption
@@ -57,11 +59,12 @@ from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
 from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
+from ..summary import RunFacts, Summary
 from . import IMAGE_CLASSIFICATION, serving
 from .frozen import check_something_aligns, check_statistics_stay, leave_out_frozen_stages, why_not_cached
 from .mixing import mix, together, with_target_labels
 from .model import build_model, try_one_image, without_unused_alignment, zero_shot_labels
-from .pair_checks import check_metric, check_sources
+from .pair_checks import check_metric, check_open, check_sources
 
 __all__ = ["ClassificationTask"]
 
@@ -120,6 +123,7 @@ class ClassificationTask(Task):
         check_labels(model.config.labels, pair.labels)
         pair = pair.in_order(model.config.labels)
         check_sources(config, pair, model)
+        check_open(pair, model)
         check_metric(config, pair)
         if (reason := model.no_native_form()) is not None:
             raise UserError(f"model: what is trained could not be exported: {reason}")
@@ -361,7 +365,7 @@ class ClassificationTask(Task):
         batches = track(batches, f"evaluating on {domain}", len(view), count=lambda b: world_size * len(b["labels"]))
         with self.statistics.as_source(model) if source else nullcontext():
             found = evaluate_classifier(model, batches, len(self.pair.labels), keep)
-        logged = {}
+        logged: dict[str, Any] = {}
         for loss in taught:
             # For the report alone: how many of the labels that it accepts on labelled test images are right.
             count, accepted, right = loss.judged = tuple(gather_rows(counts, world_size).sum(0).tolist())
@@ -371,6 +375,11 @@ class ClassificationTask(Task):
             kept["source"] = [torch.cat(rows) for rows in zip(*outputs, strict=True)]
         if kept is not None and world_size == 1:
             kept[f"collected {domain}"] = collected
+        if not source and self.pair.labels[-1] == UNKNOWN:
+            opened = open_set(found.per_class, found.counts)
+            if not math.isnan(opened.hos):
+                figures = {name: getattr(opened, name) for name in ("known", "unknown", "hos")}
+                logged = {"logged": {**logged.get("logged", {}), **figures}, "open_set": str(opened)}
         unknown = math.isnan(found.average_precision)
         return {**asdict(found), **({"average_precision": None} if unknown else {}), **logged}
 
@@ -439,6 +448,18 @@ class ClassificationTask(Task):
         view = self.pair.target_test_images if view is None else view
         order = random_order(view, [self.config.training.seed, 5])
         return view.subset(order[:_EXAMPLES].tolist()).without_annotations()
+
+    def further_figures(self, after: dict[str, Scores]) -> dict[str, Any]:
+        """Those of an open set."""
+        logged = after.get("target", {}).get("logged", {})
+        return {f"target_{name}_after": logged[name] for name in ("known", "unknown", "hos") if "hos" in logged}
+
+    def summary(self, facts: RunFacts, before: dict[str, Scores], after: dict[str, Scores]) -> Summary:
+        """As every task's, and how an open set is told apart."""
+        scores = {"before": before.get("target", {}), "after": after.get("target", {})}
+        told = [f"{when}: {found['open_set']}" for when, found in scores.items() if "open_set" in found]
+        notes = [f"Open set, {'; '.join(told)}."] if told else []
+        return super().summary(replace(facts, notes=[*facts.notes, *notes]), before, after)
 
     def validate(self, model: nn.Module, rank: int, world_size: int, kept: Kept | None = None) -> dict[str, float]:
         """Every validator, on held-out source images and on target training images without labels."""
