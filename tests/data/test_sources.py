@@ -137,8 +137,8 @@ def test_a_yolo_export_is_a_domain(tmp_path):
 
 
 def test_yolo_domains_pair_by_name_and_without_labels_too(tmp_path):
-    source, file = f"yolo:{yolo(tmp_path / 's')}", yolo(tmp_path / "t", "[dog, cat]")
-    target = DomainConfig(kind="yolo", path=str(file), test_split="val")
+    files = yolo(tmp_path / "s"), yolo(tmp_path / "t", "[dog, cat]")
+    source, target = (DomainConfig(kind="yolo", path=str(file), test_split="val") for file in files)
     pair = load_detection_pair(source, target)
     assert (
         pair.labels == ["cat", "dog"]
