@@ -111,7 +111,8 @@ def export_adapter(model: MetaAlignForImageClassification, folder: Path, key: st
     save_file(_savable(tensors, PREFIX), folder / ADAPTER_WEIGHTS_FILE, {"format": "pt"})
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     checksum = base_checksum(model.backbone)
-    save_file(_savable(heads), folder / ADAPTER_HEADS_FILE, {"format": "pt", CHECKSUM: checksum})
+    # One entry of metadata: several would be written in an order that changes, and the same heads be another file.
+    save_file(_savable(heads), folder / ADAPTER_HEADS_FILE, {CHECKSUM: checksum})
     (folder / ADAPTER_MODEL_FILE).write_text(config.to_json_string(), encoding="utf-8")
     return base["weights"]
 
