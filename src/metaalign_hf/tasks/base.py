@@ -21,10 +21,12 @@ from ..configuration import Config, DomainConfig
 from ..coordination import StepClosures
 from ..data.bad_images import BadImages, name_of, read_replacing, readable
 from ..data.blocks import random_order
+from ..disk import refuse_unwritable
 from ..errors import UserError
 from ..models.origin import is_pretrained
 from ..run_folder import BAD_IMAGES_FILE
 from ..tables import write_table
+from .computed_once import refuse_demanded, why_not_on_processes
 from .domain_options import evaluate_command
 from .kinds import TaskKind
 from .summary import RunFacts, Summary, figure_names
@@ -97,7 +99,6 @@ class Task:
         target_losses: Further terms of the loss, on target images.
         bad_images: The images that could not be read and were skipped.
         drawn: By domain, the names of the images of the last micro-batches.
-        cached: Whether the run's steps are on features that were computed once.
     """
 
     kind: ClassVar[TaskKind]
@@ -113,7 +114,29 @@ class Task:
         self.config, self.pair, self.model, self.processor = config, pair, model, processor
         self.statistics = batch_statistics(config.training.batch_norm, model, is_pretrained(model.config))
         self.target_losses: list[TargetLoss] = []
-        self.cached = False
+        self._without_cache: str | None = "the task computes nothing once"
+
+    @property
+    def cached(self) -> bool:
+        """Whether the run's steps are on features that were computed once."""
+        return self._without_cache is None
+
+    def _settle_cache(self, reason: str | None) -> None:
+        """Say why the run computes features in every pass; None where they are computed once.
+
+        Raises:
+            UserError: If there is a reason and a cache is demanded, or its folder cannot be written.
+        """
+        refuse_demanded(self.config, reason)
+        self._without_cache = reason
+        if self.cached and (folder := self.config.data.cache_folder) is not None:
+            refuse_unwritable(Path(folder), "data.cache_folder")
+
+    def _cached_on(self, accelerator: Accelerator) -> bool:
+        """Whether features are computed once on the processes of this run, too."""
+        if self.cached and (reason := why_not_on_processes(accelerator)) is not None:
+            self._settle_cache(reason)
+        return self.cached
 
     def _readable(self, pair: DomainPair[Any]) -> DomainPair[Any]:
         """The pair without the test images that cannot be read."""

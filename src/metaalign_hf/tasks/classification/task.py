@@ -32,7 +32,6 @@ from ...data.blocks import random_order
 from ...data.domain_pair import LABELS
 from ...data.fixed_views import with_fixed_views
 from ...data.label_agreement import UNKNOWN
-from ...disk import refuse_unwritable
 from ...errors import UserError
 from ...evaluation import (
     FEWEST_IMAGES,
@@ -56,7 +55,7 @@ from ...reports.target_images import Prediction, draw_target_images
 from ...run_folder import TARGET_IMAGES_FILE
 from ...target_losses import LogitsLoss, SelfTraining, TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
+from ..computed_once import computed_pair
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, recorded_batch_norm
 from ..summary import RunFacts, Summary
@@ -149,13 +148,10 @@ class ClassificationTask(Task):
                 raise UserError("model.freeze: with all of the backbone and, without a source, the head nothing trains")
             if config.coordination.method != "source_only":
                 check_something_aligns(model)
-        self._without_cache = why_not_cached(config, self.target_losses)
-        if self._without_cache is None and config.model.freeze != "all":
-            self._without_cache = leave_out_frozen_stages(config, model, self.statistics.name)
-        refuse_demanded(config, self._without_cache)
-        self.cached, views = self._without_cache is None, config.data.views
-        if self.cached and config.data.cache_folder is not None:
-            refuse_unwritable(Path(config.data.cache_folder), "data.cache_folder")
+        reason, views = why_not_cached(config, self.target_losses), config.data.views
+        if reason is None and config.model.freeze != "all":
+            reason = leave_out_frozen_stages(config, model, self.statistics.name)
+        self._settle_cache(reason)
         if self.cached or views is not None:
             count = _CACHED_VIEWS if views is None else views
             self.pair = with_fixed_views(self.pair, self.processor, config.data.augmentation, count)
@@ -167,10 +163,7 @@ class ClassificationTask(Task):
 
     def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
         """Compute what a frozen backbone, or its frozen stages, give."""
-        if self.cached and (reason := why_not_on_processes(accelerator)) is not None:
-            refuse_demanded(self.config, reason)
-            self.cached, self._without_cache = False, reason
-        if not self.cached:
+        if not self._cached_on(accelerator):
             return False
         self.pair = computed_pair(
             *(self.pair, self.model, self.processor, self.config, accelerator, self.bad_images, stop),

@@ -29,7 +29,6 @@ from ...data.fixed_views import TRAINED
 from ...data.object_augmentation import distort_color, weak_augmentation
 from ...data.object_views import facts_of, with_object_views
 from ...data.objects import Objects
-from ...disk import refuse_unwritable
 from ...errors import UserError
 from ...evaluation import Detections, evaluate_detector, precision_curves, predict_objects
 from ...evaluation.detection_validators import DETECTION_VALIDATORS, detection_agreement, detection_entropy
@@ -41,7 +40,7 @@ from ...reports.detections import draw_before_after
 from ...run_folder import DETECTIONS_FILE
 from ...target_losses import TargetContext, build_target_losses
 from ..base import Batch, Kept, Scores, StepClosures, Task, rows_of
-from ..computed_once import computed_pair, refuse_demanded, why_not_on_processes
+from ..computed_once import computed_pair
 from ..passes import full_passes, task_pass
 from ..starting_point import check_labels, fetch_starting_point, starting_model
 from . import OBJECT_DETECTION, serving
@@ -105,20 +104,13 @@ class DetectionTask(Task):
         if config.model.freeze != "none":
             freeze_backbone(config, self.model)
         self._images = self.pair
-        self._without_cache = why_not_cached(config, self.model, self.processor, self.target_losses)
-        refuse_demanded(config, self._without_cache)
-        self.cached = self._without_cache is None
-        if self.cached and data.cache_folder is not None:
-            refuse_unwritable(Path(data.cache_folder), "data.cache_folder")
+        self._settle_cache(why_not_cached(config, self.model, self.processor, self.target_losses))
         if self.cached or data.views is not None:
             self.pair = with_object_views(self.pair, data.augmentation, self.target_augmentation, data.views or 1)
 
     def prepare(self, accelerator: Accelerator, stop: Interruption) -> bool:
         """Compute the maps of a frozen backbone."""
-        if self.cached and (reason := why_not_on_processes(accelerator)) is not None:
-            refuse_demanded(self.config, reason)
-            self.cached, self._without_cache = False, reason
-        if not self.cached:
+        if not self._cached_on(accelerator):
             return False
         batch_of = partial(
             batch_of_views, processor=self.processor, boxes_relative_to_image=self.model.boxes_relative_to_image
