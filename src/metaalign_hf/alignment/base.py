@@ -94,6 +94,19 @@ class AlignmentBatch:
             raise UserError(f"alignment {objective}: the batch has 0 target rows, and it needs 1")
         return values[target]
 
+    def linear_weight(self, objective: str) -> Tensor:
+        """The weight `(K, D)` of the classifier, for an objective that needs it.
+
+        Args:
+            objective: Name of the objective, for the error.
+
+        Raises:
+            UserError: If the classifier is not linear.
+        """
+        if self.classifier_weight is None:
+            raise UserError(f"alignment {objective}: it needs the weight of a linear classifier")
+        return self.classifier_weight
+
 
 @dataclass
 class AlignmentOutput:

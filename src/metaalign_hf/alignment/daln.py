@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .registry import register_alignment
-from .reversal import reversal_strength, reverse_gradient
+from .reversal import reversal_strength, reversed_at_features
 
 __all__ = ["DALN"]
 
@@ -55,12 +54,8 @@ class DALN(AlignmentObjective):
             UserError: If a domain has no rows, or the batch lacks the classifier's weight.
         """
         batch.split(batch.logits, "daln")
-        if batch.classifier_weight is None:
-            raise UserError("alignment daln: it needs the weight of a linear classifier")
         strength = reversal_strength(batch.progress, self.ceiling)
-        turned = reverse_gradient(batch.features, strength) - batch.features
-        # The logits themselves, bit for bit, and their gradient but for its sign at the features.
-        logits = batch.logits + turned @ batch.classifier_weight.T
+        logits = reversed_at_features(batch.logits, batch.features, batch.linear_weight("daln"), strength)
         source, target = (_mean_nuclear_norm(rows) for rows in batch.split(logits, "daln"))
         parts = {"nuclear_norm_source": source.detach(), "nuclear_norm_target": target.detach()}
         return AlignmentOutput(target - source, parts)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
 from .base import AlignmentBatch, AlignmentObjective, AlignmentOutput
 from .registry import register_alignment
-from .reversal import reversal_strength, reverse_gradient
+from .reversal import reversal_strength, reversed_at_features
 
 __all__ = ["OSBP"]
 
@@ -57,11 +56,8 @@ class OSBP(AlignmentObjective):
             UserError: If the batch has no target rows, or no weight of a linear classifier.
         """
         features, logits = (batch.target_rows(values, "osbp") for values in (batch.features, batch.logits))
-        if batch.classifier_weight is None:
-            raise UserError("alignment osbp: needs the weight of a linear classifier")
-        reversed_features = reverse_gradient(features, reversal_strength(batch.progress, self.ceiling))
-        # The same values; only the gradient to the features differs.
-        logits = logits + (reversed_features - features) @ batch.classifier_weight.T
+        strength = reversal_strength(batch.progress, self.ceiling)
+        logits = reversed_at_features(logits, features, batch.linear_weight("osbp"), strength)
         odds = logits[:, -1] - logits[:, :-1].logsumexp(1)
         loss = F.binary_cross_entropy_with_logits(odds, torch.full_like(odds, 0.5))
         return AlignmentOutput(loss, {"unknown_share": (odds > 0).float().mean().detach()})

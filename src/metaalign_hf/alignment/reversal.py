@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["reversal_strength", "reverse_gradient"]
+__all__ = ["reversal_strength", "reverse_gradient", "reversed_at_features"]
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -31,6 +31,18 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     Source: Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016, section 4.2.
     """
     return _ReverseGradient.apply(x, strength)
+
+
+def reversed_at_features(logits: Tensor, features: Tensor, weight: Tensor, strength: float) -> Tensor:
+    """The logits themselves, bit for bit, whose gradient is as it is at the classifier, and reversed at the features.
+
+    Args:
+        logits: `(B, K)`, of a linear classifier.
+        features: `(B, D)`, which it was given.
+        weight: `(K, D)`, its weight.
+        strength: As `reverse_gradient` takes it.
+    """
+    return logits + (reverse_gradient(features, strength) - features) @ weight.T
 
 
 def reversal_strength(progress: float, ceiling: float = 1.0, steepness: float = 10.0) -> float:
