@@ -36,20 +36,24 @@ class _Weighing(AlignmentObjective):
 
     Source: Cao et al., "Partial Adversarial Domain Adaptation" (PADA), ECCV 2018, section 3.2. There m is the mean over
     the whole target, taken now and then, and w is divided by its largest entry, in the authors' code by its mean.
+
+    Args:
+        feature_dim: Width D of the features.
+        num_labels: Number K of classes.
+        hidden: Width of the discriminator.
+        weights: `found`, as above; `found, running mean`, where m follows every batch; `found, alignment alone`,
+            which leaves the task loss as it is; or `true`, a bound that knows that the target has the first
+            `present` classes, evenly.
+        present: Number of these.
     """
 
     mean: Tensor
     seen: Tensor
 
-    def prepare(self, weights: str, present: int) -> None:
-        """Make the buffers.
-
-        Args:
-            weights: `found`, as above; `found, running mean`, where m follows every batch; `found, alignment alone`,
-                which leaves the task loss as it is; or `true`, a bound that knows that the target has the first
-                `present` classes, evenly.
-            present: Number of these.
-        """
+    def __init__(
+        self, feature_dim: int, num_labels: int, *, hidden: int = 1024, weights: str = "found", present: int = 0
+    ) -> None:
+        super().__init__(feature_dim, num_labels, hidden=hidden)
         self.weights = weights
         mean = torch.full((self.num_labels,), 1 / self.num_labels)
         if weights == "true":
@@ -88,14 +92,8 @@ class _Weighing(AlignmentObjective):
 
 
 @register_alignment("partial_dann")
-class PartialDANN(DANN, _Weighing):
+class PartialDANN(_Weighing, DANN):
     """DANN with class weights."""
-
-    def __init__(
-        self, feature_dim: int, num_labels: int, *, hidden: int = 1024, weights: str = "found", present: int = 0
-    ) -> None:
-        super().__init__(feature_dim, num_labels, hidden=hidden)
-        self.prepare(weights, present)
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         strength = reversal_strength(batch.progress, self.ceiling)
@@ -103,14 +101,8 @@ class PartialDANN(DANN, _Weighing):
 
 
 @register_alignment("partial_cdan")
-class PartialCDAN(CDAN, _Weighing):
+class PartialCDAN(_Weighing, CDAN):
     """CDAN+E with class weights."""
-
-    def __init__(
-        self, feature_dim: int, num_labels: int, *, hidden: int = 1024, weights: str = "found", present: int = 0
-    ) -> None:
-        super().__init__(feature_dim, num_labels, hidden=hidden)
-        self.prepare(weights, present)
 
     def forward(self, batch: AlignmentBatch) -> AlignmentOutput:
         strength = reversal_strength(batch.progress, self.ceiling)
