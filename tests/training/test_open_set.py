@@ -12,8 +12,8 @@ from metaalign_hf import UserError, load_domain_pair
 from metaalign_hf.cli import run
 from metaalign_hf.data import load_detection_pair, load_labelled_view, load_target
 from metaalign_hf.evaluation import open_set
-from tests.helpers.runs import TINY, assert_same_run, lines, stopped_at_a_checkpoint
-from tests.helpers.squares import write_squares
+from tests.helpers.runs import assert_same_run, lines, stopped_at_a_checkpoint
+from tests.helpers.squares import adapting, write_squares
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,9 @@ def folders(tmp_path_factory) -> Path:
     return root
 
 
-def adapting(folders: Path, output: Path, *options: str) -> list[str]:
-    target = f"{{kind: imagefolder, path: {folders / 'target'}, test_path: {folders / 'tests'}}}"
-    return [
-        "train", "--config", TINY, "--data.source", f"imagefolder:{folders / 'source'}", "--data.target", target,
-        "--data.label_policy", "open", "--data.resize_size", "16", "--data.augmentation", "none",
-        "--training.output_dir", str(output), *options,
-    ]  # fmt: skip
+def opening(folders: Path, output: Path, *options: str) -> list[str]:
+    own = ("--data.label_policy", "open", "--data.resize_size", "16", "--data.augmentation", "none")
+    return adapting(folders, output, *own, *options)
 
 
 def test_classes_that_the_source_lacks_are_one_class(folders):
@@ -88,7 +84,7 @@ def test_figures_of_an_open_set():
 
 def test_from_pictures_to_the_word_unknown(folders, tmp_path, capsys):
     options = ("--model.alignment", "osbp", "--coordination.method", "joint", "--training.max_steps", "60")
-    assert run(adapting(folders, tmp_path / "run", *options)) == 0
+    assert run(opening(folders, tmp_path / "run", *options)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     last = [line for line in lines(tmp_path / "run") if "evaluation" in line][-1]
     assert last["target_hos"] == summary["target_hos_after"] > 0
@@ -108,8 +104,8 @@ def test_from_pictures_to_the_word_unknown(folders, tmp_path, capsys):
 
 def test_a_resumed_run_is_the_run_that_never_stopped(folders, tmp_path, monkeypatch):
     options = ("--model.alignment", "osbp", "--coordination.direction", "remembered", "--training.source_steps", "1")
-    assert run(adapting(folders, tmp_path / "whole", *options)) == 0
-    parts = adapting(folders, tmp_path / "parts", *options, "--training.checkpoint_every", "4")
+    assert run(opening(folders, tmp_path / "whole", *options)) == 0
+    parts = opening(folders, tmp_path / "parts", *options, "--training.checkpoint_every", "4")
     assert stopped_at_a_checkpoint(monkeypatch, parts) != 0
     assert run([*parts, "--training.resume", "auto"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -126,6 +122,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(folders, tmp_path, monkeypa
     ],
 )
 def test_bad_input_is_one_line(folders, tmp_path, capsys, options, told):
-    assert run(adapting(folders, tmp_path / "run", *options)) == 2
+    assert run(opening(folders, tmp_path / "run", *options)) == 2
     error = capsys.readouterr().err
     assert told in error and len(error.strip().splitlines()) == 1, error

@@ -34,10 +34,13 @@ class OpenSet:
     counts: list[int]
     n: int
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The three figures by name."""
+        return {"known": self.known, "unknown": self.unknown, "hos": self.hos}
+
     def __str__(self) -> str:
-        known, unknown, hos = (
-            "-" if math.isnan(v) else f"{100 * v:.1f} %" for v in (self.known, self.unknown, self.hos)
-        )
+        known, unknown, hos = ("-" if math.isnan(v) else f"{100 * v:.1f} %" for v in self.shares.values())
         return f"known classes {known} (OS*), unknown {unknown} (UNK), their harmonic mean {hos} (HOS)"
 
 

@@ -54,7 +54,7 @@ def measure(
     if labels[-1] == UNKNOWN:
         opened = open_set(found.per_class, found.counts)
         lines.append(str(opened))
-        figures["open_set"] = {name: _number(getattr(opened, name)) for name in ("known", "unknown", "hos")}
+        figures["open_set"] = {name: _number(value) for name, value in opened.shares.items()}
     return Measured(found.n, lines, _table(found, labels), figures)
 
 

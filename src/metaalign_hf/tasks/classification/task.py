@@ -371,8 +371,7 @@ class ClassificationTask(Task):
         if not source and self.pair.labels[-1] == UNKNOWN:
             opened = open_set(found.per_class, found.counts)
             if not math.isnan(opened.hos):
-                figures = {name: getattr(opened, name) for name in ("known", "unknown", "hos")}
-                logged = {"logged": {**logged.get("logged", {}), **figures}, "open_set": str(opened)}
+                logged = {"logged": {**logged.get("logged", {}), **opened.shares}, "open_set": str(opened)}
         unknown = math.isnan(found.average_precision)
         return {**asdict(found), **({"average_precision": None} if unknown else {}), **logged}
 
